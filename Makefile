@@ -1,0 +1,46 @@
+# Two commands matter: `make demo` and `make test`. Both set up .venv first, on a machine with Python 3.10 to
+# 3.12 and nothing else.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+
+.PHONY: setup demo test check format constraints clean
+
+setup: $(STAMP)
+
+# uv resolves and installs in a minute; --compile-bytecode makes importing composer 3 times as fast.
+$(STAMP): pyproject.toml constraints.txt $(wildcard hook/*)
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check 'uv>=0.5,<1'
+	VIRTUAL_ENV=$(VENV) $(BIN)/uv pip install --compile-bytecode -c constraints.txt -e '.[test,dev]'
+	touch $@
+
+# The main job on real text: prepare, train with the annotation in the data path, look at what is delegated.
+demo: setup
+	mkdir -p demo
+	$(BIN)/python -m lacy_stream.demo demo/articles.jsonl
+	$(BIN)/lacy-stream prepare demo/articles.jsonl --out demo/data --overwrite
+	$(BIN)/composer recipes/lacy_demo.yaml
+	$(BIN)/lacy-stream show-calls demo/run/latest-rank0.pt --documents 3 --html demo/calls.html
+
+test: setup
+	$(BIN)/python -m pytest
+
+check: setup
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+
+format: setup
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# Pins a working set (add UPGRADE=--upgrade for newer versions). Compiled for the oldest Python, with markers for the others.
+constraints: setup
+	$(BIN)/uv pip compile --universal --python-version 3.10 --all-extras --no-emit-index-url $(UPGRADE) \
+	  --no-emit-find-links --custom-compile-command 'make constraints' pyproject.toml -o constraints.txt
+
+clean:
+	rm -rf demo .pytest_cache .ruff_cache .hypothesis
