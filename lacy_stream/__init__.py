@@ -1,0 +1,58 @@
+"""LaCy pretraining as a stream: annotation inside the data path, a <CALL> mask inside Composer.
+
+The names below are loaded when they are first used, so that worker processes and the command line, which
+import this package, do not import torch and composer.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lacy_stream.batches import AnnotatedDataset, PositionError, annotated_dataloader
+    from lacy_stream.call_mask import CallMask, lacy_loss, select_calls, token_losses
+    from lacy_stream.metrics import CallLoss, NonCallLoss, TotalLoss
+    from lacy_stream.monitor import StreamMonitor
+    from lacy_stream.pool import AnnotationError, AnnotationPool
+    from lacy_stream.recipe import Recipe, RecipeError, load_recipe
+    from lacy_stream.shards import DataError, Shards
+
+_MODULES = {
+    "batches": ("AnnotatedDataset", "PositionError", "annotated_dataloader"),
+    "call_mask": ("CallMask", "lacy_loss", "select_calls", "token_losses"),
+    "metrics": ("CallLoss", "NonCallLoss", "TotalLoss"),
+    "monitor": ("StreamMonitor",),
+    "pool": ("AnnotationError", "AnnotationPool"),
+    "recipe": ("Recipe", "RecipeError", "load_recipe"),
+    "shards": ("DataError", "Shards"),
+}
+_MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
+
+__version__ = "0.1.0"
+__all__ = [
+    "AnnotatedDataset",
+    "AnnotationError",
+    "AnnotationPool",
+    "CallLoss",
+    "CallMask",
+    "DataError",
+    "NonCallLoss",
+    "PositionError",
+    "Recipe",
+    "RecipeError",
+    "Shards",
+    "StreamMonitor",
+    "TotalLoss",
+    "annotated_dataloader",
+    "lacy_loss",
+    "load_recipe",
+    "select_calls",
+    "token_losses",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULE_OF:
+        return getattr(importlib.import_module(f"lacy_stream.{_MODULE_OF[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

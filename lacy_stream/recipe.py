@@ -1,0 +1,433 @@
+"""A run, written down: YAML -> checked dataclasses.
+
+The keys are LLM Foundry's where it has them. Everything is checked before anything is loaded: an unknown key,
+a wrong type or an impossible value stops the run with the key, the value and the way out. Recipes are plain
+data: no interpolation, no code, no environment.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import importlib.util
+import math
+import os
+import re
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Dict, List, Optional, Union, cast  # noqa: UP035  (OmegaConf reads these annotations)
+
+import yaml
+from omegaconf import MISSING, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+
+class RecipeError(ValueError):
+    """The recipe cannot be run; the message names the key, the value and the way out."""
+
+
+@dataclass
+class Model:
+    """GPT-2 style transformer. ``vocab_size``, where given, must be the tokenizer's pieces + 1 (<CALL>)."""
+
+    name: str = "gpt2"
+    d_model: int = MISSING
+    n_heads: int = MISSING
+    n_layers: int = MISSING
+    expansion_ratio: int = 4
+    dropout: float = 0.0
+    vocab_size: Optional[int] = None
+
+
+@dataclass
+class Tokenizer:
+    """``name``: path of a SentencePiece model, or ``package:NAME/PATH`` for a file of an installed package."""
+
+    name: str = MISSING
+
+
+@dataclass
+class Annotation:
+    """``model``: spaCy pipeline, or null to tokenise only. ``num_workers``: processes per rank; null: the
+    cores that the rank can use."""
+
+    model: Optional[str] = "en_core_web_sm"
+    num_workers: Optional[int] = None
+
+
+@dataclass
+class Dataset:
+    """MDS shards with raw text; the keys are Streaming's."""
+
+    local: str = MISSING
+    remote: Optional[str] = None
+    split: Optional[str] = None
+    shuffle: bool = False
+    shuffle_algo: str = "py1e"
+    shuffle_seed: int = 17
+    shuffle_block_size: int = 1 << 18
+    text_column: str = "text"
+    id_column: str = "id"
+    download_retry: int = 3
+    download_timeout: float = 60.0
+
+
+@dataclass
+class Loader:
+    """``lanes``: see batches.py; the number of ranks must divide it. ``prefetch_rows``: rows annotated ahead
+    on each rank; 0: four batches."""
+
+    name: str = "annotated_text"
+    dataset: Dataset = field(default_factory=Dataset)
+    lanes: int = 64
+    prefetch_rows: int = 0
+
+
+@dataclass
+class Optimizer:
+    name: str = "adamw"
+    lr: float = MISSING
+    betas: List[float] = field(default_factory=lambda: [0.9, 0.999])
+    eps: float = 1e-8
+    weight_decay: float = 0.1
+
+
+@dataclass
+class Scheduler:
+    """Linear warm-up, then constant."""
+
+    name: str = "constant_with_warmup"
+    t_warmup: str = "0ba"
+
+
+@dataclass
+class CallMask:
+    """See ``lacy_stream.call_mask.CallMask``."""
+
+    method: str = "lacy"
+    call_fraction: float = 0.15
+    scope: str = "global"
+
+
+@dataclass
+class GradientClipping:
+    clipping_type: str = "norm"
+    clipping_threshold: float = 1.0
+
+
+@dataclass
+class Algorithms:
+    call_mask: CallMask = field(default_factory=CallMask)
+    gradient_clipping: Optional[GradientClipping] = None
+
+
+@dataclass
+class SpeedMonitor:
+    window_size: int = 10
+
+
+@dataclass
+class Empty:
+    """A callback without settings: write ``lr_monitor: {}``."""
+
+
+@dataclass
+class Callbacks:
+    speed_monitor: Optional[SpeedMonitor] = None
+    lr_monitor: Optional[Empty] = None
+    memory_monitor: Optional[Empty] = None
+    runtime_estimator: Optional[Empty] = None
+
+
+@dataclass
+class TensorBoard:
+    log_dir: Optional[str] = None
+
+
+@dataclass
+class WandB:
+    project: Optional[str] = None
+    entity: Optional[str] = None
+    group: Optional[str] = None
+    name: Optional[str] = None
+    tags: Optional[List[str]] = None
+
+
+@dataclass
+class FileLog:
+    """``filename`` may hold Composer's placeholders, for example ``{run_name}/log-rank{rank}.txt``."""
+
+    filename: str = "{run_name}/log-rank{rank}.txt"
+    flush_interval: int = 10
+
+
+@dataclass
+class Loggers:
+    tensorboard: Optional[TensorBoard] = None
+    wandb: Optional[WandB] = None
+    file: Optional[FileLog] = None
+
+
+@dataclass
+class Recipe:
+    """A whole run. Durations are strings such as ``400000ba``, ``50_000_000tok``; the training stream is an
+    endless run of epochs, so ``ep`` is not a duration."""
+
+    run_name: Optional[str] = None
+    seed: int = 17
+    max_seq_len: int = MISSING
+    model: Model = field(default_factory=Model)
+    tokenizer: Tokenizer = field(default_factory=Tokenizer)
+    annotator: Annotation = field(default_factory=Annotation)
+    train_loader: Loader = field(default_factory=Loader)
+    eval_loader: Optional[Loader] = None
+    optimizer: Optimizer = field(default_factory=Optimizer)
+    scheduler: Scheduler = field(default_factory=Scheduler)
+    algorithms: Algorithms = field(default_factory=Algorithms)
+    callbacks: Callbacks = field(default_factory=Callbacks)
+    loggers: Loggers = field(default_factory=Loggers)
+    max_duration: str = MISSING
+    global_train_batch_size: int = MISSING
+    device_train_microbatch_size: Union[int, str] = "auto"
+    device_eval_batch_size: int = 1
+    eval_interval: str = "1000ba"
+    eval_subset_num_batches: int = -1
+    precision: str = "amp_bf16"
+    fsdp_config: Optional[Dict[str, Any]] = None
+    progress_bar: bool = True
+    log_to_console: bool = False
+    console_log_interval: str = "1ba"
+    save_folder: Optional[str] = None
+    save_interval: str = "1000ba"
+    save_num_checkpoints_to_keep: int = -1
+    save_overwrite: bool = False
+    load_path: Optional[str] = None
+    autoresume: bool = False
+    dist_timeout: float = 600.0
+
+
+def load_recipe(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Recipe:
+    """Read and check a recipe.
+
+    Args:
+        path: YAML file.
+        overrides: ``key.sub=value`` each, the value as YAML.
+
+    Raises:
+        RecipeError: naming the key, the value and the way out.
+    """
+    try:
+        loaded = OmegaConf.load(Path(path))
+    except (OSError, yaml.YAMLError, OmegaConfBaseException) as error:
+        raise RecipeError(f"recipe {os.fspath(path)!r} cannot be read: {error}") from None
+    try:
+        for override in overrides:
+            key, equals, value = override.partition("=")
+            if not equals:
+                raise RecipeError(f"override {override!r} is not of the form key.sub=value")
+            parsed = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={value}"]))  # does not interpolate
+            OmegaConf.update(loaded, key, cast(dict, parsed)["value"], merge=False, force_add=True)
+        values = OmegaConf.to_container(loaded)
+    except (yaml.YAMLError, OmegaConfBaseException) as error:
+        raise RecipeError(f"recipe {os.fspath(path)!r} {' '.join(overrides)}: {_first_line(error)}") from None
+    if not isinstance(values, dict):
+        raise RecipeError(f"recipe {os.fspath(path)!r} is not a mapping of keys to values")
+    return check_recipe(values)
+
+
+def check_recipe(values: Mapping[Any, Any]) -> Recipe:
+    """Plain values -> Recipe. Raises ``RecipeError`` as ``load_recipe`` does."""
+    _refuse_unknown_keys(values, Recipe, "")
+    _refuse_interpolation(values, "")
+    try:
+        recipe = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Recipe), dict(values)))
+    except OmegaConfBaseException as error:
+        key = getattr(error, "full_key", None) or "a key"
+        raise RecipeError(f"{key}: {_first_line(error)}") from None
+    assert isinstance(recipe, Recipe)
+    for problem in _problems(recipe):
+        raise RecipeError(problem)
+    return recipe
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """The whole recipe, defaults included, as YAML that ``load_recipe`` reads back."""
+    return OmegaConf.to_yaml(OmegaConf.structured(recipe))
+
+
+def tokenizer_path(name: str) -> Path:
+    """The file that ``tokenizer.name`` stands for.
+
+    Raises:
+        RecipeError: no such file or package.
+    """
+    path = Path(name)
+    if name.startswith("package:"):
+        package, _, inside = name.removeprefix("package:").partition("/")
+        spec = importlib.util.find_spec(package) if package.isidentifier() else None
+        if spec is None or spec.origin is None:
+            raise RecipeError(
+                f"tokenizer.name: {name!r} names the package {package!r}, which is not installed "
+                "(mistral_common comes with `pip install 'lacy-stream[tokenizer]'`)"
+            )
+        path = Path(spec.origin).parent / inside
+    if not path.is_file():
+        raise RecipeError(
+            f"tokenizer.name: there is no file {str(path)!r}; give the path of a SentencePiece "
+            "model, or package:mistral_common/data/tokenizer.model.v1"
+        )
+    return path
+
+
+# --- the checks ------------------------------------------------------------------------------------------
+
+
+def _refuse_unknown_keys(values: Mapping[Any, Any], schema: type, where: str) -> None:
+    hints = typing.get_type_hints(schema)
+    for key, value in values.items():
+        if key not in hints:
+            nearest = difflib.get_close_matches(str(key), hints, n=1, cutoff=0.4)
+            raise RecipeError(
+                f"{where}{key}: unknown key (value {value!r}); "
+                + (
+                    f"the nearest known key is {where}{nearest[0]}"
+                    if nearest
+                    else f"known are {', '.join(hints) or 'none'}"
+                )
+            )
+        inner = next((t for t in (hints[key], *typing.get_args(hints[key])) if dataclasses.is_dataclass(t)), None)
+        if isinstance(value, Mapping) and isinstance(inner, type):
+            _refuse_unknown_keys(value, inner, f"{where}{key}.")
+        elif inner is not None and value is not None:
+            raise RecipeError(f"{where}{key}: {value!r} is not a mapping of keys to values")
+
+
+def _refuse_interpolation(value: Any, where: str) -> None:
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            _refuse_interpolation(inner, f"{where}.{key}" if where else str(key))
+    elif isinstance(value, list):
+        for inner in value:
+            _refuse_interpolation(inner, where)
+    elif isinstance(value, str) and "${" in value:
+        raise RecipeError(f"{where}: {value!r} is an interpolation; recipes are plain values, write it out")
+
+
+MOST_WORKERS = 1024
+
+_DURATION = re.compile(r"\d[\d_]{0,15}(ba|tok|sp)")
+_CHOICES = {
+    "model.name": ["gpt2"],
+    "train_loader.name": ["annotated_text"],
+    "eval_loader.name": ["annotated_text"],
+    "train_loader.dataset.shuffle_algo": ["py1e", "py1br", "py1s", "py2s", "naive"],
+    "eval_loader.dataset.shuffle_algo": ["py1e", "py1br", "py1s", "py2s", "naive"],
+    "optimizer.name": ["adamw"],
+    "scheduler.name": ["constant_with_warmup"],
+    "algorithms.call_mask.method": ["lacy", "baseline"],
+    "algorithms.call_mask.scope": ["global", "rank", "microbatch"],
+    "algorithms.gradient_clipping.clipping_type": ["norm", "value", "adaptive"],
+    "precision": ["amp_bf16", "amp_fp16", "fp32"],
+}
+_POSITIVE = [
+    "max_seq_len",
+    "model.d_model",
+    "model.n_heads",
+    "model.n_layers",
+    "model.expansion_ratio",
+    "model.vocab_size",
+    "annotator.num_workers",
+    "train_loader.lanes",
+    "eval_loader.lanes",
+    "optimizer.lr",
+    "optimizer.eps",
+    "train_loader.dataset.shuffle_block_size",
+    "train_loader.dataset.download_timeout",
+    "global_train_batch_size",
+    "device_eval_batch_size",
+    "dist_timeout",
+    "callbacks.speed_monitor.window_size",
+    "algorithms.gradient_clipping.clipping_threshold",
+    "loggers.file.flush_interval",
+]
+_NOT_NEGATIVE = [
+    "optimizer.weight_decay",
+    "seed",
+    "train_loader.prefetch_rows",
+    "eval_loader.prefetch_rows",
+    "train_loader.dataset.download_retry",
+    "train_loader.dataset.shuffle_seed",
+]
+_DURATIONS = ["max_duration", "eval_interval", "save_interval", "console_log_interval", "scheduler.t_warmup"]
+
+
+def _problems(recipe: Recipe) -> Iterator[str]:
+    """What is impossible in a recipe whose keys and types are right."""
+    for key, choices in _CHOICES.items():
+        if (value := _get(recipe, key)) is not None and value not in choices:
+            yield f"{key}: {value!r} is not one of {choices}"
+    for key in _POSITIVE:
+        if (value := _get(recipe, key)) is not None and not 0 < value < math.inf:
+            yield f"{key}: {value!r} must be greater than 0, and finite"
+    for key in _NOT_NEGATIVE:
+        if (value := _get(recipe, key)) is not None and not 0 <= value < math.inf:
+            yield f"{key}: {value!r} must not be negative, and finite"
+    for key in _DURATIONS:
+        if not _DURATION.fullmatch(value := _get(recipe, key)):
+            yield f"{key}: {value!r} is not a duration in batches, tokens or samples, such as 1000ba or 5_000_000tok"
+    for key in ("save_num_checkpoints_to_keep", "eval_subset_num_batches"):
+        if (value := _get(recipe, key)) != -1 and value < 1:
+            yield f"{key}: {value!r} must be at least 1, or -1 for all"
+    if recipe.seed >= 1 << 32:
+        yield f"seed: {recipe.seed!r} must be less than 2^32"
+    if int(recipe.max_duration.rstrip("batoksp").replace("_", "")) == 0:
+        yield f"max_duration: {recipe.max_duration!r} trains nothing"
+    if (recipe.annotator.num_workers or 1) > MOST_WORKERS:
+        yield f"annotator.num_workers: {recipe.annotator.num_workers} processes per rank; at most {MOST_WORKERS}"
+    if recipe.autoresume and (recipe.save_folder is None or recipe.run_name is None or recipe.save_overwrite):
+        yield "autoresume: true needs a save_folder, a run_name, and save_overwrite: false (or set autoresume=false)"
+    if recipe.load_path and "://" not in recipe.load_path and not Path(recipe.load_path).exists():
+        if "{" not in recipe.load_path:  # Composer's placeholders, for example {rank}
+            yield f"load_path: there is no file {recipe.load_path!r}"
+    if not 0 < recipe.algorithms.call_mask.call_fraction < 1:
+        yield (
+            f"algorithms.call_mask.call_fraction: {recipe.algorithms.call_mask.call_fraction!r} must lie between "
+            "0 and 1 (the paper: 0.15; for no calls, method: baseline)"
+        )
+    if not 0 <= recipe.model.dropout < 1:
+        yield f"model.dropout: {recipe.model.dropout!r} must lie in [0, 1)"
+    if recipe.max_seq_len < 2:
+        yield f"max_seq_len: {recipe.max_seq_len!r} must be at least 2"
+    if recipe.model.d_model % recipe.model.n_heads:
+        yield f"model.d_model: {recipe.model.d_model} is not a multiple of model.n_heads, {recipe.model.n_heads}"
+    if len(recipe.optimizer.betas) != 2 or not all(0 <= beta < 1 for beta in recipe.optimizer.betas):
+        yield f"optimizer.betas: {recipe.optimizer.betas!r} must be two numbers in [0, 1)"
+    if isinstance(recipe.device_train_microbatch_size, str) and recipe.device_train_microbatch_size != "auto":
+        yield f"device_train_microbatch_size: {recipe.device_train_microbatch_size!r} is neither a number nor auto"
+    if isinstance(recipe.device_train_microbatch_size, int) and recipe.device_train_microbatch_size < 1:
+        yield f"device_train_microbatch_size: {recipe.device_train_microbatch_size!r} must be greater than 0"
+    if recipe.algorithms.call_mask.method == "lacy" and recipe.annotator.model is None:
+        yield "annotator.model: null gives no facts to delegate; name a spaCy pipeline, or use method: baseline"
+    yield from _rank_problems(recipe, int(os.environ.get("WORLD_SIZE", "1")))
+
+
+def _rank_problems(recipe: Recipe, ranks: int) -> Iterator[str]:
+    if recipe.global_train_batch_size % ranks:
+        yield f"global_train_batch_size: {recipe.global_train_batch_size} cannot be shared by {ranks} ranks"
+    for key in ("train_loader.lanes", "eval_loader.lanes"):
+        if (lanes := _get(recipe, key)) is not None and lanes % ranks:
+            yield f"{key}: {lanes} cannot be shared by {ranks} ranks; choose a multiple of {ranks}"
+
+
+def _get(recipe: Recipe, key: str) -> Any:
+    """The value at a dotted key; None where a part of the recipe is absent."""
+    value: Any = recipe
+    for part in key.split("."):
+        value = None if value is None else getattr(value, part)
+    return value
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0]
