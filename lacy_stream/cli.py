@@ -1,0 +1,222 @@
+"""The command `lacy-stream`: one function and one parser block per sub-command.
+
+Everything heavy is imported inside the functions, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from importlib.metadata import version
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from lacy_stream.prepare import Progress, Summary
+
+DESCRIPTION = """\
+Pretrain a small language model that predicts what it can and calls a larger model for the facts.
+lacy-stream annotates facts while the training data streams in, and masks the loss of <CALL> in Composer.
+
+The order in which one uses it:
+  1. lacy-stream prepare SOURCE ... --out data/mine     text -> shards, once per corpus
+  2. composer recipes/NAME.yaml                         train on the shards, as the recipe says
+     (composer -m lacy_stream recipes/NAME.yaml does the same)
+  3. lacy-stream show-calls runs/NAME/latest-rank0.pt   see what the model would delegate
+"""
+
+PREPARE = """\
+Write documents as MosaicML Streaming (MDS) shards: DIR/train and DIR/val.
+
+SOURCE is one or more of
+  a file          .jsonl, .jsonl.gz, .jsonl.zst, .parquet (needs lacy-stream[parquet])
+  a folder        of such files, taken in sorted order
+  a saved set     a folder written by Dataset.save_to_disk (needs lacy-stream[hf])
+  a hub name      owner/name on the Hugging Face hub, streamed (needs lacy-stream[hf])
+
+The text of a document is its title, a blank line, and its body. A row that is no document (no text, broken
+UTF-8, not JSON, an id seen before, ...) is refused, counted, and listed in DIR/refused.jsonl.
+DIR appears when everything is written, or not at all; the same command again does nothing.
+"""
+
+PREPARE_EXAMPLES = """\
+examples:
+  lacy-stream prepare articles.jsonl --out data/articles
+  lacy-stream prepare dumps/en dumps/simple.parquet --out data/wiki --val-fraction 0.01
+  lacy-stream prepare posts.jsonl.zst --out data/posts --text-column body --id-column url
+  lacy-stream prepare wikimedia/wikipedia --hf-config 20231101.simple --out data/simple
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line. Returns 0, 2 for what the user has to change, 130 after Ctrl-C."""
+    args = _parser().parse_args(argv)
+    try:
+        return args.run(args)
+    except (ValueError, OSError) as error:  # ValueError is what this package raises for its users
+        print(f"{args.prog}: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"{args.prog}: interrupted", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="lacy-stream", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {version('lacy-stream')}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    _add_prepare(commands)
+    _add_show_calls(commands)
+    return parser
+
+
+def _add_prepare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser(
+        "prepare",
+        help="write JSONL, Parquet or Hugging Face data as shards for training",
+        description=PREPARE,
+        epilog=PREPARE_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(run=_prepare, prog=parser.prog)
+    add = parser.add_argument
+    add("sources", nargs="+", metavar="SOURCE", help="file, folder or hub name; as many as you like")
+    add("--out", required=True, metavar="DIR", help="the data set to write")
+    add("--overwrite", action="store_true", help="replace DIR, if an earlier run of this command wrote it")
+
+    group = parser.add_argument_group("columns")
+    add = group.add_argument
+    add("--id-column", metavar="NAME", help="default: id if there is one, else FILE:ROW")
+    add("--title-column", metavar="NAME", help="default: title if there is one; '' for no titles")
+    add("--text-column", metavar="NAME", default="text", help="default: text")
+
+    group = parser.add_argument_group("output")
+    add = group.add_argument
+    add(
+        "--val-fraction",
+        metavar="F",
+        type=float,
+        default=0.1,
+        help="share held out in DIR/val, chosen by a hash of the id alone (default: 0.1; 0 for none)",
+    )
+    add(
+        "--size-limit",
+        metavar="SIZE",
+        type=_size,
+        default=1 << 26,
+        help="bytes per shard before compression, also as 512kb or 64mb (default: 64mb)",
+    )
+
+    group = parser.add_argument_group("Hugging Face data sets")
+    add = group.add_argument
+    add("--hf-config", metavar="NAME", help="configuration (subset) of a hub data set")
+    add("--hf-split", metavar="NAME", default="train", help="split to read (default: train)")
+
+
+def _add_show_calls(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser(
+        "show-calls",
+        help="show text with the tokens that a trained model would delegate marked",
+        description="Mark the tokens that the model of a checkpoint would delegate (its highest <CALL> logits, to the "
+        "run's call fraction). A checkpoint is a pickle, which can run code: use only your own.",
+    )
+    parser.set_defaults(run=_show_calls, prog=parser.prog)
+    add = parser.add_argument
+    add("checkpoint", metavar="CHECKPOINT", help="file in the run's save_folder, such as latest-rank0.pt")
+    add("files", nargs="*", metavar="FILE", help="texts; default: documents of the run's held-out data")
+    add("--documents", type=int, default=1, metavar="N", help="how many held-out documents (default: 1)")
+    add("--html", metavar="OUT", help="write a page, too")
+
+
+def _show_calls(args: argparse.Namespace) -> int:
+    from lacy_stream.show_calls import show_calls
+
+    show_calls(args.checkpoint, args.files, args.html, args.documents)
+    return 0
+
+
+def _size(text: str) -> int:
+    match = re.fullmatch(r"(\d+)\s*(|kb|mb|gb)", text.strip().lower())
+    if match is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is no size; write bytes, 512kb, 64mb or 1gb")
+    return int(match[1]) << {"": 0, "kb": 10, "mb": 20, "gb": 30}[match[2]]
+
+
+# ---------------------------------------------------------------- prepare
+
+
+def _prepare(args: argparse.Namespace) -> int:
+    from lacy_stream.prepare import Options, prepare
+
+    options = Options(
+        id_column=args.id_column,
+        title_column=args.title_column,
+        text_column=args.text_column,
+        val_fraction=args.val_fraction,
+        size_limit=args.size_limit,
+        hf_config=args.hf_config,
+        hf_split=args.hf_split,
+    )
+    with _progress_bar() as on_progress:
+        summary = prepare(args.sources, args.out, options=options, overwrite=args.overwrite, on_progress=on_progress)
+    _print_summary(summary, args.out)
+    return 0
+
+
+@contextmanager
+def _progress_bar() -> Iterator[Callable[[Progress], None]]:
+    """A bar on stderr; nothing where stderr is not a terminal."""
+    from rich.console import Console
+    from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
+
+    console = Console(stderr=True)
+    text = TextColumn("{task.fields[documents]:,} documents, {task.fields[refused]:,} refused  {task.description}")
+    columns = SpinnerColumn(), BarColumn(), text, TimeElapsedColumn(), TimeRemainingColumn()
+    with Bar(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("starting", total=None, documents=0, refused=0)
+
+        def show(progress: Progress) -> None:
+            bar.update(
+                task,
+                description=progress.source,
+                total=None if progress.done is None else 1.0,
+                completed=progress.done or 0.0,
+                documents=progress.documents,
+                refused=progress.refused,
+            )
+
+        yield show
+
+
+def _print_summary(summary: Summary, out: str) -> None:
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    from annotator.terminal import printable
+
+    console = Console(highlight=False)
+    if summary.already_prepared:
+        console.print(f"{out} is already prepared from these sources with these options.", markup=False)
+    table = Table("", "documents", "characters", title=escape(out))
+    for name, part in (("train", summary.train), ("val", summary.val), ("all", summary)):
+        table.add_row(name, f"{part.documents:,}", f"{part.characters:,}")
+    console.print(table)
+    if summary.refused:
+        table = Table("refused because", "rows", "first of them", title="refused rows")
+        for reason, refused in summary.refused.items():
+            more = ", ..." if refused.count > len(refused.examples) else ""
+            table.add_row(reason, f"{refused.count:,}", escape(printable(", ".join(refused.examples)) + more))
+        console.print(table)
+        console.print(f"All {summary.refused_rows:,} of them: {out}/refused.jsonl", markup=False)
+    for warning in summary.warnings:
+        console.print(f"warning: {warning}", style="yellow", markup=False)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
