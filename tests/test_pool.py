@@ -1,0 +1,255 @@
+"""The worker pool, with real processes and signals."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import Future
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+
+from annotator import Annotator, Document, FactClass
+from lacy_stream.pool import AnnotationError, AnnotationPool, default_num_workers
+
+TEXTS = [f"Ada Lovelace was born in {1800 + i} in London. She wrote {i} notes about the engine." for i in range(40)]
+
+
+def submit_all(pool: AnnotationPool, texts: list[str]) -> list[Future]:
+    return [pool.submit(Document(f"doc-{number}", text)) for number, text in enumerate(texts)]
+
+
+def gone(pids: list[int], within_s: float) -> bool:
+    """Whether all of these processes end in time."""
+    deadline = time.monotonic() + within_s
+    while time.monotonic() < deadline:
+        if not any(psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE for pid in pids):
+            return True
+        time.sleep(0.05)
+    return False
+
+
+@pytest.fixture(scope="module")
+def pool(tokenizer_path: Path):
+    with AnnotationPool(tokenizer_path, num_workers=2) as pool:
+        yield pool
+
+
+def test_labels_are_those_of_the_annotator(pool: AnnotationPool, annotator: Annotator) -> None:
+    """Each future holds what the annotator gives for its document, whichever worker and batch it was in."""
+    futures = [pool.submit(Document(str(i), text)) for i, text in enumerate(TEXTS)]
+    for future, expected in zip(futures, annotator.annotate(TEXTS), strict=True):
+        labelled = future.result(timeout=120)
+        np.testing.assert_array_equal(labelled.ids, expected.ids)
+        np.testing.assert_array_equal(labelled.classes, expected.classes)
+        np.testing.assert_array_equal(labelled.offsets, expected.offsets)
+
+
+def test_fingerprint_is_the_annotators(pool: AnnotationPool, annotator: Annotator) -> None:
+    """The pool tells which tokenizer, parser and rules its labels come from."""
+    assert pool.fingerprint() == annotator.fingerprint
+
+
+def test_counters(pool: AnnotationPool) -> None:
+    """Documents, tokens and working time are counted; an idle pool has nothing queued."""
+    before = pool.stats()
+    tokens = sum(len(pool.submit(Document("x", text)).result(timeout=60)) for text in TEXTS[:5])
+    after = pool.stats()
+    assert after.documents - before.documents == 5
+    assert after.tokens - before.tokens == tokens
+    assert after.cpu_s > before.cpu_s and after.tokens_per_s_per_core > 0
+    assert (after.queued, after.in_flight) == (0, 0)
+
+
+def test_document_that_cannot_be_annotated_is_named(tokenizer_path: Path) -> None:
+    """A lone surrogate cannot be encoded: the document has no tokens and is named; its neighbours in the batch are
+    annotated. With a limit of 0 it ends the pool."""
+    texts = ["Anna was born in Rome.", "bad \ud800", "She died in Paris."]
+    with AnnotationPool(tokenizer_path, num_workers=1) as pool:
+        labelled = [future.result(timeout=60) for future in submit_all(pool, texts)]
+        assert [len(label) > 0 for label in labelled] == [True, False, True]
+        assert list(pool.quarantine) == ["doc-1"] and "surrogate" in pool.quarantine["doc-1"]
+        assert pool.stats().quarantined == 1
+    with AnnotationPool(tokenizer_path, num_workers=1, quarantine_limit=0) as pool:
+        with pytest.raises(AnnotationError, match="quarantine_limit is 0: 'doc-1': .*surrogate"):
+            submit_all(pool, texts)[1].result(timeout=60)
+
+
+def test_nul_and_two_million_characters(pool: AnnotationPool) -> None:
+    """NULs and a document of two million characters are annotated like any other, in full."""
+    giant = Document("giant", "word " * 400_000)
+    odd = Document("nul", "Anna\0 lived\0\0 in Rome.")
+    giant_future, odd_future = pool.submit(giant), pool.submit(odd)
+    assert odd_future.result(timeout=240).offsets[-1, 1] == len(odd.text)
+    assert giant_future.result(timeout=240).offsets[-1, 1] == len(giant.text)
+
+
+def test_unknown_parser_is_reported_by_every_future(tokenizer_path: Path) -> None:
+    """A pool whose workers cannot load the parser fails each future with the reason and the way out."""
+    with AnnotationPool(tokenizer_path, model="en_core_web_nothing", num_workers=1) as pool:
+        with pytest.raises(AnnotationError, match="en_core_web_nothing"):
+            pool.submit(Document("x", "text")).result(timeout=60)
+        with pytest.raises(AnnotationError, match="en_core_web_nothing"):
+            pool.fingerprint()
+
+
+LONG = "Ada Lovelace wrote to Charles Babbage about the engine in 1843. " * 1500
+"""Takes the parser seconds: time to send its worker a signal."""
+
+
+def held(pool: AnnotationPool, not_pid: int = 0) -> int:
+    """The process of the (only) worker, once it is another than before and holds a document."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        worker = pool._workers.get(0)
+        if worker is not None and worker.process.pid != not_pid and pool.stats().in_flight:
+            time.sleep(0.3)  # let it begin
+            return worker.process.pid
+        time.sleep(0.02)
+    raise AssertionError("no worker took the document")
+
+
+def test_killed_worker_does_not_show(tokenizer_path: Path, annotator: Annotator) -> None:
+    """SIGKILL in the middle of a batch: the worker is replaced, and every label is that of an undisturbed run."""
+    texts = [*TEXTS[:6], LONG, *TEXTS[6:]]
+    with AnnotationPool(tokenizer_path, num_workers=1) as pool:
+        futures = submit_all(pool, texts)
+        os.kill(held(pool), signal.SIGKILL)
+        for future, expected in zip(futures, annotator.annotate(texts), strict=True):
+            labelled = future.result(timeout=120)
+            np.testing.assert_array_equal(labelled.ids, expected.ids)
+            np.testing.assert_array_equal(labelled.classes, expected.classes)
+        assert pool.stats().restarts == 1 and not pool.quarantine
+
+
+def test_document_that_ends_its_workers_is_quarantined(tokenizer_path: Path) -> None:
+    """A document whose worker dies twice is not tried a third time: it keeps its tokens, has no facts and is named,
+    and the pool goes on."""
+    with AnnotationPool(tokenizer_path, num_workers=1) as pool:
+        deadly, _ = submit_all(pool, [LONG, "fine"])
+        first = held(pool)
+        os.kill(first, signal.SIGKILL)
+        os.kill(held(pool, not_pid=first), signal.SIGKILL)
+        labelled = deadly.result(timeout=60)
+        assert len(labelled) > 10_000 and not (labelled.classes == FactClass.FACTUAL).any()
+        assert "exit code -9" in pool.quarantine["doc-0"] and len(pool.quarantine) == 1
+        after = pool.submit(Document("after", "Anna was born in Rome.")).result(timeout=60)
+        assert (after.classes == FactClass.FACTUAL).any()
+        assert pool.stats().restarts == 2
+
+
+def test_hung_worker_is_replaced(tokenizer_path: Path, annotator: Annotator) -> None:
+    """SIGSTOP: when the time limit of its batch has passed, the worker is killed and another one does the work."""
+    with AnnotationPool(tokenizer_path, num_workers=1, timeout_s=2) as pool:
+        pool.fingerprint()
+        stopped = pool._workers[0].process.pid
+        os.kill(stopped, signal.SIGSTOP)
+        labelled = pool.submit(Document("slow", TEXTS[0])).result(timeout=60)
+        np.testing.assert_array_equal(labelled.classes, annotator.annotate(TEXTS[:1])[0].classes)
+        assert gone([stopped], 5) and pool.stats().restarts == 1 and not pool.quarantine
+
+
+def test_stopped_worker_does_not_block_a_large_message(tokenizer_path: Path) -> None:
+    """A worker that is stopped before it has read a message larger than the pipe is replaced, too."""
+    with AnnotationPool(tokenizer_path, model=None, num_workers=1, timeout_s=-1000.0) as pool:
+        pool.fingerprint()
+        os.kill(pool._workers[0].process.pid, signal.SIGSTOP)
+        large = Document("large", "word " * 200_400)  # 1,002 s by its length: 2 s in all
+        assert len(pool.submit(large).result(timeout=60)) > 200_000
+        assert pool.stats().restarts == 1
+
+
+def test_text_that_is_no_string_is_refused(tokenizer_path: Path) -> None:
+    """A document whose text is not a str is an error at once, not a future that never ends."""
+    with AnnotationPool(tokenizer_path, model=None, num_workers=1) as pool:
+        with pytest.raises(TypeError, match="'x': its text is int, not str"):
+            pool.submit(Document("x", 5))
+
+
+def test_close_ends_the_processes(tokenizer_path: Path) -> None:
+    """After close, no worker is left, open futures fail instead of waiting, and submit says why it cannot."""
+    pool = AnnotationPool(tokenizer_path, num_workers=2)
+    submit_all(pool, TEXTS)[-1].result(timeout=60)
+    pids = [worker.process.pid for worker in pool._workers.values()]
+    future = pool.submit(Document("x", "word " * 200_000))
+    pool.close()
+    pool.close()
+    assert pids and gone(pids, 5)
+    with pytest.raises(AnnotationError, match="closed"):
+        future.result(timeout=5)
+    with pytest.raises(RuntimeError, match="closed"):
+        pool.submit(Document("y", "text"))
+
+
+def test_pool_needs_a_worker(tokenizer_path: Path) -> None:
+    """Zero workers is an error, not a pool that waits for ever."""
+    with pytest.raises(ValueError, match="num_workers is 0"):
+        AnnotationPool(tokenizer_path, num_workers=0)
+
+
+def test_default_is_the_cores_of_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers default to the cores that the process may use, shared among the ranks of a node, at least one."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(12)))
+    assert [default_num_workers(ranks) for ranks in (1, 4, 8, 100)] == [12, 3, 1, 1]
+
+
+SCRIPT = """
+import sys, time
+print("main script runs", flush=True)
+from annotator import Document
+from lacy_stream.pool import AnnotationPool
+pool = AnnotationPool({tokenizer!r}, num_workers=2)
+pool.submit(Document("x", "Anna lived in Rome.")).result(timeout=100)
+while len(pool._workers) < 2:
+    time.sleep(0.1)
+import psutil
+pids = [w.process.pid for w in pool._workers.values()]
+maps = [open(f"/proc/{{pid}}/maps").read() for pid in pids]
+print("torch" if any("libtorch" in m for m in maps) else "no torch", flush=True)
+print("threads", *[psutil.Process(pid).num_threads() for pid in pids], flush=True)
+print("pids", *pids, flush=True)
+{end}
+"""
+
+
+def run_script(tmp_path: Path, tokenizer_path: Path, end: str) -> subprocess.Popen[str]:
+    script = tmp_path / "user_script.py"
+    script.write_text(SCRIPT.format(tokenizer=str(tokenizer_path), end=end))
+    return subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True)
+
+
+def read_pids(process: subprocess.Popen[str]) -> tuple[list[str], list[int]]:
+    lines = []
+    for line in process.stdout:
+        lines.append(line.strip())
+        if line.startswith("pids"):
+            return lines, [int(pid) for pid in line.split()[1:]]
+    raise AssertionError(f"the script ended early: {lines}")
+
+
+def test_workers_are_light_and_do_not_run_the_main_script(tmp_path: Path, tokenizer_path: Path) -> None:
+    """A script without a main guard runs once; its workers load no torch and use one thread each; a normal
+    exit without close leaves nobody behind."""
+    process = run_script(tmp_path, tokenizer_path, "")
+    lines, pids = read_pids(process)
+    assert process.wait(timeout=30) == 0
+    assert lines.count("main script runs") == 1
+    assert "no torch" in lines
+    assert "threads 1 1" in lines
+    assert gone(pids, 10)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_workers_die_with_the_trainer(tmp_path: Path, tokenizer_path: Path, number: signal.Signals) -> None:
+    """When the process that owns the pool is killed, its workers are gone within ten seconds."""
+    process = run_script(tmp_path, tokenizer_path, "time.sleep(100)")
+    _, pids = read_pids(process)
+    assert not gone(pids, 0.2)
+    process.send_signal(number)
+    process.wait(timeout=10)
+    assert gone(pids, 10)
