@@ -1,0 +1,45 @@
+"""GPT-2 style models, as a ComposerModel (appendix A.3, table 3)."""
+
+from __future__ import annotations
+
+import logging
+
+from composer.models import HuggingFaceModel
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from lacy_stream.metrics import CallLoss, NonCallLoss, TotalLoss
+from lacy_stream.recipe import Model
+
+
+def build_model(
+    config: Model, *, vocab_size: int, max_seq_len: int, call_token_id: int, eos_id: int, call_fraction: float = 0.15
+) -> HuggingFaceModel:
+    """A GPT-2 with tied embeddings and learned positions, freshly initialised from torch's generator.
+
+    Args:
+        config: width, heads, layers, MLP ratio.
+        vocab_size: entries of the vocabulary, <CALL> included.
+        max_seq_len: positions.
+        call_token_id, call_fraction: for the validation losses.
+        eos_id: the end-of-document token.
+    """
+    gpt2 = GPT2LMHeadModel(
+        GPT2Config(
+            vocab_size=vocab_size,
+            n_positions=max_seq_len,
+            n_embd=config.d_model,
+            n_layer=config.n_layers,
+            n_head=config.n_heads,
+            n_inner=config.expansion_ratio * config.d_model,
+            resid_pdrop=config.dropout,
+            embd_pdrop=config.dropout,
+            attn_pdrop=config.dropout,
+            bos_token_id=eos_id,
+            eos_token_id=eos_id,
+            use_cache=False,
+        )
+    )
+    metrics = [metric(call_token_id, call_fraction) for metric in (CallLoss, NonCallLoss, TotalLoss)]
+    # Composer warns that checkpoints lack a Hugging Face tokenizer: ours is SentencePiece's own, named in the recipe.
+    logging.getLogger("composer.models.huggingface").setLevel(logging.ERROR)
+    return HuggingFaceModel(gpt2, use_logits=True, metrics=[], eval_metrics=metrics, shift_labels=True)

@@ -1,0 +1,258 @@
+"""Recipe -> Trainer: builds what the recipe names, runs it, and ends the worker processes."""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from typing import TYPE_CHECKING, Any
+
+from annotator import Annotator
+from lacy_stream.pool import AnnotationPool, default_num_workers
+from lacy_stream.recipe import Loader, Recipe, RecipeError, dump_recipe, tokenizer_path
+
+if TYPE_CHECKING:  # composer takes 12 s to import: only once the recipe is known to be good
+    from composer import Trainer
+    from torch.utils.data import DataLoader
+
+
+def train(recipe: Recipe) -> None:
+    """Run a recipe to its end."""
+    tokenizer = tokenizer_path(recipe.tokenizer.name)
+    try:
+        pieces = Annotator(tokenizer, model=None).vocab_size
+    except ValueError as error:
+        raise RecipeError(f"tokenizer.name: {error}") from None
+    if recipe.model.vocab_size not in (None, pieces + 1):
+        raise RecipeError(
+            f"model.vocab_size: {recipe.model.vocab_size}, but the tokenizer {tokenizer.name} has {pieces} pieces and "
+            f"<CALL> takes one more id: it must be {pieces + 1} (or leave it out)"
+        )
+    # On a CPU, huge pages halve the time of a step with a vocabulary of 32,001: logits are 4 MB a row of 32.
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+    workers = recipe.annotator.num_workers or default_num_workers(int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    # The workers load the parser while this process imports composer.
+    with AnnotationPool(tokenizer, recipe.annotator.model, workers) as pool:
+        trainer = _built(recipe, pool, call_token_id=pieces)
+        try:
+            _announce(recipe, trainer, pool)
+            if trainer.state.max_duration is not None and trainer.state.timestamp >= trainer.state.max_duration:
+                print(f"nothing to do: the checkpoint is at max_duration, {recipe.max_duration}", file=sys.stderr)
+                return
+            trainer.fit()
+            _conclude(trainer, pool)
+        finally:
+            trainer.close()
+
+
+def _built(recipe: Recipe, pool: AnnotationPool, call_token_id: int) -> Trainer:
+    """``build_trainer``, with advice where a checkpoint that it loads belongs to another run."""
+    from lacy_stream.batches import PositionError
+
+    try:
+        return build_trainer(recipe, pool, call_token_id)
+    except (RuntimeError, PositionError) as error:
+        mismatches = [line.strip() for line in str(error).splitlines() if "mismatch" in line or "Missing key" in line]
+        if not isinstance(error, PositionError) and not mismatches:
+            raise
+        source = recipe.load_path or recipe.save_folder
+        other = "load_path" if recipe.load_path else "save_folder, or start anew: autoresume=false save_overwrite=true"
+        raise RecipeError(
+            f"the checkpoint in {source} does not fit this recipe: {mismatches[0] if mismatches else error}. "
+            f"Name another {other}"
+        ) from None
+
+
+def build_trainer(recipe: Recipe, pool: AnnotationPool, call_token_id: int) -> Trainer:
+    """The Composer Trainer of a recipe, ready for ``fit``.
+
+    Args:
+        recipe: checked.
+        pool: annotates for training and validation; the caller closes it.
+        call_token_id: id of <CALL>, the number of pieces of the tokenizer.
+    """
+    import torch
+    from composer import Trainer
+    from composer.utils import dist, reproducibility
+
+    from lacy_stream.model import build_model
+
+    reproducibility.seed_all(recipe.seed)  # the model's first weights, too
+    ranks = dist.get_world_size()
+    gpu = torch.cuda.is_available()
+    if not gpu and recipe.precision != "fp32":
+        warnings.warn(f"no GPU: precision fp32 instead of {recipe.precision}", stacklevel=1)
+    batch_size = recipe.global_train_batch_size // ranks
+    microbatch = recipe.device_train_microbatch_size
+    if isinstance(microbatch, int):
+        microbatch = min(microbatch, batch_size)
+    elif not gpu:  # "auto" looks for the largest that fits the GPU
+        microbatch = batch_size
+    call_fraction = recipe.algorithms.call_mask.call_fraction
+    train_loader = _loader(recipe.train_loader, pool, recipe, batch_size, repeat=True)
+    eval_loader = None
+    if recipe.eval_loader is not None:
+        eval_loader = _loader(recipe.eval_loader, pool, recipe, recipe.device_eval_batch_size, repeat=False)
+    model = build_model(
+        recipe.model,
+        vocab_size=call_token_id + 1,
+        max_seq_len=recipe.max_seq_len,
+        call_token_id=call_token_id,
+        eos_id=Annotator(pool.tokenizer, model=None).eos_id,
+        call_fraction=call_fraction,
+    )
+    optimizer = torch.optim.AdamW(
+        model.parameters(),
+        lr=recipe.optimizer.lr,
+        betas=(recipe.optimizer.betas[0], recipe.optimizer.betas[1]),
+        eps=recipe.optimizer.eps,
+        weight_decay=recipe.optimizer.weight_decay,
+    )
+    return Trainer(
+        model=model,
+        train_dataloader=train_loader,
+        eval_dataloader=eval_loader,
+        optimizers=optimizer,
+        schedulers=_scheduler(recipe),
+        algorithms=_algorithms(recipe, call_token_id),
+        callbacks=_callbacks(recipe),
+        loggers=_loggers(recipe),
+        max_duration=recipe.max_duration.replace("_", ""),
+        eval_interval=recipe.eval_interval.replace("_", ""),
+        eval_subset_num_batches=recipe.eval_subset_num_batches,
+        device_train_microbatch_size=microbatch,
+        precision=recipe.precision if gpu else "fp32",
+        parallelism_config={"fsdp": recipe.fsdp_config} if recipe.fsdp_config else None,
+        run_name=recipe.run_name,
+        progress_bar=recipe.progress_bar,
+        log_to_console=recipe.log_to_console,
+        console_log_interval=recipe.console_log_interval.replace("_", ""),
+        save_folder=recipe.save_folder,
+        save_interval=recipe.save_interval.replace("_", ""),
+        save_num_checkpoints_to_keep=recipe.save_num_checkpoints_to_keep,
+        save_overwrite=recipe.save_overwrite,
+        load_path=recipe.load_path,
+        autoresume=recipe.autoresume,
+        seed=recipe.seed,
+        dist_timeout=recipe.dist_timeout,
+    )
+
+
+def _loader(loader: Loader, pool: AnnotationPool, recipe: Recipe, batch_size: int, repeat: bool) -> DataLoader:
+    from lacy_stream.batches import annotated_dataloader
+
+    data = loader.dataset
+    return annotated_dataloader(
+        data.local,
+        pool,
+        remote=data.remote,
+        split=data.split,
+        batch_size=batch_size,
+        max_seq_len=recipe.max_seq_len,
+        repeat=repeat,
+        lanes=loader.lanes,
+        prefetch_rows=loader.prefetch_rows,
+        shuffle=data.shuffle,
+        shuffle_algo=data.shuffle_algo,
+        shuffle_seed=data.shuffle_seed,
+        shuffle_block_size=data.shuffle_block_size,
+        text_column=data.text_column,
+        id_column=data.id_column,
+        download_retry=data.download_retry,
+        download_timeout=data.download_timeout,
+    )
+
+
+def _scheduler(recipe: Recipe) -> Any:
+    from composer.optim import ConstantScheduler, ConstantWithWarmupScheduler
+
+    warmup = recipe.scheduler.t_warmup.replace("_", "")
+    return ConstantScheduler() if int(warmup.rstrip("batoksp")) == 0 else ConstantWithWarmupScheduler(warmup)
+
+
+def _algorithms(recipe: Recipe, call_token_id: int) -> list[Any]:
+    from composer.algorithms import GradientClipping
+
+    from lacy_stream.call_mask import CallMask
+
+    mask, clipping = recipe.algorithms.call_mask, recipe.algorithms.gradient_clipping
+    algorithms: list[Any] = [CallMask(call_token_id, mask.call_fraction, mask.method, mask.scope)]  # type: ignore
+    if clipping is not None:
+        algorithms.append(GradientClipping(clipping.clipping_type, clipping.clipping_threshold))
+    return algorithms
+
+
+def _callbacks(recipe: Recipe) -> list[Any]:
+    from composer.callbacks import LRMonitor, MemoryMonitor, RuntimeEstimator, SpeedMonitor
+
+    from lacy_stream.monitor import StreamMonitor
+
+    wanted = recipe.callbacks
+    callbacks: list[Any] = [StreamMonitor(dump_recipe(recipe))]
+    if wanted.speed_monitor is not None:
+        callbacks.append(SpeedMonitor(window_size=wanted.speed_monitor.window_size))
+    callbacks += [LRMonitor()] if wanted.lr_monitor is not None else []
+    callbacks += [MemoryMonitor()] if wanted.memory_monitor is not None else []
+    callbacks += [RuntimeEstimator()] if wanted.runtime_estimator is not None else []
+    return callbacks
+
+
+def _loggers(recipe: Recipe) -> list[Any]:
+    from composer.loggers import FileLogger, TensorboardLogger, WandBLogger
+
+    wanted = recipe.loggers
+    loggers: list[Any] = []
+    if wanted.tensorboard is not None:
+        loggers.append(TensorboardLogger(log_dir=wanted.tensorboard.log_dir))
+    if wanted.wandb is not None:
+        loggers.append(
+            WandBLogger(
+                project=wanted.wandb.project,
+                entity=wanted.wandb.entity,
+                group=wanted.wandb.group,
+                name=wanted.wandb.name,
+                tags=wanted.wandb.tags,
+            )
+        )
+    if wanted.file is not None:
+        # Without capturing: the progress bar's redraws would break up the lines.
+        loggers.append(
+            FileLogger(
+                filename=wanted.file.filename,
+                flush_interval=wanted.file.flush_interval,
+                capture_stdout=False,
+                capture_stderr=False,
+            )
+        )
+    return loggers
+
+
+def _announce(recipe: Recipe, trainer: Trainer, pool: AnnotationPool) -> None:
+    """What is about to run, once, before the progress bar."""
+    from composer.utils import dist
+    from rich.console import Console
+    from rich.markup import escape
+
+    if dist.get_global_rank() == 0:
+        parameters = sum(parameter.numel() for parameter in trainer.state.model.parameters())
+        tokens = recipe.global_train_batch_size * recipe.max_seq_len
+        Console(stderr=True).print(
+            f"[bold]{escape(trainer.state.run_name)}[/]: {parameters / 1e6:,.1f}M parameters, "
+            f"{tokens:,} tokens a batch, "
+            f"{dist.get_world_size()} rank(s) with {pool.num_workers} annotation worker(s) each"
+        )
+
+
+def _conclude(trainer: Trainer, pool: AnnotationPool) -> None:
+    from composer.utils import dist
+    from rich.console import Console
+
+    from lacy_stream.monitor import describe_rate
+
+    if dist.get_global_rank() == 0:
+        console = Console(stderr=True, highlight=False)
+        console.print(describe_rate(pool.stats()))
+        for document, reason in pool.quarantine.items():
+            console.print(f"no fact labels for {document!r}: {reason}", markup=False)
+        for name, value in trainer.state.eval_metric_values.items():
+            console.print(f"held-out {name}: {value:.3f} nats")

@@ -1,0 +1,250 @@
+"""The main job, as people run it: the `composer` command on recipes, in processes of its own."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+
+RECIPES = Path(__file__).resolve().parent.parent / "recipes"
+BIN = Path(sys.executable).parent
+
+SMALL = """
+run_name: small
+seed: 3
+max_seq_len: 32
+model: {name: gpt2, d_model: 16, n_heads: 2, n_layers: 1}
+tokenizer: {name: package:mistral_common/data/tokenizer.model.v1}
+annotator: {model: en_core_web_sm, num_workers: 1}
+train_loader: {dataset: {local: CORPUS, split: train, shuffle: true}, lanes: 4}
+eval_loader: {dataset: {local: CORPUS, split: val}, lanes: 4}
+optimizer: {lr: 1.0e-2}
+loggers: {file: {filename: "log-rank{rank}.txt", flush_interval: 1}}
+max_duration: 6ba
+global_train_batch_size: 4
+device_train_microbatch_size: 2
+device_eval_batch_size: 4
+eval_interval: 6ba
+eval_subset_num_batches: 3
+precision: fp32
+progress_bar: false
+"""
+
+METRICS = [
+    "call_mask/call_fraction",
+    "call_mask/factual_fraction",
+    "call_mask/call_loss",
+    "call_mask/rest_loss",
+    "call_mask/threshold",
+    "stream/data_wait_s",
+    "stream/data_wait_fraction",
+    "stream/tokens_per_s_per_core",
+    "stream/queue_depth",
+    "loss/train/total",
+]
+
+
+@pytest.fixture
+def recipe(tmp_path: Path, corpus: Path) -> Path:
+    """A recipe that trains in seconds, in a folder of its own."""
+    path = tmp_path / "small.yaml"
+    path.write_text(SMALL.replace("CORPUS", str(corpus)))
+    return path
+
+
+def run(*command: object, cwd: Path, code: int = 0) -> str:
+    """Run a command of this environment; returns its output and checks its exit code."""
+    process = subprocess.run(
+        [BIN / str(command[0]), *map(str, command[1:])],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=400,
+        env=os.environ | {"COLUMNS": "200"},
+    )
+    output = process.stdout + process.stderr
+    assert process.returncode == code, output
+    return output
+
+
+def logged(log: Path, metric: str) -> list[float]:
+    """All values of one metric in a file logger's output, which has four decimals."""
+    return [float(value) for value in re.findall(rf"^\[metric\].*: {metric}: (\S+)", log.read_text(), re.MULTILINE)]
+
+
+EXACT = pytest.approx([int(0.15 * 4 * 31) / (4 * 31)] * 6, abs=1e-4)
+
+
+@pytest.mark.slow
+def test_composer_command_trains(recipe: Path, corpus: Path, tmp_path: Path) -> None:
+    """`composer small.yaml save_folder=…` trains with annotation in the data path: every batch logs every metric,
+    15% of the tokens are called, the held-out losses are logged, the run resumed from its middle ends with the
+    same weights, and a recipe that the checkpoint does not fit is refused."""
+    output = run(
+        "composer",
+        recipe,
+        "save_folder=whole",
+        "save_interval=3ba",
+        "loggers.tensorboard={log_dir: tb}",
+        "callbacks={speed_monitor: {window_size: 2}, lr_monitor: {}, runtime_estimator: {}}",
+        cwd=tmp_path,
+    )
+    assert "tokens/s per core" in output and "held-out TotalLoss" in output
+    log = tmp_path / "log-rank0.txt"
+    for metric in METRICS:
+        assert len(logged(log, metric)) == 6, metric
+    assert logged(log, "call_mask/call_fraction") == EXACT
+    assert 7 < logged(log, "metrics/eval/TotalLoss")[-1] < 12
+    assert logged(log, "throughput/tokens_per_sec") and list((tmp_path / "tb").rglob("events.out.*"))
+
+    resumed = ["load_path=whole/ep0-ba3-rank0.pt", "save_folder=resumed", "save_interval=3ba"]
+    run("composer", recipe, *resumed, cwd=tmp_path)
+    states = [
+        torch.load(tmp_path / folder / "ep0-ba6-rank0.pt", weights_only=False)["state"]
+        for folder in ("whole", "resumed")
+    ]
+    for name, weights in states[0]["model"].items():
+        assert torch.equal(weights, states[1]["model"][name]), name
+    assert states[0]["dataset_state"] == states[1]["dataset_state"]
+
+    for change, message in [
+        ("max_seq_len=16", "size mismatch"),
+        ("train_loader.lanes=2", "lanes: 4 in the checkpoint"),
+    ]:
+        output = run("composer", recipe, resumed[0], change, cwd=tmp_path, code=2)
+        assert re.search(f"error: the checkpoint in .* does not fit this recipe: .*{message}", output), output
+
+    shown = run("lacy-stream", "show-calls", "whole/latest-rank0.pt", "--html", "calls.html", cwd=tmp_path)
+    assert shown.count("⟦") > 1 and "% of the tokens" in shown
+    assert "CALL" in (tmp_path / "calls.html").read_text()
+    text = tmp_path / "text.txt"
+    text.write_text("Marie Curie was born in Warsaw in 1867.")
+    assert "Warsaw" in run("lacy-stream", "show-calls", "whole/latest-rank0.pt", text, cwd=tmp_path)
+
+
+@pytest.mark.slow
+def test_two_ranks(recipe: Path, tmp_path: Path) -> None:
+    """`composer -n 2 small.yaml key=value` trains on two ranks with half of each batch, the call
+    fraction being exact over both, and ends with the held-out loss of one rank, run as `-m lacy_stream`, on all
+    documents."""
+    run("composer", "-n", "2", recipe, "eval_subset_num_batches=-1", cwd=tmp_path)
+    for rank in (0, 1):
+        log = tmp_path / f"log-rank{rank}.txt"
+        assert logged(log, "call_mask/call_fraction") == EXACT
+    two = logged(tmp_path / "log-rank0.txt", "metrics/eval/TotalLoss")[-1]
+    assert two == logged(tmp_path / "log-rank1.txt", "metrics/eval/TotalLoss")[-1]
+    run(
+        "composer",
+        "-m",
+        "lacy_stream",
+        recipe,
+        "eval_subset_num_batches=-1",
+        "device_train_microbatch_size=4",
+        cwd=tmp_path,
+    )
+    assert two == pytest.approx(logged(tmp_path / "log-rank0.txt", "metrics/eval/TotalLoss")[-1], abs=2e-4)
+
+
+@pytest.mark.slow
+def test_334m_recipe_trains_a_step_on_a_cpu(corpus: Path, tmp_path: Path) -> None:
+    """`composer recipes/lacy_334m.yaml` with overrides for data, batch, length and duration."""
+    output = run(
+        "composer",
+        RECIPES / "lacy_334m.yaml",
+        "max_duration=1ba",
+        "global_train_batch_size=2",
+        "max_seq_len=32",
+        "save_folder=null",
+        f"train_loader.dataset.local={corpus}",
+        "eval_loader=null",
+        "train_loader.lanes=4",
+        "autoresume=false",
+        cwd=tmp_path,
+    )
+    assert "335.1M parameters" in output
+    assert "fp32 instead of amp_bf16" in output
+    assert logged(tmp_path / "runs/lacy-334m/log-rank0.txt", "call_mask/call_fraction") == pytest.approx(
+        [9 / 62], abs=1e-4
+    )
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("train_loader.dataset.local=nowhere", "error: no usable MDS index at nowhere.*lacy-stream prepare"),
+        ("tokenizer.name=nowhere.model", "error: tokenizer.name: there is no file 'nowhere.model'"),
+        ("model.vocab_size=32000", "error: model.vocab_size: 32000, but the tokenizer .* it must be 32001"),
+        ("annotator.model=en_core_web_nothing", "error: .*en_core_web_nothing.*download"),
+    ],
+)
+def test_what_is_missing_is_one_clear_error(recipe: Path, tmp_path: Path, override: str, message: str) -> None:
+    """Missing data, tokenizer or parser, or a vocabulary that does not fit, end the run with one line, code 2."""
+    output = run("python", recipe, override, cwd=tmp_path, code=2)
+    assert re.search(message, output), output
+    assert "Traceback" not in output
+
+
+def test_wheel_brings_the_hook(recipe: Path, tmp_path: Path) -> None:
+    """A normal install from the wheel, not only an editable one, lets Python run a recipe, and uninstalling
+    takes the hook away."""
+    root = RECIPES.parent
+    source = tmp_path / "source"
+    shutil.copytree(root, source, ignore=shutil.ignore_patterns(".*", "demo", "data", "runs", "tests"))
+    run("python", "-m", "hatchling", "build", "-t", "wheel", "-d", tmp_path / "dist", cwd=source)
+    (wheel,) = (tmp_path / "dist").glob("*.whl")
+    run("uv", "venv", "--python", sys.executable, tmp_path / "venv", cwd=tmp_path)
+    python = tmp_path / "venv" / "bin" / "python"
+    run("uv", "pip", "install", "--offline", "--no-deps", "--python", python, wheel, cwd=tmp_path)
+    packages = Path(torch.__file__).parent.parent  # .pth files of a PYTHONPATH entry are not read: only ours is
+    command = [python, recipe, "max_sq_len=1"]
+    ran = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(packages)})
+    assert (ran.returncode, ran.stderr.splitlines()[-1]) == (
+        2,
+        "error: max_sq_len: unknown key (value 1); the nearest known key is max_seq_len",
+    )
+    run("uv", "pip", "uninstall", "--python", python, "lacy-stream", cwd=tmp_path)
+    ran = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(packages)})
+    assert "SyntaxError" in ran.stderr or "NameError" in ran.stderr
+    assert not list((tmp_path / "venv").glob("lib/*/site-packages/*lacy*"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["Ctrl-C", "SIGTERM", "SIGKILL of the trainer", "SIGKILL of all"])
+def test_stopped_run_leaves_nobody(recipe: Path, tmp_path: Path, how: str) -> None:
+    """However a run is stopped, it ends in time, no process of it is left, nothing is left in /dev/shm, and the same
+    command works again."""
+    before = set(os.listdir("/dev/shm"))
+    command = [BIN / "composer", recipe, "max_duration=100000ba", "eval_interval=100000ba"]
+    launcher = subprocess.Popen(
+        command, cwd=tmp_path, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    log = tmp_path / "log-rank0.txt"
+    deadline = time.monotonic() + 120
+    while not (log.exists() and len(logged(log, "loss/train/total")) > 3):
+        assert time.monotonic() < deadline and launcher.poll() is None, "the run did not start"
+        time.sleep(0.2)
+    family = psutil.Process(launcher.pid).children(recursive=True)
+    assert len(family) >= 2, "the trainer and its worker"
+    if how == "Ctrl-C":
+        os.killpg(launcher.pid, signal.SIGINT)
+    elif how == "SIGTERM":
+        launcher.terminate()
+    elif how == "SIGKILL of the trainer":
+        family[0].kill()
+    else:
+        os.killpg(launcher.pid, signal.SIGKILL)
+    launcher.wait(timeout=60)
+    _, alive = psutil.wait_procs(family, timeout=10)
+    assert not alive, alive
+    assert set(os.listdir("/dev/shm")) <= before
+    if how == "SIGKILL of all":
+        run("composer", recipe, "max_duration=1ba", "eval_loader=null", cwd=tmp_path)
