@@ -13,6 +13,8 @@ import hashlib
 import json
 import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -136,8 +138,12 @@ class Shards:
         return self._orders[epoch]
 
     def _load_index(self) -> list[Any]:
+        # Every process may be the one that downloads the index: under the lock, whoever comes first does. Streaming
+        # leaves it to the first rank of a run, and two runs that fill the same cache do not know of each other.
+        leader = World(num_nodes=1, ranks_per_node=1, workers_per_rank=1, worker=0)
         try:
-            readers = self._stream.get_shards(World.detect(), allow_unsafe_types=False)
+            with self._one_at_a_time("index.json") if self._stream.remote else nullcontext():
+                readers = self._stream.get_shards(leader, allow_unsafe_types=False)
         except Exception as error:
             raise DataError(
                 f"no usable MDS index at {self._where}: {error}. Make one with `lacy-stream prepare SOURCE --out DIR`."
@@ -158,14 +164,22 @@ class Shards:
         name = reader.file_pairs[0][0].basename
         try:
             if shard not in self._ready and not self._is_plain_local(reader):
-                # One of the ranks on a node fetches, the others wait; the kernel frees the lock of a dead one.
-                with open(os.path.join(self._stream.local, self._stream.split, f".{name}.lock"), "w") as lock:
-                    fcntl.flock(lock, fcntl.LOCK_EX)
+                with self._one_at_a_time(name):
                     self._fetch(reader)
                 self._ready.add(shard)
             return reader.get_item(index)
         except Exception as error:
             raise DataError(f"shard {name} of {self._where} cannot be read: {type(error).__name__}: {error}") from error
+
+    @contextmanager
+    def _one_at_a_time(self, name: str) -> Iterator[None]:
+        """Of all processes on a node that share the cache, one fetches a file and the others wait for it; the kernel
+        frees the lock of a dead one."""
+        folder = os.path.join(self._stream.local, self._stream.split)
+        os.makedirs(folder, exist_ok=True)
+        with open(os.path.join(folder, f".{name}.lock"), "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
 
     def _is_plain_local(self, reader: Any) -> bool:
         """Whether a shard lies there complete and uncompressed, as on a read-only mount: nothing to be written."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -149,6 +150,15 @@ def test_damaged_source_is_left_alone(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="shard.00001.mds.*Checksum"):
         ids(Shards(remote))
     assert path.read_bytes() == damaged
+
+
+def test_many_open_the_same_empty_cache(tmp_path: Path) -> None:
+    """Whoever opens a cache while another fetches its index waits for it, and never reads half an index."""
+    remote = write(tmp_path / "remote", count=400, size_limit=100)  # a shard a document: an index of 100 kB
+    for turn in range(5):
+        with ThreadPoolExecutor(8) as threads:
+            opened = threads.map(lambda _, local=tmp_path / f"local-{turn}": Shards(local, str(remote)), range(8))
+            assert [len(shards) for shards in opened] == [400] * 8
 
 
 def test_two_processes_share_a_cache(tmp_path: Path) -> None:
