@@ -1,0 +1,2 @@
+"""engine"""
+from annotator.engine.engine import Engine

@@ -1,0 +1,367 @@
+"""The two transition systems: arc-eager for the parse, BILUO for the entities.
+
+Both are greedy: the state (a few words) is scored, the best valid move is taken, until nothing is left. The order of
+moves, the rules of validity and the words of a state are those of spaCy's ``arc_eager.pyx``, ``ner.pyx`` and
+``_state.pxd``; only what is valid is scored.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from annotator.engine.compiled import kernel, vector_kernel
+from annotator.engine.structure import Floats, Transitions, UnknownPipelineError
+
+SHIFT, REDUCE, LEFT, RIGHT, BREAK = range(5)
+BEGIN, IN, LAST, UNIT, OUT, NEVER = range(6)
+
+
+class ParserMoves(NamedTuple):
+    """``kind`` of each move (SHIFT ... BREAK), ascending, and the label that it gives, int32 [moves]."""
+
+    kind: NDArray[np.int32]
+    label: NDArray[np.int32]
+    labels: tuple[str, ...]  # 0 is the root's
+
+
+class EntityMoves(NamedTuple):
+    """``kind`` of each move (BEGIN ... NEVER) and its entity type, int32 [moves]; 0 is no entity."""
+
+    kind: NDArray[np.int32]
+    label: NDArray[np.int32]
+    labels: tuple[str, ...]
+    inside: NDArray[np.int32]  # type -> its move IN
+    last: NDArray[np.int32]  # type -> its move LAST
+
+
+def parser_moves(transitions: Transitions) -> ParserMoves:
+    """Read the names of arc-eager moves: "S", "D", "L-nsubj", "R-dobj", "B-ROOT"."""
+    kind = ["SDLRB".index(name[0]) for name in transitions.moves]
+    if kind != sorted(kind) or kind[:2] != [SHIFT, REDUCE] or kind[2:].count(REDUCE) or kind.count(BREAK) != 1:
+        raise UnknownPipelineError(f"moves of the parser: {transitions.moves}")
+    labels = {"ROOT": 0}
+    label = [
+        labels.setdefault(name[2:], len(labels)) if move in (LEFT, RIGHT) else 0
+        for name, move in zip(transitions.moves, kind, strict=True)
+    ]
+    if "subtok" in labels or transitions.moves[-1] != "B-ROOT":
+        raise UnknownPipelineError(f"moves of the parser: {transitions.moves}")
+    return ParserMoves(np.array(kind, dtype=np.int32), np.array(label, dtype=np.int32), tuple(labels))
+
+
+def entity_moves(transitions: Transitions) -> EntityMoves:
+    """Read the names of BILUO moves: "B-ORG", "I-ORG", "L-ORG", "U-ORG", "O", and "U-", which is never valid."""
+    labels = {"": 0}
+    kind, label = [], []
+    for name in transitions.moves:
+        if name == "O":
+            kind.append(OUT)
+            label.append(0)
+        elif name == "U-":
+            kind.append(NEVER)
+            label.append(0)
+        elif name[:2] in ("B-", "I-", "L-", "U-"):
+            kind.append("BILU".index(name[0]))
+            label.append(labels.setdefault(name[2:], len(labels)))
+        else:
+            raise UnknownPipelineError(f"move {name} of the entity recogniser")
+    inside, last = np.full((2, len(labels)), -1, dtype=np.int32)
+    for move, (k, of) in enumerate(zip(kind, label, strict=True)):
+        if k == IN:
+            inside[of] = move
+        elif k == LAST:
+            last[of] = move
+    if (inside[1:] < 0).any() or (last[1:] < 0).any():
+        raise UnknownPipelineError(f"moves of the entity recogniser: {transitions.moves}")
+    return EntityMoves(
+        np.array(kind, dtype=np.int32), np.array(label, dtype=np.int32), tuple(labels), inside, last
+    )  # fmt: skip
+
+
+def state_features(hidden: Floats, transitions: Transitions, blockwise) -> Floats:
+    """What each row adds to a state in each role, [rows + 1, F * 2 * H]: the last row stands for a missing word."""
+    out = np.empty((len(hidden) + 1, transitions.features.shape[1]), dtype=np.float32)
+    blockwise(hidden, transitions.features, None, out[:-1])
+    out[-1] = transitions.padding
+    return out
+
+
+@vector_kernel
+def _hidden_of_8(features, a, b, c, d, e, f, g, h, bias, state):
+    """Sum of the eight words' features, maxout of two pieces."""
+    n = len(state)
+    m = 2 * n
+    for j in range(n):
+        k = n + j
+        one = (
+            features[a, j] + features[b, m + j] + features[c, 2 * m + j] + features[d, 3 * m + j]
+            + features[e, 4 * m + j] + features[f, 5 * m + j] + features[g, 6 * m + j] + features[h, 7 * m + j]
+            + bias[j]
+        )  # fmt: skip
+        two = (
+            features[a, k] + features[b, m + k] + features[c, 2 * m + k] + features[d, 3 * m + k]
+            + features[e, 4 * m + k] + features[f, 5 * m + k] + features[g, 6 * m + k] + features[h, 7 * m + k]
+            + bias[k]
+        )  # fmt: skip
+        state[j] = max(one, two)
+
+
+@vector_kernel
+def _hidden_of_3(features, a, b, c, bias, state):
+    """Sum of the three words' features, maxout of two pieces."""
+    n = len(state)
+    m = 2 * n
+    for j in range(n):
+        k = n + j
+        one = features[a, j] + features[b, m + j] + features[c, 2 * m + j] + bias[j]
+        two = features[a, k] + features[b, m + k] + features[c, 2 * m + k] + bias[k]
+        state[j] = max(one, two)
+
+
+@vector_kernel
+def _score_all(state, weight, bias, scores):
+    """Scores of all moves: weight is [H, M]."""
+    m = len(scores)
+    for i in range(m):
+        scores[i] = bias[i]
+    for k in range(0, len(state), 4):
+        a, b, c, d = state[k], state[k + 1], state[k + 2], state[k + 3]
+        for i in range(m):
+            scores[i] += a * weight[k, i] + b * weight[k + 1, i] + c * weight[k + 2, i] + d * weight[k + 3, i]
+
+
+@kernel
+def _score_one(state, weight, bias, move):
+    """Score of one move, rounded as ``_score_all`` does."""
+    score = bias[move]
+    for k in range(0, len(state), 4):
+        score += (
+            state[k] * weight[k, move] + state[k + 1] * weight[k + 1, move]
+            + state[k + 2] * weight[k + 2, move] + state[k + 3] * weight[k + 3, move]
+        )  # fmt: skip
+    return score
+
+
+@kernel
+def parse(features, state_bias, weight, bias, kind, label, first_row, first_word, head, dep):
+    """Arc-eager parse of each text.
+
+    Args:
+        features: [rows + 1, 8 * 2 * H], see ``state_features``.
+        kind, label: see ``ParserMoves``.
+        first_row, first_word: int64 [texts], int64 [texts + 1]: where each text's rows and words begin.
+        head, dep: int32 [words], filled: head within the text, its own index for a root; raw label.
+
+    Returns:
+        bool [texts]: texts in which spaCy's bookkeeping of replaced arcs would be inexact (not seen so far).
+    """
+    texts = len(first_row)
+    longest = 0
+    for t in range(texts):
+        longest = max(longest, first_word[t + 1] - first_word[t])
+    missing = len(features) - 1
+    moves = len(kind)
+    first_left = 2
+    first_right = 2
+    while kind[first_right] == 2:
+        first_right += 1
+    break_move = moves - 1
+    state = np.empty(weight.shape[0], dtype=np.float32)
+    scores = np.empty(weight.shape[1], dtype=np.float32)
+    stack = np.empty(longest + 1, dtype=np.int64)
+    again = np.empty(longest + 1, dtype=np.int64)  # words that were put back, in front of the buffer
+    unshiftable = np.empty(longest + 1, dtype=np.bool_)
+    sentence = np.empty(longest + 2, dtype=np.bool_)
+    # The children of each word, newest first, as linked lists.
+    newest_left = np.empty(longest + 1, dtype=np.int64)
+    newest_right = np.empty(longest + 1, dtype=np.int64)
+    older = np.empty(longest + 1, dtype=np.int64)
+    inexact = np.zeros(texts, dtype=np.bool_)
+    for t in range(texts):
+        base = first_row[t]
+        words = first_word[t + 1] - first_word[t]
+        heads = head[first_word[t] : first_word[t + 1]]
+        deps = dep[first_word[t] : first_word[t + 1]]
+        for i in range(words):
+            heads[i] = -1
+            deps[i] = 0
+            unshiftable[i] = False
+            sentence[i] = False
+            newest_left[i] = -1
+            newest_right[i] = -1
+            older[i] = -1
+        if words:
+            sentence[0] = True
+        depth = 0
+        put_back = 0
+        next_word = 0
+        while depth > 0 or put_back > 0 or next_word < words:
+            left_over = words - next_word + put_back
+            b0 = -1
+            b1 = -1
+            if put_back > 0:
+                b0 = again[put_back - 1]
+                if put_back > 1:
+                    b1 = again[put_back - 2]
+                elif next_word < words:
+                    b1 = next_word
+            elif next_word < words:
+                b0 = next_word
+                if next_word + 1 < words:
+                    b1 = next_word + 1
+            s0 = stack[depth - 1] if depth > 0 else -1
+            opens = b0 >= 0 and sentence[b0]
+            can_shift = depth == 0 or (left_over >= 2 and not opens and not unshiftable[b0])
+            can_reduce = depth > 0
+            can_attach = depth > 0 and left_over > 0 and not opens
+            can_break = left_over >= 2 and b1 == b0 + 1 and not sentence[b1]
+            move = -1
+            if not can_attach and not can_break:
+                if not can_reduce:
+                    move = 0
+                elif not can_shift:
+                    move = 1
+            if move < 0:
+                s1 = stack[depth - 2] if depth > 1 else -1
+                s2 = stack[depth - 3] if depth > 2 else -1
+                lb = newest_left[b0] if b0 >= 0 else -1
+                ls = newest_left[s0] if s0 >= 0 else -1
+                rs = newest_right[s0] if s0 >= 0 else -1
+                _hidden_of_8(
+                    features,
+                    base + b0 if b0 >= 0 else missing,
+                    base + b1 if b1 >= 0 else missing,
+                    base + s0 if s0 >= 0 else missing,
+                    base + s1 if s1 >= 0 else missing,
+                    base + s2 if s2 >= 0 else missing,
+                    base + lb if lb >= 0 else missing,
+                    base + ls if ls >= 0 else missing,
+                    base + rs if rs >= 0 else missing,
+                    state_bias,
+                    state,
+                )  # fmt: skip
+                _score_all(state, weight, bias, scores)
+                best = np.float32(-np.inf)
+                if can_shift and scores[0] > best:
+                    best = scores[0]
+                    move = 0
+                if can_reduce and scores[1] > best:
+                    best = scores[1]
+                    move = 1
+                if can_attach:
+                    for i in range(first_left, break_move):
+                        if scores[i] > best:
+                            best = scores[i]
+                            move = i
+                if can_break and scores[break_move] > best:
+                    move = break_move
+            if move == 0:
+                if put_back > 0:
+                    put_back -= 1
+                else:
+                    next_word += 1
+                stack[depth] = b0
+                depth += 1
+            elif move == 1:
+                depth -= 1
+                if heads[s0] < 0 and depth > 0:
+                    unshiftable[s0] = True
+                    again[put_back] = s0
+                    put_back += 1
+            elif move == break_move:
+                sentence[b1] = True
+            else:
+                left = move < first_right
+                parent = b0 if left else s0
+                child = s0 if left else b0
+                former = heads[child]
+                if former >= 0:
+                    if former > child:
+                        if newest_left[former] == child:
+                            newest_left[former] = older[child]
+                        else:
+                            inexact[t] = True
+                    elif newest_right[former] == child:
+                        newest_right[former] = older[child]
+                    else:
+                        inexact[t] = True
+                heads[child] = parent
+                deps[child] = label[move]
+                if left:
+                    older[child] = newest_left[parent]
+                    newest_left[parent] = child
+                    unshiftable[b0] = False
+                    depth -= 1
+                else:
+                    older[child] = newest_right[parent]
+                    newest_right[parent] = child
+                    if put_back > 0:
+                        put_back -= 1
+                    else:
+                        next_word += 1
+                    stack[depth] = b0
+                    depth += 1
+        for i in range(words):
+            if heads[i] < 0:
+                heads[i] = i
+                deps[i] = 0
+    return inexact
+
+
+@kernel
+def entities(
+    features, state_bias, weight, bias, kind, label, inside, last, first_row, first_word, sent_start, space, ent, ent_start
+):
+    """Entities of each text: ``ent`` int32 [words] is filled with types, ``ent_start`` bool [words] with first words.
+
+    An entity does not cross the start of a sentence, and neither begins with white space.
+    """
+    missing = len(features) - 1
+    moves = len(kind)
+    state = np.empty(weight.shape[0], dtype=np.float32)
+    scores = np.empty(weight.shape[1], dtype=np.float32)
+    for t in range(len(first_row)):
+        begin = first_word[t]
+        words = first_word[t + 1] - begin
+        base = first_row[t]
+        opened = -1
+        of = 0
+        for i in range(words):
+            w = begin + i
+            ent[w] = 0
+            ent_start[w] = False
+            ends = i + 1 >= words or sent_start[w + 1]
+            if opened >= 0:
+                move = last[of]
+                if not ends:
+                    _hidden_of_3(features, base + i, base + opened, base + i - 1, state_bias, state)
+                    into = inside[of]
+                    stay = _score_one(state, weight, bias, into)
+                    close = _score_one(state, weight, bias, last[of])
+                    if stay > close or (stay == close and into < last[of]):
+                        move = into
+                ent[w] = of
+                if kind[move] == 2:
+                    opened = -1
+                continue
+            if space[w]:
+                continue
+            _hidden_of_3(features, base + i, missing, missing, state_bias, state)
+            _score_all(state, weight, bias, scores)
+            best = np.float32(-np.inf)
+            move = -1
+            for m in range(moves):
+                k = kind[m]
+                if (k == 3 or k == 4 or (k == 0 and not ends)) and scores[m] > best:
+                    best = scores[m]
+                    move = m
+            k = kind[move]
+            if k != 4:
+                of = label[move]
+                ent[w] = of
+                ent_start[w] = True
+                if k == 0:
+                    opened = i
