@@ -123,6 +123,13 @@ class Words:
     def __len__(self) -> int:
         return len(self.start)
 
+    def same(self, other: Words) -> bool:
+        """Whether both say the same about the same words; forms may be numbered differently."""
+        names = ("start", "end", "pos", "dep", "head", "ent", "ent_start", "sent_start", "flags", "chunks")
+        return all(np.array_equal(getattr(self, name), getattr(other, name)) for name in names) and (
+            [self.forms[i] for i in self.form] == [other.forms[i] for i in other.form]
+        )
+
     @staticmethod
     def empty() -> Words:
         """The words of a text without words."""

