@@ -69,7 +69,7 @@ class Engine:
     version = VERSION
 
     def __init__(
-        self, nlp: Any, flags: Callable[..., Any], max_chunks: int = 400_000, max_vectors: int = 24_576
+        self, nlp: Any, flags: Callable[..., Any], max_chunks: int = 400_000, max_vectors: int = 32_768
     ) -> None:
         self._pipeline = pipeline = read_pipeline(nlp)
         announce_compile()
@@ -112,6 +112,7 @@ class Engine:
             "words": lexicon.words,
             "chunk_hit_rate": 1 - lexicon.new / max(lexicon.seen, 1),
             "vector_hit_rate": 1 - vectors.computed / max(vectors.looked_up, 1),
+            "texts_tokenised_whole": lexicon.whole,
             "chunk_evictions": lexicon.evictions,
             "vector_evictions": vectors.evictions,
         }

@@ -3,10 +3,15 @@
 spaCy's tokenizer cuts a text at every change between white space and other characters, and tokenises each chunk on
 its own; a single space behind a chunk is a flag of its last word. So a chunk that was seen before needs no tokenizer.
 Chunks that were not are put through spaCy's own, all new ones of a batch at once.
+
+One thing reaches over a chunk: spaCy's matcher of special cases (":-)", "it's"). A match over two chunks changes
+nothing itself, but keeps an overlapping match within one of them from its effect: in "( :)" for instance. Texts in
+which that could be (``_Joints``) go through spaCy's tokenizer as a whole.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -20,6 +25,7 @@ _BETWEEN = " \n "
 _SPACES = np.zeros(0x3001, dtype=np.bool_)
 _SPACES[[c for c in range(len(_SPACES)) if chr(c).isspace()]] = True
 _SMALLEST = 1 << 12
+_ORTH = 65  # spaCy's number of the attribute, by which special cases spell their words
 
 
 class Spelling(NamedTuple):
@@ -33,6 +39,56 @@ class Spelling(NamedTuple):
     word: NDArray[np.int32]
     start: NDArray[np.int32]
     length: NDArray[np.int32]
+
+
+class _Joints:
+    """Neighbouring words of the tokenizer's special cases, to tell where one could reach over two chunks.
+
+    ``left`` and ``right`` number the words that are first and second of such a pair, from 1; ``pairs`` is bool
+    [left + 1, right + 1].
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._plain = type(tokenizer)(
+            tokenizer.vocab,
+            rules={},
+            prefix_search=tokenizer.prefix_search,
+            suffix_search=tokenizer.suffix_search,
+            infix_finditer=tokenizer.infix_finditer,
+            token_match=tokenizer.token_match,
+            url_match=tokenizer.url_match,
+        )
+        matched = [
+            rule
+            for rule in tokenizer.rules
+            if tokenizer.find_prefix(rule) or tokenizer.find_infix(rule) or tokenizer.find_suffix(rule) or " " in rule
+        ]
+        strings = tokenizer.vocab.strings
+        pairs = set()
+        self.single: set[int] = set()  # what a special case makes, if it is one word
+        self.double: set[tuple[int, int]] = set()  # the first two of its words
+        for rule in matched:
+            spelled = [word.orth for word in self._plain(rule)]
+            pairs.update(itertools.pairwise(spelled))
+            made = [strings.add(part[_ORTH]) for part in tokenizer.rules[rule]]
+            if len(made) == 1:
+                self.single.add(made[0])
+            else:
+                self.double.add((made[0], made[1]))
+        self.left = {word: number for number, word in enumerate(sorted({a for a, _ in pairs}), start=1)}
+        self.right = {word: number for number, word in enumerate(sorted({b for _, b in pairs}), start=1)}
+        self.pairs = np.zeros((len(self.left) + 1, len(self.right) + 1), dtype=np.bool_)
+        for a, b in pairs:
+            self.pairs[self.left[a], self.right[b]] = True
+
+    def special(self, words: list[int]) -> bool:
+        """Whether a chunk of these words may hold a special case."""
+        return not self.single.isdisjoint(words) or not self.double.isdisjoint(itertools.pairwise(words))
+
+    def plain_ends(self, chunk: str) -> tuple[int, int]:
+        """First and last word of a chunk without special cases."""
+        doc = self._plain(chunk)
+        return doc[0].orth, doc[-1].orth
 
 
 class Lexicon:
@@ -54,7 +110,8 @@ class Lexicon:
         self._flags = flags
         self._named = {form: number for number, form in enumerate(named, start=1)}
         self._limit = limit
-        self.seen = self.new = self.evictions = 0
+        self._joints = _Joints(nlp.tokenizer)
+        self.seen = self.new = self.evictions = self.whole = 0
         self.changes = 0  # of the numbers of words: whoever keeps them has to look again
         self._clear()
 
@@ -65,6 +122,7 @@ class Lexicon:
         self._keys = np.zeros((_SMALLEST, 2), dtype=np.uint64)
         self._uses = np.zeros(_SMALLEST, dtype=np.int32)
         self._first = np.zeros(_SMALLEST + 1, dtype=np.int32)  # chunk -> first of its words in the next three
+        self._ends = np.zeros((_SMALLEST, 5), dtype=np.int16)  # see _mark_ends
         self._chunk_word = np.zeros(_SMALLEST, dtype=np.int32)
         self._chunk_start = np.zeros(_SMALLEST, dtype=np.int32)
         self._chunk_length = np.zeros(_SMALLEST, dtype=np.int32)
@@ -109,7 +167,24 @@ class Lexicon:
             found, chunks_of_text, ends, self._first, self._chunk_word, self._chunk_start, self._chunk_length,
             word, start, length,
         )  # fmt: skip
-        return Spelling(first_word, word, start, length)
+        spelling = Spelling(first_word, word, start, length)
+        joined_texts = np.flatnonzero(_reaching(found, chunks_of_text, self._ends, self._joints.pairs))
+        return self._spell_whole(texts, spelling, joined_texts.tolist()) if len(joined_texts) else spelling
+
+    def _spell_whole(self, texts: list[str], spelling: Spelling, which: list[int]) -> Spelling:
+        """The same with some texts put through spaCy's tokenizer as they are."""
+        self.whole += len(which)
+        parts = [
+            tuple(column[begin:end] for column in spelling[1:]) for begin, end in itertools.pairwise(spelling.first_word)
+        ]
+        for t in which:
+            with self._nlp.memory_zone():
+                doc = self._nlp.tokenizer(texts[t])
+                table = doc.to_array(["IDX", "LENGTH", *_FIXED, *self.columns]).reshape(len(doc), -1)
+                place = table[:, :2].astype(np.int32)
+                parts[t] = (self._enter(table[:, 2:]), place[:, 0], place[:, 1])
+        first_word = np.append(0, np.cumsum([len(part[0]) for part in parts]))
+        return Spelling(first_word, *(np.concatenate(column) for column in zip(*parts, strict=True)))
 
     def _reserve_chunks(self, count: int) -> None:
         if count > len(self._keys):
@@ -117,6 +192,7 @@ class Lexicon:
             self._keys = _grown(self._keys, size)
             self._uses = _grown(self._uses, size)
             self._first = _grown(self._first, size + 1)
+            self._ends = _grown(self._ends, size)
         if 2 * len(self._keys) > len(self._slots):
             self._slots = np.full(4 * len(self._keys), -1, dtype=np.int32)
             _fill_slots(self._keys, self.chunks, self._slots)
@@ -143,6 +219,7 @@ class Lexicon:
         counts = np.bincount(owner, minlength=len(strings))
         if (counts == 0).any():
             raise ValueError(f"the tokenizer made no word of {strings[int(np.argmin(counts))]!r}")
+        self._mark_ends(table[:, 0], np.append(0, np.cumsum(counts)), strings)
         offset = int(self._first[self.chunks])
         size = offset + len(numbers)
         if size > len(self._chunk_word):
@@ -153,6 +230,21 @@ class Lexicon:
         self._chunk_length[offset:size] = length
         self._first[self.chunks + 1 : self.chunks + len(strings) + 1] = offset + np.cumsum(counts)
         self.chunks += len(strings)
+
+    def _mark_ends(self, orth: NDArray[np.uint64], first: NDArray[np.int64], strings: list[str]) -> None:
+        """Note of each new chunk whether it may hold a special case, and the joint numbers of its first and last
+        word, with special cases and without: [special, first, plain first, last, plain last]."""
+        joints = self._joints
+        orths, bounds = orth.tolist(), first.tolist()
+        for i, string in enumerate(strings):
+            words = orths[bounds[i] : bounds[i + 1]]
+            begin, end = words[0], words[-1]
+            special = joints.special(words)
+            plain_begin, plain_end = joints.plain_ends(string) if special else (begin, end)
+            left, right = joints.left.get, joints.right.get
+            self._ends[self.chunks + i] = (
+                special, right(begin, 0), right(plain_begin, 0), left(end, 0), left(plain_end, 0)
+            )  # fmt: skip
 
     def _tokenise(self, text: str, owners: list[int], strings: list[str]) -> tuple[NDArray[Any], ...]:
         """Owner, start within it, length, and attributes of each word of chunks that are joined in a text."""
@@ -215,6 +307,7 @@ class Lexicon:
         old_forms, forms = np.unique(self.form[old_words], return_inverse=True)
         state = {
             "keys": self._keys[kept], "uses": self._uses[kept] // 2, "counts": counts[kept],
+            "ends": self._ends[kept],
             "start": self._chunk_start[: self._first[n]][entries],
             "length": self._chunk_length[: self._first[n]][entries],
             "columns": [column[old_words] for column in (self.features, self.flags, self.space, self.named)],
@@ -235,6 +328,7 @@ class Lexicon:
         self._chunk_word = _grown(words.astype(np.int32), size)
         self._chunk_start, self._chunk_length = _grown(state["start"], size), _grown(state["length"], size)
         self._keys, self._uses = _grown(state["keys"], size), _grown(state["uses"], size)
+        self._ends = _grown(state["ends"], size)
         self._first = _grown(np.append(0, np.cumsum(state["counts"])).astype(np.int32), size + 1)
         self._slots = np.full(4 * size, -1, dtype=np.int32)
         _fill_slots(self._keys, self.chunks, self._slots)
@@ -351,3 +445,18 @@ def _list_words(found, chunks_of_text, ends, first, chunk_word, chunk_start, chu
                 length[n] = chunk_length[e]
                 n += 1
         begin = ends[t]
+
+
+@kernel
+def _reaching(found, chunks_of_text, ends, pairs):
+    """The texts in which a special case could reach over two chunks; bool [texts]."""
+    out = np.zeros(len(chunks_of_text) - 1, dtype=np.bool_)
+    for t in range(len(out)):
+        for k in range(chunks_of_text[t] + 1, chunks_of_text[t + 1]):
+            a, b = found[k - 1, 0], found[k, 0]
+            if ends[a, 0] or ends[b, 0]:
+                for i in (3, 4):
+                    for j in (1, 2):
+                        if pairs[ends[a, i], ends[b, j]]:
+                            out[t] = True
+    return out
