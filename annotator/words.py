@@ -11,7 +11,7 @@ import re
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import spacy
@@ -309,9 +309,7 @@ def _read(doc: Doc, offset: int, codes: _LabelCodes) -> Words:
     )
 
 
-def lexical_flags(
-    columns: NDArray[np.uint64], shape: NDArray[np.uint64], strings: StringStore
-) -> NDArray[np.uint8]:
+def lexical_flags(columns: NDArray[Any], shape: NDArray[np.uint64], strings: StringStore) -> NDArray[np.uint8]:
     """``Flag`` bits [n] from IS_SPACE, IS_PUNCT, IS_ALPHA, LIKE_NUM [n, 4] and SHAPE [n]."""
     flags = _shape_flags(shape, strings)
     for bit, column in zip(_FLAG_COLUMNS.values(), columns.T, strict=True):

@@ -17,8 +17,8 @@ the hashes that the network reads, ``Flag`` bits, the lower-cased form.
 entity recogniser. Each embeds a word as the sum of four rows of a hash table for each of its attributes (norm,
 prefix, suffix, shape, space behind, is white space), mixes these (maxout of 3 pieces, layer norm) to 96 numbers, and
 puts four convolutions on top: ``x + norm(maxout(W [left, own, right]))``, each over three words. Embedding, mixer and
-the first convolution's three products depend on the spelling alone: they are looked up (``vectors.py``). The other three
-convolutions are products of [256, 288] x [288, 288], three fifths of all time, and cannot be remembered: they
+the first convolution's three products depend on the spelling alone: they are looked up (``vectors.py``). The other
+three convolutions are products of [256, 288] x [288, 288], three fifths of all time, and cannot be remembered: they
 depend on up to nine words. Between two texts lie four rows of zeros, one for each convolution, as in spaCy.
 
 **3. Tags, parse, entities** (``transitions.py``). The tag is the highest of 50 scores. The parser is arc-eager:

@@ -13,7 +13,7 @@ from annotator.engine.compiled import announce_compile, kernel
 from annotator.engine.lexicon import Lexicon, Spelling
 from annotator.engine.network import BLOCK, Network, blockwise
 from annotator.engine.ruler import apply_rules, read_patterns
-from annotator.engine.structure import Floats, read_pipeline
+from annotator.engine.structure import read_pipeline
 from annotator.engine.transitions import entities, entity_moves, parse, parser_moves, state_features
 from annotator.engine.tree import finish_trees, noun_chunks
 from annotator.engine.vectors import VectorTable
@@ -122,17 +122,17 @@ class Engine:
         out: list[Words] = []
         for group in _groups(segments):
             analysis = self.analyse([text for text, _ in group])
-            mark = time.perf_counter()
+            mark = time.process_time()
             out += self._as_words(analysis, [offset for _, offset in group])
-            self.seconds["words"] += time.perf_counter() - mark
+            self.seconds["words"] += time.process_time() - mark
         return out
 
     def analyse(self, texts: list[str]) -> Analysis:
         """What the pipeline says about texts."""
-        marks = [time.perf_counter()]
+        marks = [time.process_time()]
         pipeline, lexicon = self._pipeline, self._lexicon
         spelling = lexicon.spell(texts)
-        marks.append(time.perf_counter())
+        marks.append(time.process_time())
         first_word = spelling.first_word
         n = len(spelling.word)
         space = lexicon.space[spelling.word]
@@ -143,9 +143,9 @@ class Engine:
         row_words = np.full(rows, -1, dtype=np.int32)
         row_words[row_of] = spelling.word
         self._first_layer(row_words)
-        marks.append(time.perf_counter())
+        marks.append(time.process_time())
         shared, own = (network.finish(rows) for network in self._networks)
-        marks.append(time.perf_counter())
+        marks.append(time.process_time())
 
         tag = _best(blockwise(shared, pipeline.tagger, pipeline.tagger_bias), row_of)
         hidden = blockwise(shared, pipeline.parser.linear, pipeline.parser.linear_bias)
@@ -161,9 +161,7 @@ class Engine:
             raise InexactError(f"text {int(np.argmax(inexact))} of {len(texts)}: an arc was replaced late")
         left_edge = np.empty(n, dtype=np.int32)
         sent_start = np.empty(n, dtype=np.bool_)
-        finish_trees(
-            first_word, head, dep, self._decorated, self._plain, self._wanted, space, left_edge, sent_start
-        )
+        finish_trees(first_word, head, dep, self._decorated, self._plain, self._wanted, space, left_edge, sent_start)
         pos = np.empty(n, dtype=np.uint8)
         new_dep = np.empty(n, dtype=np.int32)
         ruler = self._ruler
@@ -176,7 +174,7 @@ class Engine:
         noun_chunks(
             first_word, head, new_dep, left_edge, self._nominal[pos], self._argument, self._conj, chunks, first_chunk
         )
-        marks.append(time.perf_counter())
+        marks.append(time.process_time())
 
         hidden = blockwise(own, pipeline.ner.linear, pipeline.ner.linear_bias)
         features = state_features(hidden, pipeline.ner, blockwise)
@@ -187,7 +185,7 @@ class Engine:
             features, system.state_bias, system.scores, system.scores_bias, names.kind, names.label, names.inside,
             names.last, first_row, first_word, sent_start, space, ent, ent_start,
         )  # fmt: skip
-        marks.append(time.perf_counter())
+        marks.append(time.process_time())
         for name, seconds in zip(("spelling", "vectors", "network", "parse", "entities"), np.diff(marks), strict=True):
             self.seconds[name] += float(seconds)
         return Analysis(spelling, tag, head, new_dep, pos, sent_start, ent, ent_start, chunks, first_chunk)
@@ -215,9 +213,7 @@ class Engine:
         form = np.empty(len(spelling.word), dtype=np.int32)
         distinct = np.empty(len(spelling.word), dtype=np.int32)
         first_form = np.empty(len(offsets) + 1, dtype=np.int64)
-        _number_forms(
-            first_word, lexicon.form[spelling.word], self._stamp, self._texts, form, distinct, first_form
-        )
+        _number_forms(first_word, lexicon.form[spelling.word], self._stamp, self._texts, form, distinct, first_form)
         self._texts += len(offsets)
         forms = lexicon.forms
         names = [forms[i] for i in distinct[: first_form[-1]].tolist()]

@@ -135,6 +135,7 @@ class Lexicon:
         self.forms: list[str] = []
         self._form_number: dict[str, int] = {}
         self.changes += 1
+        _fill_slots(self._keys, 0, self._slots)  # compiles it at the start, not in the middle of a run
 
     def spell(self, texts: list[str]) -> Spelling:
         """Cut texts into words."""
@@ -175,7 +176,8 @@ class Lexicon:
         """The same with some texts put through spaCy's tokenizer as they are."""
         self.whole += len(which)
         parts = [
-            tuple(column[begin:end] for column in spelling[1:]) for begin, end in itertools.pairwise(spelling.first_word)
+            tuple(column[begin:end] for column in spelling[1:])
+            for begin, end in itertools.pairwise(spelling.first_word)
         ]
         for t in which:
             with self._nlp.memory_zone():

@@ -72,9 +72,7 @@ class Network:
         ``slots`` are those of the row before, of each row, and of the row behind; slot 0 holds the padding's zeros.
         """
         layer = self._weights.convolutions[0]
-        _sum_products(
-            slots, start, rows, embedded, products, layer.bias, layer.gain, layer.shift, self._windows[0]
-        )
+        _sum_products(slots, start, rows, embedded, products, layer.bias, layer.gain, layer.shift, self._windows[0])
 
     def finish(self, rows: int) -> Floats:
         """The other convolutions; returns the vectors [rows, width]."""

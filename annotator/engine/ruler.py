@@ -127,7 +127,9 @@ def _holds(condition: Any, value: Any) -> bool:
 
 
 @kernel
-def apply_rules(first_word, tag, form, dep, space, pos_table, dep_table, rank_table, first, second, pairs, pos, new_dep):
+def apply_rules(
+    first_word, tag, form, dep, space, pos_table, dep_table, rank_table, first, second, pairs, pos, new_dep
+):
     """Fill ``pos`` uint8 [words] and ``new_dep`` int32 [words]; arguments as in ``Ruler``."""
     for t in range(len(first_word) - 1):
         begin, end = first_word[t], first_word[t + 1]

@@ -313,7 +313,20 @@ def parse(features, state_bias, weight, bias, kind, label, first_row, first_word
 
 @kernel
 def entities(
-    features, state_bias, weight, bias, kind, label, inside, last, first_row, first_word, sent_start, space, ent, ent_start
+    features,
+    state_bias,
+    weight,
+    bias,
+    kind,
+    label,
+    inside,
+    last,
+    first_row,
+    first_word,
+    sent_start,
+    space,
+    ent,
+    ent_start,
 ):
     """Entities of each text: ``ent`` int32 [words] is filled with types, ``ent_start`` bool [words] with first words.
 

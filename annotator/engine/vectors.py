@@ -14,7 +14,6 @@ from annotator.engine.lexicon import Lexicon
 from annotator.engine.network import Network
 
 
-
 class VectorTable:
     """Slots of vectors, at most ``limit``; when they are full, the less used half is emptied.
 
