@@ -7,7 +7,8 @@
 One process on one core, every library on one thread. After a warm-up on other articles, each round takes articles that
 no variant has seen, and puts them through the whole path from text to LabelledTokens in four ways, in turn:
 
-(a) paper: ``nlp.pipe``, the rules in a Python loop over the Doc, ``char_span`` for the alignment;
+(a) paper: ``nlp.pipe`` of the pipeline as published, the rules in a Python loop over the Doc, ``char_span``-style
+    alignment;
 (b) spacy: stock spaCy, one text at a time, feeding our rules on arrays;
 (c) first: the engine on text that it sees for the first time;
 (d) known: the engine on the same text again.
@@ -38,12 +39,13 @@ for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "
 sys.modules["torch"] = None  # type: ignore[assignment]  # as in the pool's workers
 
 import psutil  # noqa: E402
+import spacy  # noqa: E402
 
 from annotator.facts import class_of_rule, fired_rules  # noqa: E402
 from annotator.lexicon import LEXICON, Cue  # noqa: E402
 from annotator.records import FactClass  # noqa: E402
 from annotator.tokens import Tokenizer  # noqa: E402
-from annotator.words import Parser  # noqa: E402
+from annotator.words import Parser, _find_model  # noqa: E402
 
 PAPER_TOKENS_PER_S = 1827
 CHARACTERS_PER_TOKEN = 4
@@ -79,7 +81,7 @@ class PapersWay:
     """Appendix A.2.1 as one writes it with spaCy at hand: loops over the tokens of Docs."""
 
     def __init__(self, model: str, tokenizer: Tokenizer) -> None:
-        self.nlp = Parser(model, engine="spacy")._nlp
+        self.nlp = spacy.load(_find_model(model))  # as published, with all that it switches on
         self.tokenizer = tokenizer
 
     def __call__(self, texts: list[str]) -> int:

@@ -2,7 +2,7 @@
 words, ten times as fast.
 
 spaCy's time goes into building Docs, into layers of small matrix products, and into two parsers that work on C++
-objects word by word. Here a *group* of texts (about 2,000 words) goes through each step at once.
+objects word by word. Here a *group* of texts (about 4,000 words) goes through each step at once.
 
     texts --lexicon--> words --vectors--> embedded rows --network--> word vectors
           --transitions--> heads and labels --tree, ruler--> sentences, parts of speech, noun chunks

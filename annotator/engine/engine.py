@@ -22,7 +22,7 @@ from annotator.records import Dep, Ent, Pos, Words
 # Zero rows between two texts: as many as the network has convolutions, so that no text sees another.
 GAP = 4
 # Texts go through the network in groups of about this many rows, whose buffers the processor's cache can hold.
-GROUP_ROWS = 2048
+GROUP_ROWS = 4096
 
 _ARGUMENTS = ("oprd", "nsubj", "dobj", "nsubjpass", "pcomp", "pobj", "dative", "appos", "attr", "ROOT")
 
