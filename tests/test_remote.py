@@ -24,7 +24,7 @@ import pytest
 from servers import Fault, FaultyProxy, free_port, s3_server, sftp_server
 from streaming import MDSWriter
 
-from lacy_stream import shards as shards_module
+from lacy_stream import download
 from lacy_stream.report import Report
 from lacy_stream.shards import DataError, Shards
 
@@ -75,7 +75,7 @@ def s3(data: Path) -> Iterator[FaultyProxy]:
 @pytest.fixture
 def proxy(s3: FaultyProxy, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyProxy]:
     """The same without faults, and with short pauses between attempts."""
-    monkeypatch.setattr(shards_module, "FIRST_PAUSE_S", 0.02)
+    monkeypatch.setattr(download, "FIRST_PAUSE_S", 0.02)
     s3.reset()
     yield s3
     s3.reset()

@@ -17,7 +17,7 @@ import pytest
 from streaming import MDSWriter
 from streaming.base.util import merge_index
 
-from lacy_stream import shards as shards_module
+from lacy_stream import download
 from lacy_stream.report import Report
 from lacy_stream.shards import DataError, Shards
 
@@ -61,7 +61,7 @@ def flip(path: Path, at: float = 0.5) -> None:
 
 @pytest.fixture(autouse=True)
 def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shards_module, "FIRST_PAUSE_S", 0.02)
+    monkeypatch.setattr(download, "FIRST_PAUSE_S", 0.02)
 
 
 @pytest.mark.parametrize("options", [{}, {"compression": "zstd", "hashes": ["sha1", "xxh64"]}])
