@@ -8,12 +8,16 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from annotator.facts import RULES_VERSION, class_of_rule, fired_rules
-from annotator.records import LabelledTokens, Words
+from annotator.records import Document, LabelledTokens, Words
+
+if TYPE_CHECKING:
+    from annotator.tokens import Pieces
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -24,6 +28,11 @@ class Explanation:
     words: Words
     rules: NDArray[np.uint8]
     tokens: LabelledTokens
+
+
+def fingerprint(identity: dict[str, str]) -> str:
+    """Hex digest of an ``Annotator.identity``."""
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
 
 class Annotator:
@@ -61,14 +70,19 @@ class Annotator:
         return self._tokenizer.eos_id
 
     @cached_property
-    def fingerprint(self) -> str:
-        """Hex digest of all that the labels depend on beside the text: equal digests, equal labels."""
+    def identity(self) -> dict[str, str]:
+        """All that the labels depend on beside the text, by name: equal identities, equal labels."""
         from annotator.tokens import VERSION
 
-        facts: dict[str, object] = {"tokenizer": self._tokenizer.sha256, "sentencepiece": VERSION}
-        if self._parser is not None:
-            facts |= {"rules": RULES_VERSION, "files": self._parser.sha256} | self._parser.versions
-        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+        tokens = {"tokenizer": self._tokenizer.sha256, "sentencepiece": VERSION}
+        if self._parser is None:
+            return tokens
+        return tokens | {"rules": str(RULES_VERSION), "files": self._parser.sha256} | self._parser.versions
+
+    @property
+    def fingerprint(self) -> str:
+        """``identity`` as one hex digest."""
+        return fingerprint(self.identity)
 
     def stats(self) -> dict[str, float]:
         """See ``words.Parser.stats``; empty without a pipeline."""
@@ -86,14 +100,43 @@ class Annotator:
         Raises:
             ValueError: a text holds a lone surrogate, which is not a character; names the text and place.
         """
-        texts = _checked(texts)
-        if self._parser is None:
-            return [self._tokenizer.label(text) for text in texts]
-        words_of = self._parser.parse(texts)
-        return [
-            self._tokenizer.label(text, words, class_of_rule(fired_rules(words)))
-            for text, words in zip(texts, words_of, strict=True)
-        ]
+        if isinstance(texts, str):
+            raise ValueError("texts: got one string. Give a list of texts.")
+        return self._label([(self._pieces(text, f"text {n}"), True) for n, text in enumerate(texts)])
+
+    def annotate_ids(self, rows: Iterable[NDArray[np.integer]]) -> list[LabelledTokens]:
+        """Label token ids that another tool has made with the same tokenizer, as they are.
+
+        A row may hold several documents: it is cut behind each end-of-sequence id, and each segment is labelled as a
+        text of its own. So a first mention is the first **in the segment**. Where a row begins in the middle of a
+        document, what the document has mentioned in the row before counts as new: more of such a segment is FACTUAL
+        than of the same words in the whole document. End-of-sequence and other control ids are GRAMMATICAL, and so
+        never delegated.
+
+        Args:
+            rows: n rows of ids in [0, vocab_size), each of any length. An empty row has no tokens.
+
+        Returns:
+            n ``LabelledTokens``, in order: the ids that came in, as int32; offsets in the text that the row spells,
+            its segments joined (see ``Tokenizer.decode``), in which control ids have no width.
+
+        Raises:
+            ValueError: an id that the tokenizer does not have; names the row and position.
+        """
+        return self._label([(self._segments(row, f"row {n}"), True) for n, row in enumerate(rows)])
+
+    def label(self, documents: Iterable[Document]) -> list[LabelledTokens]:
+        """Label texts as ``annotate`` does, and rows of ids as ``annotate_ids`` does, each document on its own.
+
+        Where ``annotate`` of a document is false, it is only tokenised: all is OTHER but the control ids of a row.
+
+        Returns:
+            ``LabelledTokens`` for each document, in order.
+
+        Raises:
+            ValueError: as ``annotate`` and ``annotate_ids``; names the document.
+        """
+        return self._label([(self._read(document), document.annotate) for document in documents])
 
     def explain(self, text: str) -> Explanation:
         """The label of every word and token of one text, with the rule behind it.
@@ -103,24 +146,59 @@ class Annotator:
         """
         if self._parser is None:
             raise ValueError("model: None has no words to explain. Use an English spaCy pipeline.")
-        _checked([text])
+        (pieces,) = self._pieces(text, "text 0")
         words = next(self._parser.parse([text]))
         rules = fired_rules(words)
-        return Explanation(text, words, rules, self._tokenizer.label(text, words, class_of_rule(rules)))
+        return Explanation(text, words, rules, self._tokenizer.classify(pieces, words, class_of_rule(rules)))
 
+    def _read(self, document: Document) -> list[Pieces]:
+        name = f"document {document.id!r}"
+        return self._pieces(document.text, name) if document.ids is None else self._segments(document.ids, name)
 
-def _checked(texts: Iterable[str]) -> list[str]:
-    if isinstance(texts, str):
-        raise ValueError("texts: got one string. Give a list of texts.")
-    texts = list(texts)
-    for index, text in enumerate(texts):
-        if not isinstance(text, str):
-            raise ValueError(f"text {index}: {type(text).__name__} instead of str. Decode it, or drop it.")
+    def _pieces(self, text: str, name: str) -> list[Pieces]:
+        _check_text(text, name)
+        return [self._tokenizer.encode(text)]
+
+    def _segments(self, row: NDArray[np.integer], name: str) -> list[Pieces]:
         try:
-            text.encode("utf-8")
-        except UnicodeEncodeError as error:
-            raise ValueError(
-                f"text {index}: lone surrogate U+{ord(text[error.start]):04X} at code point {error.start}. "
-                "Decode the data with errors='replace', or drop the text."
-            ) from error
-    return texts
+            return self._tokenizer.segments(row)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from error
+
+    def _label(self, documents: list[tuple[list[Pieces], bool]]) -> list[LabelledTokens]:
+        """Label documents of one or several texts; the parser sees those that are marked."""
+        texts = [pieces.text for segments, marked in documents if marked for pieces in segments]
+        words_of = None if self._parser is None else self._parser.parse(texts)
+
+        def labelled(pieces: Pieces, marked: bool) -> LabelledTokens:
+            if words_of is None or not marked:
+                return self._tokenizer.classify(pieces)
+            words = next(words_of)
+            return self._tokenizer.classify(pieces, words, class_of_rule(fired_rules(words)))
+
+        return [_joined([labelled(pieces, marked) for pieces in segments]) for segments, marked in documents]
+
+
+def _joined(segments: list[LabelledTokens]) -> LabelledTokens:
+    """The tokens of a row from those of its segments; if there are several, none is empty."""
+    if len(segments) == 1:
+        return segments[0]
+    lengths = [segment.offsets[-1, 1] for segment in segments]
+    first = np.cumsum([0, *lengths[:-1]], dtype=np.int32)
+    return LabelledTokens(
+        np.concatenate([segment.ids for segment in segments]),
+        np.concatenate([segment.classes for segment in segments]),
+        np.concatenate([segment.offsets + start for segment, start in zip(segments, first, strict=True)]),
+    )
+
+
+def _check_text(text: str, name: str) -> None:
+    if not isinstance(text, str):
+        raise ValueError(f"{name}: {type(text).__name__} instead of str. Decode it, or drop it.")
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"{name}: lone surrogate U+{ord(text[error.start]):04X} at code point {error.start}. "
+            "Decode the data with errors='replace', or drop the text."
+        ) from error

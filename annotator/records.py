@@ -81,12 +81,18 @@ class Flag(enum.IntFlag):
     LIKE_NUM = 64  # a number in digits or words: "10.9", "ten", "third"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Document:
-    """One raw text with the id that it has in the data set."""
+    """One raw text, or one row of token ids, with the id that it has in the data set.
+
+    ids:      integers [n], where the data set holds tokens instead of a text; ``text`` is then empty.
+    annotate: False where no token is to be FACTUAL: the parser does not see the text.
+    """
 
     id: str
     text: str
+    ids: NDArray[np.integer] | None = None
+    annotate: bool = True
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -169,7 +175,7 @@ class Words:
 class LabelledTokens:
     """The SentencePiece tokens of one text, each with the class of the word that it belongs to.
 
-    ids:      int32 [n], piece ids of the whole text (no BOS, no EOS).
+    ids:      int32 [n], piece ids of the whole text (no BOS, no EOS), or the ids of a row, control ids included.
     classes:  uint8 [n], ``FactClass`` values.
     offsets:  int32 [n, 2], start and end of each piece in code points of the text: monotone, and the
               last end is the length of the text. A piece includes the space before it.

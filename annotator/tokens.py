@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import sentencepiece
@@ -15,6 +17,28 @@ from annotator.records import FactClass, LabelledTokens, Words
 VERSION: str = sentencepiece.__version__
 
 Encode = Callable[[str], tuple[list[int], list[tuple[int, int]]]]
+
+_REPLACEMENT = "\ufffd"
+_SPACE = "\u2581"  # stands for U+0020 in SentencePiece's vocabularies
+
+
+class Pieces(NamedTuple):
+    """The pieces of one text, int32 [n], and the place of each in its code points, int32 [n, 2]: monotone, and the
+    last end is the length of the text."""
+
+    text: str
+    ids: NDArray[np.int32]
+    offsets: NDArray[np.int32]
+
+
+class _Vocabulary(NamedTuple):
+    """Of each id: its spelling in UTF-8, the number of bytes of that, whether it is a control piece, and whether it
+    begins with SentencePiece's sign for a space."""
+
+    spelling: list[bytes]
+    size: NDArray[np.int64]
+    control: NDArray[np.bool_]
+    spaced: NDArray[np.bool_]
 
 
 class Tokenizer:
@@ -57,29 +81,122 @@ class Tokenizer:
         """Id of the end-of-sequence piece, -1 if the model has none."""
         return self._sp.eos_id()
 
-    def label(self, text: str, words: Words | None = None, classes: NDArray[np.uint8] | None = None) -> LabelledTokens:
-        """Tokenise a whole text and give each token the class of the word that it belongs to.
-
-        A token belongs to the word that holds its first code point other than a space; a token of spaces
-        only, or of no code point (SentencePiece spells a character that it does not know in bytes, and
-        only the last byte gets the character's width), to the word at its end. So the lone space token
-        before a number counts with the number, as the space before any other word does. A token
-        that belongs to no word is OTHER, and without ``words`` every token is.
+    def encode(self, text: str) -> Pieces:
+        """The pieces of a whole text.
 
         Raises:
             ValueError: the tokenizer's offsets run backwards or leave the text.
         """
         ids, pairs = self._encode(text)
         offsets = _total_offsets(np.array(pairs, dtype=np.int32).reshape(-1, 2), text)
+        return Pieces(text, np.array(ids, dtype=np.int32), offsets)
+
+    def decode(self, ids: NDArray[np.int32]) -> tuple[str, NDArray[np.int32]]:
+        """The text that the ids of one text, or of a part of one, spell.
+
+        Control pieces spell nothing, an unknown piece one U+FFFD. Byte pieces spell UTF-8 together: the last byte of
+        a character has its width, and a byte that belongs to no character is one U+FFFD. Where the tokenizer puts a
+        space before each text, one space at the beginning is dropped. So ``decode(encode(text).ids)`` is the text
+        again where normalisation leaves it alone, and a part from the middle of a text loses the space before its
+        first word: its first piece is then narrower by one.
+
+        Returns:
+            The text, and the place of each piece in it, int32 [n, 2], as in ``Pieces``.
+
+        Raises:
+            ValueError: not a row of integers, or an id that the tokenizer does not have, with its position.
+        """
+        return self._spelled(self._checked(ids))
+
+    def segments(self, ids: NDArray[np.integer]) -> list[Pieces]:
+        """Cut a row of ids behind each end-of-sequence id, and decode each segment on its own.
+
+        Returns:
+            At least one segment, of no pieces for an empty row.
+
+        Raises:
+            ValueError: as ``decode``.
+        """
+        row = self._checked(ids)
+        parts = np.split(row, np.flatnonzero(row[:-1] == self.eos_id) + 1)
+        spelled = [(part, *self._spelled(part)) for part in parts]
+        return [Pieces(text, part, offsets) for part, text, offsets in spelled]
+
+    def label(self, text: str, words: Words | None = None, classes: NDArray[np.uint8] | None = None) -> LabelledTokens:
+        """``encode`` and ``classify`` a whole text."""
+        return self.classify(self.encode(text), words, classes)
+
+    def classify(
+        self, pieces: Pieces, words: Words | None = None, classes: NDArray[np.uint8] | None = None
+    ) -> LabelledTokens:
+        """Give each token of a text the class of the word that it belongs to.
+
+        A token belongs to the word that holds its first code point other than a space; a token of spaces
+        only, or of no code point (SentencePiece spells a character that it does not know in bytes, and
+        only the last byte gets the character's width), to the word at its end. So the lone space token
+        before a number counts with the number, as the space before any other word does. A token
+        that belongs to no word is OTHER, and without ``words`` every token is; but a control piece, which is
+        in no text, is GRAMMATICAL.
+        """
+        text, ids, offsets = pieces
         labels = np.full(len(ids), FactClass.OTHER, dtype=np.uint8)
         if words is not None and classes is not None and len(words) and len(ids):
             word = words_of_pieces(offsets, text, words)
             labels[word >= 0] = classes[word[word >= 0]]
-        return LabelledTokens(np.array(ids, dtype=np.int32), labels, offsets)
+        labels[self._vocabulary.control[ids]] = FactClass.GRAMMATICAL
+        return LabelledTokens(ids, labels, offsets)
+
+    @cached_property
+    def _vocabulary(self) -> _Vocabulary:
+        sp, ids = self._sp, range(self.vocab_size)
+        control = [sp.is_control(i) for i in ids]
+        spelling = [b"" if control[i] else self._spelling(i) for i in ids]
+        return _Vocabulary(
+            spelling,
+            size=np.array([len(s) for s in spelling], np.int64),
+            control=np.array(control, np.bool_),
+            spaced=np.array([sp.id_to_piece(i).startswith(_SPACE) for i in ids], np.bool_),
+        )
+
+    def _spelling(self, id: int) -> bytes:
+        piece = self._sp.id_to_piece(id)
+        if self._sp.is_byte(id):
+            return bytes([int(piece[1:-1], 16)])  # <0xEA>
+        return (_REPLACEMENT if self._sp.is_unknown(id) else piece.replace(_SPACE, " ")).encode()
+
+    @cached_property
+    def _adds_space(self) -> bool:
+        """Whether the tokenizer puts a space before each text."""
+        return self._sp.encode("a", out_type=str)[0].startswith(_SPACE)
+
+    def _checked(self, ids: NDArray[np.integer]) -> NDArray[np.int32]:
+        row = np.asarray(ids)
+        if row.ndim != 1 or (len(row) and row.dtype.kind not in "iu"):
+            raise ValueError(
+                f"{row.dtype} of shape {row.shape} instead of a row of token ids. "
+                "Give one-dimensional arrays of integers."
+            )
+        outside = np.flatnonzero((row < 0) | (row >= self.vocab_size)) if len(row) else row
+        if len(outside):
+            raise ValueError(
+                f"token id {row[outside[0]]} at position {outside[0]}, but the tokenizer has the ids 0 to "
+                f"{self.vocab_size - 1}. It is not the one that made this data: give the tokenizer of the data."
+            )
+        return row.astype(np.int32)
+
+    def _spelled(self, ids: NDArray[np.int32]) -> tuple[str, NDArray[np.int32]]:
+        spelling, size, control, spaced = self._vocabulary
+        data = b"".join([spelling[i] for i in ids.tolist()])
+        end = np.cumsum(size[ids])
+        if self._adds_space and spaced[ids[~control[ids]][:1]].any():
+            data = data[1:]
+            end = np.maximum(end - 1, 0)
+        text, end = _decoded(data, end)
+        return text, np.stack([np.append(0, end[:-1])[: len(end)], end], axis=1).astype(np.int32)
 
 
 def words_of_pieces(offsets: NDArray[np.int32], text: str, words: Words) -> NDArray[np.intp]:
-    """Index of the word that each piece belongs to (see ``Tokenizer.label``), -1 for none; intp [n]."""
+    """Index of the word that each piece belongs to (see ``Tokenizer.classify``), -1 for none; intp [n]."""
     code_points = np.frombuffer(text.encode("utf-32-le"), dtype=np.uint32)
     # Position of the first code point other than U+0020 at or after each position.
     inked = np.append(np.flatnonzero(code_points != 0x20), len(text))
@@ -88,6 +205,20 @@ def words_of_pieces(offsets: NDArray[np.int32], text: str, words: Words) -> NDAr
     word = np.searchsorted(words.start, anchor, side="right") - 1
     inside = (word >= 0) & (anchor < words.end[word])
     return np.where(inside, word, -1)
+
+
+def _decoded(data: bytes, places: NDArray[np.int64]) -> tuple[str, NDArray[np.int64]]:
+    """UTF-8 -> text, each byte that is not part of a character as one U+FFFD; and for each place in the bytes the
+    number of characters that end at or before it."""
+    if data.isascii():
+        return data.decode(), places
+    text = data.decode("utf-8", "surrogateescape")
+    code_points = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
+    astray = (code_points >= 0xDC80) & (code_points <= 0xDCFF)  # bytes; a surrogate itself is no valid UTF-8
+    size = np.where(astray, 1, 1 + (code_points >= 0x80) + (code_points >= 0x800) + (code_points >= 0x10000))
+    if astray.any():
+        text = np.where(astray, np.uint32(ord(_REPLACEMENT)), code_points).tobytes().decode("utf-32-le")
+    return text, np.searchsorted(np.cumsum(size), places, side="right")
 
 
 def _encoder_with_offsets(sp: sentencepiece.SentencePieceProcessor) -> Encode:

@@ -12,20 +12,24 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from lacy_stream.batches import AnnotatedDataset, PositionError, annotated_dataloader
     from lacy_stream.call_mask import CallMask, lacy_loss, select_calls, token_losses
+    from lacy_stream.corpus import Corpus, Source, open_corpus
     from lacy_stream.metrics import CallLoss, NonCallLoss, TotalLoss
     from lacy_stream.monitor import StreamMonitor
     from lacy_stream.pool import AnnotationError, AnnotationPool
     from lacy_stream.recipe import Recipe, RecipeError, load_recipe
-    from lacy_stream.shards import DataError, Shards
+    from lacy_stream.report import Report
+    from lacy_stream.shards import DataError
 
 _MODULES = {
     "batches": ("AnnotatedDataset", "PositionError", "annotated_dataloader"),
     "call_mask": ("CallMask", "lacy_loss", "select_calls", "token_losses"),
+    "corpus": ("Corpus", "Source", "open_corpus"),
     "metrics": ("CallLoss", "NonCallLoss", "TotalLoss"),
     "monitor": ("StreamMonitor",),
     "pool": ("AnnotationError", "AnnotationPool"),
     "recipe": ("Recipe", "RecipeError", "load_recipe"),
-    "shards": ("DataError", "Shards"),
+    "report": ("Report",),
+    "shards": ("DataError",),
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 
@@ -36,17 +40,20 @@ __all__ = [
     "AnnotationPool",
     "CallLoss",
     "CallMask",
+    "Corpus",
     "DataError",
     "NonCallLoss",
     "PositionError",
     "Recipe",
     "RecipeError",
-    "Shards",
+    "Report",
+    "Source",
     "StreamMonitor",
     "TotalLoss",
     "annotated_dataloader",
     "lacy_loss",
     "load_recipe",
+    "open_corpus",
     "select_calls",
     "token_losses",
 ]

@@ -1,4 +1,4 @@
-"""shards | pool | packing -> batches: the only file that knows the order of the three.
+"""corpus | pool | packing -> batches: the only file that knows the order of the three.
 
 Order. There is a fixed number of ``lanes``, whatever the number of ranks and workers. Lane l owns the
 documents l, l + lanes, l + 2·lanes … of the endless shuffled run of epochs, and packs them alone. Row n of
@@ -7,18 +7,21 @@ rows of a global batch do not depend on R (which must divide ``lanes``) or on th
 position of the whole stream is two integers a lane: that is what Composer's checkpoint holds.
 
 Time. Each lane keeps documents in the pool ahead of what the trainer has taken, up to ``prefetch_rows`` rows
-in all; the lanes together are the only buffer, so memory is bounded by it.
+in all; the lanes together are the only buffer, so memory is bounded by it. What happens inside ``__next__`` is timed
+by stage, so that a run can say what it waited for.
 """
 
 from __future__ import annotations
 
 import itertools
 import json
+import logging
 import os
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,21 +31,48 @@ from composer.utils import dist
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from annotator import Annotator, Document, LabelledTokens
+from lacy_stream.corpus import Corpus, Source, open_corpus
 from lacy_stream.packing import START, Cursor, LanePacker, Row
-from lacy_stream.pool import AnnotationPool
-from lacy_stream.shards import Shards
+from lacy_stream.pool import CHARACTERS_PER_TOKEN, AnnotationPool
 
-_CHARACTERS_PER_TOKEN = 4
+log = logging.getLogger(__name__)
+
+STATE_VERSION = 2
 
 
 @dataclass(frozen=True)
 class StreamStats:
-    """Counters of one dataset on this rank: seconds that ``__next__`` waited for the pool, rows delivered,
-    and documents that are ready or being annotated ahead of the trainer."""
+    """Counters of one dataset on this rank since it was made.
 
-    wait_s: float
+    rows: delivered. documents_ahead: ready or being annotated ahead of the trainer.
+    shards_s, annotation_s, packing_s: seconds inside ``__next__`` spent on reading shards, on waiting for the pool,
+    and on packing; all that the trainer waits for but for collation.
+    """
+
     rows: int
     documents_ahead: int
+    shards_s: float
+    annotation_s: float
+    packing_s: float
+
+    @property
+    def wait_s(self) -> float:
+        return self.shards_s + self.annotation_s + self.packing_s
+
+
+class _Stopwatch:
+    """Seconds by stage."""
+
+    def __init__(self) -> None:
+        self.seconds = {"shards": 0.0, "annotation": 0.0, "packing": 0.0}
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] += time.perf_counter() - start
 
 
 class PositionError(ValueError):
@@ -53,7 +83,7 @@ class AnnotatedDataset(IterableDataset):
     """Packed rows of annotated text, for a ``DataLoader`` with ``num_workers=0``.
 
     Args:
-        shards: the documents.
+        corpus: the documents.
         pool: annotates them; several datasets may share it.
         max_seq_len: tokens in a row.
         lanes: see above; the number of ranks must divide it.
@@ -61,6 +91,8 @@ class AnnotatedDataset(IterableDataset):
         repeat: True for training: an endless run of epochs. False for validation: each document once, the
             same rows at every iteration, the last row of each lane padded (label -100), and the number of
             rows made equal on all ranks.
+        accept_changes: go on from a saved position although data, order, tokenizer, model, rules or row length are
+            not those that it was saved with: a warning instead of an error.
 
     Iteration begins at the start of the stream, or, once ``load_state_dict`` was called, goes on where the
     loaded state or the last iteration ended: what Composer expects of a dataset that resumes itself.
@@ -68,7 +100,7 @@ class AnnotatedDataset(IterableDataset):
 
     def __init__(
         self,
-        shards: Shards,
+        corpus: Corpus,
         pool: AnnotationPool,
         *,
         max_seq_len: int,
@@ -76,26 +108,26 @@ class AnnotatedDataset(IterableDataset):
         lanes: int = 64,
         prefetch_rows: int = 0,
         repeat: bool = True,
+        accept_changes: bool = False,
     ) -> None:
         ranks = dist.get_world_size()
         if lanes % ranks:
-            divisors = [r for r in range(1, lanes + 1) if lanes % r == 0]
-            raise ValueError(f"lanes is {lanes} and there are {ranks} ranks; it can be shared by {divisors}")
+            raise ValueError(f"lanes is {lanes} and there are {ranks} ranks; it can be shared by {_divisors(lanes)}")
         if max_seq_len < 2:
             raise ValueError(f"max_seq_len is {max_seq_len}: a row needs at least 2 tokens")
         eos_id = Annotator(pool.tokenizer, model=None).eos_id
         if eos_id < 0:
             raise ValueError(f"the tokenizer {pool.tokenizer} has no end-of-sentence piece to put between documents")
-        self.pool = pool
+        self.pool, self.report = pool, pool.report
         self.max_seq_len = max_seq_len
-        self._shards, self._batch_size, self._lanes, self._repeat = shards, batch_size, lanes, repeat
-        self._eos_id = eos_id
+        self._corpus, self._batch_size, self._lanes, self._repeat = corpus, batch_size, lanes, repeat
+        self._eos_id, self._accept_changes = eos_id, accept_changes
         self._rank, self._ranks = dist.get_global_rank(), ranks
         self._rows_ahead = max(1, -(-(prefetch_rows or 4 * batch_size) * ranks // lanes))
         self._cursors = {lane: START for lane in range(self._rank, lanes, ranks)}
         self._rows = 0  # delivered by this rank since the start of the stream
         self._resumed = False
-        self._wait_s = 0.0
+        self._stopwatch = _Stopwatch()
         self._open: list[_Lane] = []
 
     def __iter__(self) -> Iterator[Row]:
@@ -122,7 +154,7 @@ class AnnotatedDataset(IterableDataset):
     def _endless(self) -> Iterator[Row]:
         while True:
             lane = self._open[self._rows % len(self._open)]
-            row = self._timed_row(lane)
+            row = lane.next_row()
             assert row is not None, "an endless lane has a next row"
             self._cursors[lane.index] = lane.cursor
             self._rows += 1
@@ -132,7 +164,7 @@ class AnnotatedDataset(IterableDataset):
         lanes = list(self._open)
         while lanes:
             for lane in list(lanes):
-                row = self._timed_row(lane)
+                row = lane.next_row()
                 if row is None:
                     lanes.remove(lane)
                 else:
@@ -151,35 +183,26 @@ class AnnotatedDataset(IterableDataset):
 
     def _lane(self, index: int, cursor: Cursor) -> _Lane:
         packer = LanePacker(self.max_seq_len, self._eos_id, cursor)
-        return _Lane(index, self._documents(index, cursor.document), self.pool, packer, self._rows_ahead)
+        documents = self._documents(index, cursor.document)
+        return _Lane(index, documents, self.pool, packer, self._rows_ahead, self._stopwatch)
 
     def _documents(self, lane: int, first: int) -> Iterator[Document]:
         """The documents of a lane, from its ``first``-th on."""
         for position in itertools.count(lane + first * self._lanes, self._lanes):
-            if not self._repeat and position >= len(self._shards):
+            if not self._repeat and position >= len(self._corpus):
                 return
-            yield self._shards.document(position)
-
-    def _timed_row(self, lane: _Lane) -> Row | None:
-        start = time.perf_counter()
-        row = lane.next_row()
-        self._wait_s += time.perf_counter() - start
-        return row
+            yield self._corpus.document(position)
 
     def stats(self) -> StreamStats:
-        return StreamStats(self._wait_s, self._rows, sum(lane.documents_ahead for lane in self._open))
+        ahead = sum(lane.documents_ahead for lane in self._open)
+        return StreamStats(self._rows, ahead, *self._stopwatch.seconds.values())
 
     # --- resume -------------------------------------------------------------------------------------------
 
     def _identity(self) -> dict[str, Any]:
         """All that the order of rows depends on; a resumed run must have the same."""
-        return {
-            "data": f"{len(self._shards)} documents, {self._shards.digest}",
-            "shuffle": self._shards.order_name,
-            "lanes": self._lanes,
-            "max_seq_len": self.max_seq_len,
-            "annotator": self.pool.fingerprint(),
-        }
+        settings = {"lanes": self._lanes, "max_seq_len": self.max_seq_len}
+        return self._corpus.identity | settings | self.pool.identity()
 
     def state_dict(self, num_samples: int | None = None, from_beginning: bool = True) -> dict[str, str]:
         """The position behind the last delivered row, on all ranks: one JSON string under one key, since
@@ -189,7 +212,7 @@ class AnnotatedDataset(IterableDataset):
         for part in dist.all_gather_object(self._cursors):
             cursors.update(part)
         state = {
-            "version": 1,
+            "version": STATE_VERSION,
             "rows": self._rows * self._ranks,
             "identity": self._identity(),
             "cursors": [cursors[lane] for lane in range(self._lanes)],
@@ -205,31 +228,59 @@ class AnnotatedDataset(IterableDataset):
         if not state_dict or "lacy_stream" not in state_dict:
             raise PositionError("the checkpoint holds no position of this stream: it was written by another loader")
         state = json.loads(state_dict["lacy_stream"])
-        identity = self._identity()
-        changed = [
-            f"{key}: {state['identity'].get(key)!r} in the checkpoint, {value!r} now"
-            for key, value in identity.items()
-            if state["identity"].get(key) != value
-        ]
-        if changed:
-            raise PositionError("the checkpoint belongs to another stream; " + "; ".join(changed))
+        if state["version"] != STATE_VERSION:
+            raise PositionError(
+                f"the checkpoint's position has version {state['version']}, this lacy-stream reads {STATE_VERSION}"
+            )
+        self._check_identity(state["identity"])
         if state["rows"] % self._ranks:
-            raise PositionError(f"the checkpoint is at row {state['rows']}, which {self._ranks} ranks cannot share")
+            possible = [ranks for ranks in _divisors(self._lanes) if state["rows"] % ranks == 0]
+            raise PositionError(
+                f"the checkpoint is at row {state['rows']}, which {self._ranks} ranks cannot share; "
+                f"these can: {possible}"
+            )
         self._cursors = {lane: Cursor(*state["cursors"][lane]) for lane in self._cursors}
         self._rows = state["rows"] // self._ranks
         self._resumed = True
+
+    def _check_identity(self, saved: Mapping[str, Any]) -> None:
+        now = self._identity()
+        changed = [
+            f"{key}: {saved.get(key)!r} in the checkpoint, {now.get(key)!r} now"
+            for key in dict.fromkeys([*now, *saved])
+            if saved.get(key) != now.get(key)
+        ]
+        if not changed:
+            return
+        message = "the checkpoint belongs to another stream; " + "; ".join(changed)
+        if saved.get("lanes") != now["lanes"]:
+            raise PositionError(message + ". A position is one cursor a lane: with other lanes it means nothing")
+        if not self._accept_changes:
+            raise PositionError(message + ". To go on all the same, set accept_changes")
+        log.warning("%s. The run goes on (accept_changes)", message)
+
+
+def _divisors(number: int) -> list[int]:
+    return [divisor for divisor in range(1, number + 1) if number % divisor == 0]
 
 
 class _Lane:
     """One lane: its documents in order, submitted to the pool ahead of their use, packed into rows."""
 
     def __init__(
-        self, index: int, documents: Iterator[Document], pool: AnnotationPool, packer: LanePacker, rows_ahead: int
+        self,
+        index: int,
+        documents: Iterator[Document],
+        pool: AnnotationPool,
+        packer: LanePacker,
+        rows_ahead: int,
+        stopwatch: _Stopwatch,
     ) -> None:
         self.index = index
         self._documents, self._pool, self._packer, self._rows_ahead = documents, pool, packer, rows_ahead
-        self._pending: deque[tuple[int, Future[LabelledTokens]]] = deque()
-        self._pending_tokens = 0  # estimated
+        self._stopwatch = stopwatch
+        self._pending: deque[tuple[int, bool, Future[LabelledTokens]]] = deque()
+        self._pending_tokens = 0  # estimated, or known
 
     @property
     def cursor(self) -> Cursor:
@@ -248,26 +299,32 @@ class _Lane:
     def next_row(self) -> Row | None:
         """The lane's next row; None at the end of a lane that does not repeat."""
         while self._packer.buffered < self._packer.seq_len and (self._pending or self._submit()):
-            tokens, future = self._pending.popleft()
-            self._packer.add(future.result())
+            tokens, end_of_document, future = self._pending.popleft()
+            with self._stopwatch.stage("annotation"):
+                labelled = future.result()
+            with self._stopwatch.stage("packing"):
+                self._packer.add(labelled, end_of_document)
             self._pending_tokens -= tokens
         if self._packer.buffered <= 0:
             return None
-        row = self._packer.next_row()
+        with self._stopwatch.stage("packing"):
+            row = self._packer.next_row()
         self.fill(self._rows_ahead)
         return row
 
     def cancel(self) -> None:
         """Take what no worker has begun out of the pool's queue."""
-        for _, future in self._pending:
+        for *_, future in self._pending:
             future.cancel()
 
     def _submit(self) -> bool:
-        document = next(self._documents, None)
+        with self._stopwatch.stage("shards"):
+            document = next(self._documents, None)
         if document is None:
             return False
-        tokens = len(document.text) // _CHARACTERS_PER_TOKEN + 1
-        self._pending.append((tokens, self._pool.submit(document)))
+        raw = document.ids is None  # a row of ids has its end-of-document tokens where they belong
+        tokens = len(document.text) // CHARACTERS_PER_TOKEN + 1 if document.ids is None else len(document.ids)
+        self._pending.append((tokens, raw, self._pool.submit(document)))
         self._pending_tokens += tokens
         return True
 
@@ -304,34 +361,35 @@ class UnsizedDataLoader(DataLoader):
 
 
 def annotated_dataloader(
-    local: str | os.PathLike[str],
+    data: str | os.PathLike[str] | Mapping[str, Source],
     pool: AnnotationPool,
     *,
     batch_size: int,
     max_seq_len: int,
-    split: str | None = None,
-    remote: str | None = None,
     repeat: bool = True,
     lanes: int = 64,
     prefetch_rows: int = 0,
-    **shards: Any,
+    accept_changes: bool = False,
+    **corpus: Any,
 ) -> DataLoader:
-    """A DataLoader for Composer's Trainer (or any loop) over raw text in MDS shards.
+    """A DataLoader for Composer's Trainer (or any loop) over MDS shards.
 
     Args:
-        local, remote, split, shards: see ``Shards``.
+        data, corpus: see ``open_corpus``: a folder, with ``split``, ``remote``, ``shuffle`` and so on; or several
+            streams by name.
         pool: the worker processes; share one between training and validation.
         batch_size: rows per batch on this rank.
-        max_seq_len, lanes, prefetch_rows, repeat: see ``AnnotatedDataset``.
+        max_seq_len, lanes, prefetch_rows, repeat, accept_changes: see ``AnnotatedDataset``.
     """
     dataset = AnnotatedDataset(
-        Shards(local, remote, split, **shards),
+        open_corpus(data, report=pool.report, **corpus),
         pool,
         max_seq_len=max_seq_len,
         batch_size=batch_size,
         lanes=lanes,
         prefetch_rows=prefetch_rows,
         repeat=repeat,
+        accept_changes=accept_changes,
     )
     return UnsizedDataLoader(
         dataset,

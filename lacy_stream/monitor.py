@@ -2,26 +2,41 @@
 
 from __future__ import annotations
 
+import logging
+import math
 import time
 from typing import Any
 
+import torch
 from composer.core import Callback, State
 from composer.loggers import Logger
+from composer.utils import dist
 
-from lacy_stream.batches import AnnotatedDataset
+from lacy_stream.batches import AnnotatedDataset, StreamStats
 from lacy_stream.pool import PoolStats
+
+log = logging.getLogger(__name__)
+
+WAITS_LITTLE = 0.02
+"""Below this share of the time, the stream keeps up."""
 
 
 class StreamMonitor(Callback):
     """Logs at every batch, for this rank:
 
     - ``stream/data_wait_s``: seconds that the trainer waited for rows;
-    - ``stream/data_wait_fraction``: the same, as a share of the time since the last batch ended;
-    - ``stream/tokens_per_s_per_core``: annotated tokens per second of a worker's CPU time, since start;
+    - ``stream/data_wait_max_s``: the same on the rank that waited longest, for which all others wait;
+    - ``stream/data_wait_fraction``: the wait as a share of the time since the last batch ended;
+    - ``stream/wait_shards_s``, ``stream/wait_annotation_s``, ``stream/wait_packing_s``: the wait by its cause;
+    - ``stream/tokens_per_s_per_core``: annotated tokens per second of a worker's CPU time, since start, and
+      ``stream/slowest_worker_tokens_per_s``, that of the slowest worker;
     - ``stream/queue_depth``: documents that wait for a worker;
     - ``stream/documents_ahead``: documents submitted and not yet packed;
-    - ``stream/worker_restarts``: workers that died or hung and were replaced;
-    - ``stream/quarantined``: documents that go without fact labels because they could not be annotated.
+    - ``stream/cached_fraction``: documents that came from the label cache, as a share of all;
+    - ``stream/worker_restarted``, ``stream/document_quarantined``, ``stream/document_skipped``,
+      ``stream/download_retried`` and so on: how often each event of the ``Report`` happened.
+
+    At the end of training ``summary`` says in words what the run waited for.
 
     Args:
         recipe: text of the recipe, stored in every checkpoint so that it can be used without other files;
@@ -31,32 +46,50 @@ class StreamMonitor(Callback):
     def __init__(self, recipe: str = "") -> None:
         self.recipe = recipe
         self.annotation = ""
-        self._batch_end = time.perf_counter()
-        self._wait_s = 0.0
+        self.summary = ""
+        self._start: tuple[float, StreamStats] | None = None
+        self._last: tuple[float, StreamStats] | None = None
 
     def fit_start(self, state: State, logger: Logger) -> None:
-        self._batch_end = time.perf_counter()
+        dataset = _dataset(state)
+        if dataset is not None:
+            self._start = self._last = (time.perf_counter(), dataset.stats())
 
     def batch_end(self, state: State, logger: Logger) -> None:
-        dataset = getattr(state.train_dataloader, "dataset", None)
-        if not isinstance(dataset, AnnotatedDataset):
+        dataset = _dataset(state)
+        if dataset is None or self._last is None:
             return
-        now = time.perf_counter()
-        stats, pool = dataset.stats(), dataset.pool.stats()
-        waited, elapsed = stats.wait_s - self._wait_s, now - self._batch_end
-        self._wait_s, self._batch_end = stats.wait_s, now
+        (then, before), now, stats = self._last, time.perf_counter(), dataset.stats()
+        self._last = (now, stats)
+        pool = dataset.pool.stats()
         self.annotation = describe_rate(pool)
-        logger.log_metrics(
-            {
-                "stream/data_wait_s": waited,
-                "stream/data_wait_fraction": waited / elapsed,
-                "stream/tokens_per_s_per_core": pool.tokens_per_s_per_core,
-                "stream/queue_depth": pool.queued,
-                "stream/documents_ahead": stats.documents_ahead,
-                "stream/worker_restarts": pool.restarts,
-                "stream/quarantined": pool.quarantined,
-            }
-        )
+        waited = stats.wait_s - before.wait_s
+        longest = state.device.tensor_to_device(torch.tensor([waited], dtype=torch.float32))
+        dist.all_reduce(longest, "MAX")
+        rates = [worker.tokens_per_s for worker in pool.workers if worker.tokens]
+        metrics = {
+            "data_wait_s": waited,
+            "data_wait_max_s": longest.item(),
+            "data_wait_fraction": waited / (now - then),
+            "wait_shards_s": stats.shards_s - before.shards_s,
+            "wait_annotation_s": stats.annotation_s - before.annotation_s,
+            "wait_packing_s": stats.packing_s - before.packing_s,
+            "tokens_per_s_per_core": pool.tokens_per_s_per_core,
+            "slowest_worker_tokens_per_s": min(rates, default=0.0),
+            "queue_depth": pool.queued,
+            "documents_ahead": stats.documents_ahead,
+            "cached_fraction": pool.cached / max(pool.documents, 1),
+        }
+        logger.log_metrics({f"stream/{name}": value for name, value in (metrics | dataset.report.counts()).items()})
+
+    def fit_end(self, state: State, logger: Logger) -> None:
+        dataset = _dataset(state)
+        if dataset is not None and self._start is not None:
+            start, before = self._start
+            self.summary = describe_wait(
+                time.perf_counter() - start, before, dataset.stats(), dataset.pool.stats(), dataset.max_seq_len
+            )
+            log.info(self.summary)
 
     def state_dict(self) -> dict[str, Any]:
         return {"recipe": self.recipe, "annotation": self.annotation}
@@ -65,11 +98,50 @@ class StreamMonitor(Callback):
         """Nothing to restore: a resumed run may have changed its recipe."""
 
 
+def _dataset(state: State) -> AnnotatedDataset | None:
+    dataset = getattr(state.train_dataloader, "dataset", None)
+    return dataset if isinstance(dataset, AnnotatedDataset) else None
+
+
 def describe_rate(stats: PoolStats) -> str:
     """One line for people, beside the paper's figure (table 2: 152 h per 1B tokens on one core)."""
+    cached = f" ({stats.cached:,} from the label cache)" if stats.cached else ""
+    if not stats.tokens:
+        return f"annotated nothing: {stats.documents:,} documents{cached}"
     rate = stats.tokens_per_s_per_core
-    hours = 1e9 / rate / 3600 if rate else float("inf")
     return (
-        f"annotated {stats.documents:,} documents, {stats.tokens:,} tokens: {rate:,.0f} tokens/s per core, "
-        f"{hours:,.0f} h per 1B tokens (the paper: 1,827 tokens/s, 152 h)"
+        f"{stats.documents:,} documents{cached}, {stats.tokens:,} tokens annotated: {rate:,.0f} tokens/s per core, "
+        f"{1e9 / rate / 3600:,.0f} h per 1B tokens (the paper: 1,827 tokens/s, 152 h)"
     )
+
+
+def describe_wait(elapsed_s: float, before: StreamStats, after: StreamStats, pool: PoolStats, max_seq_len: int) -> str:
+    """What a run waited for, and which stage was its bottleneck, in words.
+
+    Args:
+        elapsed_s: wall time of the run.
+        before, after: counters of this rank's dataset at its start and end.
+    """
+    waits = {
+        "reading shards": after.shards_s - before.shards_s,
+        "annotation": after.annotation_s - before.annotation_s,
+        "packing": after.packing_s - before.packing_s,
+    }
+    waited = sum(waits.values())
+    cause = max(waits, key=lambda name: waits[name])
+    text = f"the trainer waited for data {waited:.1f} s of {elapsed_s:.1f} s ({waited / elapsed_s:.1%}): " + ", ".join(
+        f"{name} {seconds:.1f} s" for name, seconds in waits.items()
+    )
+    if waited <= WAITS_LITTLE * elapsed_s:
+        return text + ". The bottleneck was the trainer: the stream kept up"
+    text += f". The bottleneck was {cause}"
+    if cause == "annotation" and pool.tokens:
+        tokens_per_s = (after.rows - before.rows) * max_seq_len / max(elapsed_s - waited, 1e-9)
+        cores = math.ceil(tokens_per_s / pool.tokens_per_s_per_core)
+        text += (
+            f": without waiting, this rank would take {tokens_per_s:,.0f} tokens/s, the work of about {cores} cores "
+            f"(it has {len(pool.workers)} workers)"
+        )
+    elif cause == "reading shards":
+        text += ": give predownload a larger value, or bring the data nearer"
+    return text

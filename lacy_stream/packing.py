@@ -51,10 +51,12 @@ class LanePacker:
         self.buffered = -cursor.token
         """Tokens that lie ready behind the cursor (negative before the cursor's own document is here)."""
 
-    def add(self, document: LabelledTokens) -> None:
-        """Append the lane's next document."""
-        ids = np.append(document.ids, np.int32(self._eos_id))
-        classes = np.append(document.classes, np.uint8(FactClass.GRAMMATICAL))
+    def add(self, document: LabelledTokens, end_of_document: bool = True) -> None:
+        """Append the lane's next document; without its end-of-document token where it is a row that has them inside."""
+        ids, classes = document.ids, document.classes
+        if end_of_document:
+            ids = np.append(ids, np.int32(self._eos_id))
+            classes = np.append(classes, np.uint8(FactClass.GRAMMATICAL))
         self._documents.append((ids, classes))
         self.buffered += len(ids)
 

@@ -7,7 +7,7 @@
 One thread serves one process: it takes a batch, sends it, waits for the answer. A process that dies or does not
 answer is replaced; the documents that it held are tried again, each alone, so the labels are those of an undisturbed
 run. A document that ends two processes, or that raises an error, is put in quarantine: its tokens are kept, it gets no
-fact labels, and it is named.
+fact labels, and it is named. With a label cache, a document that was labelled before does not enter the queue.
 """
 
 from __future__ import annotations
@@ -21,10 +21,12 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from lacy_stream.report import Report
 from lacy_stream.worker import Worker, WorkerCannotStart, WorkerDied
 
 if TYPE_CHECKING:
     from annotator import Document, LabelledTokens
+    from lacy_stream.label_cache import LabelCache
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +34,9 @@ BATCH_DOCUMENTS = 16
 BATCH_CHARACTERS = 32_000
 """A batch ends at either limit: large enough that messages cost nothing, small enough that a worker answers within
 about two seconds at the speed of stock spaCy."""
+
+CHARACTERS_PER_TOKEN = 4
+"""About; for rows of token ids."""
 
 TRIES = 2
 STARTS = 3
@@ -44,22 +49,37 @@ class AnnotationError(RuntimeError):
 
 
 @dataclass(frozen=True)
-class PoolStats:
-    """Counters since the pool started. ``cpu_s``: CPU time of the annotator, summed over workers; on cores of
-    their own it is their working time. ``queued``: documents that wait for a worker; ``in_flight``: those that
-    workers have; ``restarts``: of workers; ``quarantined``: documents without fact labels."""
+class WorkerRate:
+    """What one worker has annotated, and the CPU time that it took; on a core of its own that is its working time."""
 
-    documents: int = 0
     tokens: int = 0
     cpu_s: float = 0.0
+
+    @property
+    def tokens_per_s(self) -> float:
+        return self.tokens / self.cpu_s if self.cpu_s else 0.0
+
+
+@dataclass(frozen=True)
+class PoolStats:
+    """Counters since the pool started. ``documents`` and ``cached``: delivered in all, and of these from the label
+    cache. ``workers``: one rate for each. ``queued``: documents that wait for a worker; ``in_flight``: those that
+    workers have."""
+
+    documents: int = 0
+    cached: int = 0
+    workers: tuple[WorkerRate, ...] = ()
     queued: int = 0
     in_flight: int = 0
-    restarts: int = 0
-    quarantined: int = 0
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that the workers have annotated."""
+        return sum(worker.tokens for worker in self.workers)
 
     @property
     def tokens_per_s_per_core(self) -> float:
-        return self.tokens / self.cpu_s if self.cpu_s else 0.0
+        return WorkerRate(self.tokens, sum(worker.cpu_s for worker in self.workers)).tokens_per_s
 
 
 @dataclass(eq=False)
@@ -67,6 +87,10 @@ class _Job:
     document: Document
     future: Future[LabelledTokens]
     deaths: int = 0  # of workers that held it
+
+
+def _characters(document: Document) -> int:
+    return len(document.text) if document.ids is None else CHARACTERS_PER_TOKEN * len(document.ids)
 
 
 def default_num_workers(ranks_on_node: int = 1) -> int:
@@ -84,6 +108,8 @@ class AnnotationPool:
         quarantine_limit: documents that may go without fact labels before the pool fails; 0: fail at the first.
         timeout_s: a batch may take this long, and a second more per 1,000 characters, before its worker is
             replaced.
+        report: where restarts and quarantined documents are noted.
+        label_cache: folder of a ``LabelCache``, and the bytes that it may take; None for no cache.
     """
 
     def __init__(
@@ -94,6 +120,9 @@ class AnnotationPool:
         *,
         quarantine_limit: int = 100,
         timeout_s: float = 60.0,
+        report: Report | None = None,
+        label_cache: str | os.PathLike[str] | None = None,
+        label_cache_limit: int = 20 << 30,
     ) -> None:
         num_workers = default_num_workers() if num_workers is None else num_workers
         if num_workers < 1:
@@ -101,15 +130,20 @@ class AnnotationPool:
         self.num_workers = num_workers
         self.tokenizer, self._model = str(tokenizer), model
         self._quarantine_limit, self._timeout_s = quarantine_limit, timeout_s
+        self.report = Report() if report is None else report
+        self._cache_settings = None if label_cache is None else (label_cache, label_cache_limit)
+        self._cache: LabelCache | None = None
+        self._cache_lock = threading.Lock()
         self.quarantine: dict[str, str] = {}
         """Document id -> why it has no fact labels."""
-        self._fingerprint: Future[str] = Future()
+        self._identity: Future[dict[str, str]] = Future()
         self._changed = threading.Condition()  # guards all below
         self._queue: deque[_Job] = deque()
         self._running: set[_Job] = set()
         self._workers: dict[int, Worker] = {}
         self._error: AnnotationError | None = None
-        self._documents, self._tokens, self._cpu_s, self._restarts = 0, 0, 0.0, 0
+        self._documents = self._cached = 0
+        self._rates = [WorkerRate()] * num_workers
         self._threads = [
             threading.Thread(target=self._serve, args=(index,), name=f"annotation-{index}", daemon=True)
             for index in range(num_workers)
@@ -123,27 +157,38 @@ class AnnotationPool:
         if not isinstance(document.text, str):
             raise TypeError(f"document {document.id!r}: its text is {type(document.text).__name__}, not str")
         future: Future[LabelledTokens] = Future()
+        labelled = self._from_cache(document)
         with self._changed:
             if self._error is not None:
                 raise self._error
-            self._queue.append(_Job(document, future))
-            self._changed.notify()
+            if labelled is None:
+                self._queue.append(_Job(document, future))
+                self._changed.notify()
+                return future
+            self._documents += 1
+            self._cached += 1
+        future.set_result(labelled)
         return future
 
+    def identity(self) -> dict[str, str]:
+        """What the labels depend on beside the text, by name (tokenizer, parser, rules); waits until a worker has
+        loaded them."""
+        return self._identity.result()
+
     def fingerprint(self) -> str:
-        """The annotator's fingerprint (tokenizer, parser, rules); waits until a worker has loaded them."""
-        return self._fingerprint.result()
+        """``identity`` as one hex digest, the ``Annotator.fingerprint`` of the workers."""
+        from annotator.annotate import fingerprint
+
+        return fingerprint(self.identity())
 
     def stats(self) -> PoolStats:
         with self._changed:
             return PoolStats(
                 documents=self._documents,
-                tokens=self._tokens,
-                cpu_s=self._cpu_s,
+                cached=self._cached,
+                workers=tuple(self._rates),
                 queued=len(self._queue),
                 in_flight=len(self._running),
-                restarts=self._restarts,
-                quarantined=len(self.quarantine),
             )
 
     def close(self) -> None:
@@ -151,6 +196,10 @@ class AnnotationPool:
         self._fail(AnnotationError("the annotation pool is closed"))
         for thread in self._threads:
             thread.join(timeout=10)
+        with self._cache_lock:
+            if self._cache is not None:
+                self._cache.close()
+                self._cache = self._cache_settings = None
         atexit.unregister(self.close)
 
     def __enter__(self) -> AnnotationPool:
@@ -166,15 +215,19 @@ class AnnotationPool:
         try:
             worker = self._start(index)
             while batch := self._take():
-                characters = sum(len(job.document.text) for job in batch)
+                if not worker.process.is_alive():  # it died without work: no document is to blame
+                    self.report.add("worker_restarted", f"annotation worker {index}", "it died while it had no work")
+                    worker.close()
+                    worker = self._start(index)
+                characters = sum(_characters(job.document) for job in batch)
                 timeout_s = self._timeout_s + characters / SLOWEST_CHARACTERS_PER_S
                 try:
                     results, cpu_s = worker.annotate([job.document for job in batch], timeout_s)
                 except WorkerDied as death:
-                    self._try_again(batch, f"annotation worker {index} {death}")
+                    self._try_again(batch, index, str(death))
                     worker = self._start(index)
                 else:
-                    self._deliver(batch, results, cpu_s)
+                    self._deliver(batch, results, index, cpu_s)
         except AnnotationError as error:
             self._fail(error)
         except Exception as error:  # a bug of ours must reach the consumer, who would wait for ever
@@ -199,8 +252,8 @@ class AnnotationPool:
                 continue
             with self._changed:
                 self._workers[index] = worker
-                if not self._fingerprint.done():
-                    self._fingerprint.set_result(worker.fingerprint)
+                if not self._identity.done():
+                    self._identity.set_result(worker.identity)
             return worker
         raise self._error or AnnotationError(f"annotation worker {index} did not start: it {'; '.join(deaths)}")
 
@@ -222,30 +275,27 @@ class AnnotationPool:
                     if alone or job.future.set_running_or_notify_cancel():
                         self._running.add(job)
                         batch.append(job)
-                        characters += BATCH_CHARACTERS if alone else len(job.document.text)
+                        characters += BATCH_CHARACTERS if alone else _characters(job.document)
         return batch
 
-    def _deliver(self, batch: list[_Job], results: list[LabelledTokens | str], cpu_s: float) -> None:
-        labels = [
-            self._quarantined(job, result) if isinstance(result, str) else result
-            for job, result in zip(batch, results, strict=True)
-        ]
+    def _deliver(self, batch: list[_Job], results: list[LabelledTokens | str], index: int, cpu_s: float) -> None:
+        labels = [self._labels(job, result) for job, result in zip(batch, results, strict=True)]
         with self._changed:
             if batch[0] not in self._running:
                 return  # the pool has ended, and the futures with it
             self._running.difference_update(batch)
-            self._cpu_s += cpu_s
             self._documents += len(batch)
-            self._tokens += sum(len(label) for label in labels)
+            rate = self._rates[index]
+            tokens = sum(len(label) for label in labels)
+            self._rates[index] = WorkerRate(rate.tokens + tokens, rate.cpu_s + cpu_s)
         for job, label in zip(batch, labels, strict=True):
             job.future.set_result(label)
 
-    def _try_again(self, batch: list[_Job], death: str) -> None:
+    def _try_again(self, batch: list[_Job], index: int, death: str) -> None:
         """Put the documents of a dead worker back, or in quarantine the one that has now ended two."""
         with self._changed:
             if self._error is not None:
                 return  # close() ended the worker
-            self._restarts += 1
             for job in batch:
                 job.deaths += 1
             culprit = batch[0] if len(batch) == 1 and batch[0].deaths >= TRIES else None
@@ -253,29 +303,55 @@ class AnnotationPool:
                 self._running.difference_update(batch)
                 self._queue.extendleft(reversed(batch))
                 self._changed.notify_all()
-        log.warning("%s; its %d documents are tried again", death, len(batch))
+        held = ", ".join(job.document.id for job in batch)
+        self.report.add("worker_restarted", f"annotation worker {index}", f"it {death}; it held {held}")
         if culprit is not None:
-            self._deliver([culprit], [f"it ended {culprit.deaths} workers; the last one {death}"], 0.0)
+            self._deliver([culprit], [f"it ended {culprit.deaths} workers; the last one {death}"], index, 0.0)
 
-    def _quarantined(self, job: _Job, reason: str) -> LabelledTokens:
-        """The tokens of a document that cannot be annotated, without facts; none where even that fails."""
+    def _labels(self, job: _Job, result: LabelledTokens | str) -> LabelledTokens:
+        """The labels that a worker gave, or, where it gave an error, the document's tokens without facts; no tokens
+        where even that fails."""
+        if not isinstance(result, str):
+            cache = self._open_cache()
+            if cache is not None:
+                cache.put(job.document, result)
+            return result
         from annotator import Annotator
 
         plain = Annotator(self.tokenizer, model=None)
         try:
-            labels = plain.annotate([job.document.text])[0]
+            labels, event, reason = plain.label([job.document])[0], "document_quarantined", result
         except ValueError:
-            labels, reason = plain.annotate([""])[0], f"left out, since it cannot be tokenised either: {reason}"
+            labels, event, reason = plain.annotate([""])[0], "document_skipped", f"it cannot be tokenised: {result}"
+        self.report.add(event, job.document.id, reason)
         with self._changed:
             self.quarantine[job.document.id] = reason
             count = len(self.quarantine)
-        log.warning("document %r has no fact labels: %s", job.document.id, reason)
         if count > self._quarantine_limit:
             raise AnnotationError(
                 f"{count} documents could not be annotated, and quarantine_limit is {self._quarantine_limit}: "
                 + "; ".join(f"{name!r}: {why}" for name, why in list(self.quarantine.items())[:5])
             )
         return labels
+
+    # --- the label cache ------------------------------------------------------------------------------------------
+
+    def _from_cache(self, document: Document) -> LabelledTokens | None:
+        cache = self._open_cache()
+        return None if cache is None else cache.get(document)
+
+    def _open_cache(self) -> LabelCache | None:
+        """The cache, opened as soon as a worker has said which annotator it runs: that names the store."""
+        if self._cache is not None or self._cache_settings is None:
+            return self._cache
+        fingerprint = self.fingerprint()
+        with self._cache_lock:
+            if self._cache is None and self._cache_settings is not None:
+                from lacy_stream.label_cache import LabelCache
+
+                folder, limit = self._cache_settings
+                self._cache = LabelCache(folder, fingerprint, limit, self.report)
+            return self._cache
 
     def _fail(self, error: AnnotationError) -> None:
         """End the pool: every open future gets the first error, so that nobody waits for ever."""
@@ -288,8 +364,8 @@ class AnnotationPool:
             self._queue.clear()
             self._running.clear()
             workers = list(self._workers.values())
-            if not self._fingerprint.done():
-                self._fingerprint.set_exception(error)
+            if not self._identity.done():
+                self._identity.set_exception(error)
             self._changed.notify_all()
         for worker in workers:
             worker.kill()

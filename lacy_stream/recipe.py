@@ -51,25 +51,49 @@ class Tokenizer:
 @dataclass
 class Annotation:
     """``model``: spaCy pipeline, or null to tokenise only. ``num_workers``: processes per rank; null: the
-    cores that the rank can use."""
+    cores that the rank can use. ``label_cache``: folder that keeps the labels of each document, so that from the
+    second epoch on nothing is parsed; ``label_cache_limit_gb``: what it may take."""
 
     model: Optional[str] = "en_core_web_sm"
     num_workers: Optional[int] = None
+    label_cache: Optional[str] = None
+    label_cache_limit_gb: float = 20.0
 
 
 @dataclass
-class Dataset:
-    """MDS shards with raw text; the keys are Streaming's."""
+class Source:
+    """MDS shards with raw text, or with token ids in ``tokens_column``; see ``lacy_stream.corpus.Source``."""
 
-    local: str = MISSING
+    local: Optional[str] = None
     remote: Optional[str] = None
     split: Optional[str] = None
+    text_column: str = "text"
+    id_column: str = "id"
+    tokens_column: Optional[str] = None
+    token_encoding_type: str = "int64"
+    annotate: bool = True
+
+
+@dataclass
+class Stream(Source):
+    """One of several sources, with its weight: at most one of the three, as in Streaming."""
+
+    proportion: Optional[float] = None
+    repeat: Optional[float] = None
+    choose: Optional[int] = None
+
+
+@dataclass
+class Dataset(Source):
+    """One source, or several in ``streams``, by name; the keys are those of Streaming and LLM Foundry."""
+
+    streams: Optional[Dict[str, Stream]] = None
+    epoch_size: Optional[int] = None
     shuffle: bool = False
     shuffle_algo: str = "py1e"
     shuffle_seed: int = 17
     shuffle_block_size: int = 1 << 18
-    text_column: str = "text"
-    id_column: str = "id"
+    predownload: int = 1000
     download_retry: int = 3
     download_timeout: float = 60.0
 
@@ -77,12 +101,14 @@ class Dataset:
 @dataclass
 class Loader:
     """``lanes``: see batches.py; the number of ranks must divide it. ``prefetch_rows``: rows annotated ahead
-    on each rank; 0: four batches."""
+    on each rank; 0: four batches. ``accept_changes``: go on from a checkpoint although the data, the tokenizer, the
+    parser or the rules have changed since."""
 
     name: str = "annotated_text"
     dataset: Dataset = field(default_factory=Dataset)
     lanes: int = 64
     prefetch_rows: int = 0
+    accept_changes: bool = False
 
 
 @dataclass
@@ -173,7 +199,8 @@ class Loggers:
 @dataclass
 class Recipe:
     """A whole run. Durations are strings such as ``400000ba``, ``50_000_000tok``; the training stream is an
-    endless run of epochs, so ``ep`` is not a duration."""
+    endless run of epochs, so ``ep`` is not a duration. ``report_folder``: where restarts, retries and documents
+    without labels are written down; null: ``report`` in a local ``save_folder``."""
 
     run_name: Optional[str] = None
     seed: int = 17
@@ -203,6 +230,7 @@ class Recipe:
     save_interval: str = "1000ba"
     save_num_checkpoints_to_keep: int = -1
     save_overwrite: bool = False
+    report_folder: Optional[str] = None
     load_path: Optional[str] = None
     autoresume: bool = False
     dist_timeout: float = 600.0
@@ -298,8 +326,14 @@ def _refuse_unknown_keys(values: Mapping[Any, Any], schema: type, where: str) ->
                 )
             )
         inner = next((t for t in (hints[key], *typing.get_args(hints[key])) if dataclasses.is_dataclass(t)), None)
+        named = next((t for t in typing.get_args(hints[key]) if typing.get_origin(t) is dict), None)
         if isinstance(value, Mapping) and isinstance(inner, type):
             _refuse_unknown_keys(value, inner, f"{where}{key}.")
+        elif isinstance(value, Mapping) and named is not None and dataclasses.is_dataclass(typing.get_args(named)[1]):
+            for name, part in value.items():
+                if not isinstance(part, Mapping):
+                    raise RecipeError(f"{where}{key}.{name}: {part!r} is not a mapping of keys to values")
+                _refuse_unknown_keys(part, typing.get_args(named)[1], f"{where}{key}.{name}.")
         elif inner is not None and value is not None:
             raise RecipeError(f"{where}{key}: {value!r} is not a mapping of keys to values")
 
@@ -351,6 +385,8 @@ _POSITIVE = [
     "callbacks.speed_monitor.window_size",
     "algorithms.gradient_clipping.clipping_threshold",
     "loggers.file.flush_interval",
+    "train_loader.dataset.epoch_size",
+    "annotator.label_cache_limit_gb",
 ]
 _NOT_NEGATIVE = [
     "optimizer.weight_decay",
@@ -359,6 +395,8 @@ _NOT_NEGATIVE = [
     "eval_loader.prefetch_rows",
     "train_loader.dataset.download_retry",
     "train_loader.dataset.shuffle_seed",
+    "train_loader.dataset.predownload",
+    "eval_loader.dataset.predownload",
 ]
 _DURATIONS = ["max_duration", "eval_interval", "save_interval", "console_log_interval", "scheduler.t_warmup"]
 
@@ -410,7 +448,30 @@ def _problems(recipe: Recipe) -> Iterator[str]:
         yield f"device_train_microbatch_size: {recipe.device_train_microbatch_size!r} must be greater than 0"
     if recipe.algorithms.call_mask.method == "lacy" and recipe.annotator.model is None:
         yield "annotator.model: null gives no facts to delegate; name a spaCy pipeline, or use method: baseline"
+    for key in ("train_loader", "eval_loader"):
+        if (loader := _get(recipe, key)) is not None:
+            yield from _dataset_problems(f"{key}.dataset", loader.dataset)
     yield from _rank_problems(recipe, int(os.environ.get("WORLD_SIZE", "1")))
+
+
+def _dataset_problems(where: str, dataset: Dataset) -> Iterator[str]:
+    streams = dataset.streams or {}
+    if dataset.local is None and not streams:
+        yield f"{where}.local: missing; give a folder of MDS shards, or several of them by name in {where}.streams"
+    for name, stream in streams.items():
+        if stream.local is None:
+            yield f"{where}.streams.{name}.local: missing; it is a folder of MDS shards, or the cache of remote"
+        weights = {key: getattr(stream, key) for key in ("proportion", "repeat", "choose")}
+        given = {key: weight for key, weight in weights.items() if weight is not None}
+        if len(given) > 1:
+            yield f"{where}.streams.{name}: {' and '.join(given)} exclude one another"
+        for key, weight in given.items():
+            if not 0 <= weight < math.inf:
+                yield f"{where}.streams.{name}.{key}: {weight!r} must not be negative, and finite"
+    if streams:
+        beside = [f.name for f in dataclasses.fields(Source) if getattr(dataset, f.name) != f.default]
+        if beside:
+            yield f"{where}.{beside[0]}: belongs to each of the streams {', '.join(streams)}, not beside them"
 
 
 def _rank_problems(recipe: Recipe, ranks: int) -> Iterator[str]:

@@ -13,8 +13,9 @@ from rich.text import Text
 from annotator import Annotator, Document, FactClass
 from annotator.terminal import printable
 from lacy_stream.checkpoint import Checkpoint, load_checkpoint
+from lacy_stream.corpus import open_corpus
 from lacy_stream.metrics import CallScores, call_scores, own_call_mask
-from lacy_stream.shards import Shards
+from lacy_stream.train import corpus_arguments
 
 CALL_STYLE, FACT_STYLE = "bold white on red", "underline"
 
@@ -39,9 +40,8 @@ def held_out_documents(checkpoint: Checkpoint, count: int) -> list[Document]:
     loader = checkpoint.recipe.eval_loader
     if loader is None:
         raise ValueError("the recipe of this checkpoint has no eval_loader: name a text file instead")
-    data = loader.dataset
-    shards = Shards(data.local, data.remote, data.split, text_column=data.text_column, id_column=data.id_column)
-    return [shards.document(position) for position in range(min(count, len(shards)))]
+    corpus = open_corpus(**corpus_arguments(loader.dataset))
+    return [corpus.document(position) for position in range(min(count, len(corpus)))]
 
 
 @torch.no_grad()

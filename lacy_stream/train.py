@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import sys
 import warnings
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from annotator import Annotator
 from lacy_stream.pool import AnnotationPool, default_num_workers
-from lacy_stream.recipe import Loader, Recipe, RecipeError, dump_recipe, tokenizer_path
+from lacy_stream.recipe import Dataset, Loader, Recipe, RecipeError, dump_recipe, tokenizer_path
+from lacy_stream.recipe import Source as RecipeSource
+from lacy_stream.report import Report
 
 if TYPE_CHECKING:  # composer takes 12 s to import: only once the recipe is known to be good
     from composer import Trainer
@@ -32,7 +36,14 @@ def train(recipe: Recipe) -> None:
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     workers = recipe.annotator.num_workers or default_num_workers(int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     # The workers load the parser while this process imports composer.
-    with AnnotationPool(tokenizer, recipe.annotator.model, workers) as pool:
+    with AnnotationPool(
+        tokenizer,
+        recipe.annotator.model,
+        workers,
+        report=Report(_report_path(recipe)),
+        label_cache=recipe.annotator.label_cache,
+        label_cache_limit=int(recipe.annotator.label_cache_limit_gb * 1e9),
+    ) as pool:
         trainer = _built(recipe, pool, call_token_id=pieces)
         try:
             _announce(recipe, trainer, pool)
@@ -43,6 +54,14 @@ def train(recipe: Recipe) -> None:
             _conclude(trainer, pool)
         finally:
             trainer.close()
+
+
+def _report_path(recipe: Recipe) -> Path | None:
+    """The file of this rank's report; None where no folder is named."""
+    folder = recipe.report_folder
+    if folder is None and recipe.save_folder is not None and "://" not in recipe.save_folder:
+        folder = os.path.join(recipe.save_folder, "report")
+    return None if folder is None else Path(folder) / f"rank{os.environ.get('RANK', '0')}.jsonl"
 
 
 def _built(recipe: Recipe, pool: AnnotationPool, call_token_id: int) -> Trainer:
@@ -75,8 +94,11 @@ def build_trainer(recipe: Recipe, pool: AnnotationPool, call_token_id: int) -> T
     from composer import Trainer
     from composer.utils import dist, reproducibility
 
+    from lacy_stream.checkpoint import mend_save_folder
     from lacy_stream.model import build_model
 
+    if recipe.autoresume and recipe.save_folder and "://" not in recipe.save_folder and dist.get_global_rank() == 0:
+        mend_save_folder(recipe.save_folder, pool.report)
     reproducibility.seed_all(recipe.seed)  # the model's first weights, too
     ranks = dist.get_world_size()
     gpu = torch.cuda.is_available()
@@ -141,26 +163,28 @@ def build_trainer(recipe: Recipe, pool: AnnotationPool, call_token_id: int) -> T
 def _loader(loader: Loader, pool: AnnotationPool, recipe: Recipe, batch_size: int, repeat: bool) -> DataLoader:
     from lacy_stream.batches import annotated_dataloader
 
-    data = loader.dataset
     return annotated_dataloader(
-        data.local,
-        pool,
-        remote=data.remote,
-        split=data.split,
+        pool=pool,
         batch_size=batch_size,
         max_seq_len=recipe.max_seq_len,
         repeat=repeat,
         lanes=loader.lanes,
         prefetch_rows=loader.prefetch_rows,
-        shuffle=data.shuffle,
-        shuffle_algo=data.shuffle_algo,
-        shuffle_seed=data.shuffle_seed,
-        shuffle_block_size=data.shuffle_block_size,
-        text_column=data.text_column,
-        id_column=data.id_column,
-        download_retry=data.download_retry,
-        download_timeout=data.download_timeout,
+        accept_changes=loader.accept_changes,
+        **corpus_arguments(loader.dataset),
     )
+
+
+def corpus_arguments(dataset: Dataset) -> dict[str, Any]:
+    """The arguments of ``open_corpus`` that a recipe's dataset stands for."""
+    from lacy_stream.corpus import Source
+
+    values = dataclasses.asdict(dataset)
+    streams = values.pop("streams")
+    source = {field.name: values.pop(field.name) for field in dataclasses.fields(RecipeSource)}
+    if streams:
+        return values | {"data": {name: Source(**stream) for name, stream in streams.items()}}
+    return values | {"data": source.pop("local")} | source
 
 
 def _scheduler(recipe: Recipe) -> Any:
@@ -247,11 +271,14 @@ def _conclude(trainer: Trainer, pool: AnnotationPool) -> None:
     from composer.utils import dist
     from rich.console import Console
 
-    from lacy_stream.monitor import describe_rate
+    from lacy_stream.monitor import StreamMonitor, describe_rate
 
     if dist.get_global_rank() == 0:
         console = Console(stderr=True, highlight=False)
         console.print(describe_rate(pool.stats()))
+        for monitor in trainer.state.callbacks:
+            if isinstance(monitor, StreamMonitor):
+                console.print(monitor.summary, markup=False)
         for document, reason in pool.quarantine.items():
             console.print(f"no fact labels for {document!r}: {reason}", markup=False)
         for name, value in trainer.state.eval_metric_values.items():

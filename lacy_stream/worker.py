@@ -64,7 +64,7 @@ class Worker:
         if kind == "failed":
             self.close()
             raise WorkerCannotStart(payload)
-        self.fingerprint: str = payload
+        self.identity: dict[str, str] = payload
 
     def annotate(self, documents: list[Document], timeout_s: float) -> tuple[list[LabelledTokens | str], float]:
         """Annotate a batch.
@@ -154,7 +154,7 @@ def _work(pipe: Connection, tokenizer: str, model: str | None, parent_pid: int) 
         except Exception as error:
             _send(pipe, "failed", f"{type(error).__name__}: {error}")
             return
-        _send(pipe, "ready", annotator.fingerprint)
+        _send(pipe, "ready", annotator.identity)
         while True:
             documents = pickle.loads(pipe.recv_bytes())
             start = time.process_time()
@@ -165,7 +165,7 @@ def _work(pipe: Connection, tokenizer: str, model: str | None, parent_pid: int) 
 def _annotate(annotator: Any, documents: list[Document]) -> list[LabelledTokens | str]:
     """Annotate a batch; where it fails, document by document, so that the error names the right one."""
     try:
-        return annotator.annotate([document.text for document in documents])
+        return annotator.label(documents)
     except Exception as error:
         if len(documents) == 1:
             return ["".join(traceback.format_exception_only(error)).strip()]

@@ -18,7 +18,7 @@ import zstandard
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from annotator import Annotator, FactClass, LabelledTokens
+from annotator import Annotator, Document, FactClass, LabelledTokens
 from annotator.facts import Rule
 
 CURIE = (
@@ -150,6 +150,127 @@ def test_one_string_is_no_list_of_texts(annotator: Annotator):
     """A string in place of the list would be annotated letter by letter."""
     with pytest.raises(ValueError, match="got one string"):
         annotator.annotate("Marie Curie")
+
+
+# Ids that another tool has made
+
+BOS, EOS = 1, 2
+
+
+def row_of(*tokens: LabelledTokens) -> np.ndarray:
+    """A row as LLM Foundry writes it: the ids of documents, </s> behind each; int64."""
+    return np.concatenate([np.append(t.ids, EOS) for t in tokens]).astype(np.int64)
+
+
+@pytest.mark.slow
+def test_ids_of_a_text_have_its_labels(annotator: Annotator, shared: Path):
+    """Ids in place of the text give the same labels, on 150 documents of dwiki."""
+    with open(shared / "lmlm_spans.jsonl", encoding="utf-8") as file:
+        texts = [json.loads(line)["text"] for line in itertools.islice(file, 150)]
+    labelled = annotator.annotate(texts)
+    for tokens, again in zip(labelled, annotator.annotate_ids(t.ids for t in labelled), strict=True):
+        assert same(tokens, again)
+
+
+def test_documents_of_a_row_have_labels_of_their_own(annotator: Annotator):
+    """The second document of a row is labelled as if alone, whatever the first one mentions; </s> is grammatical."""
+    texts = [CURIE, "Warsaw\n\nWarsaw is where Marie Curie was born in 1867. \U0001f9ff"]
+    first, second = annotator.annotate(texts)
+    row = row_of(first, second)
+    (tokens,) = annotator.annotate_ids([row])
+    assert tokens.ids.tolist() == row.tolist() and tokens.ids.dtype == np.int32
+    assert tokens.classes.tolist() == [*first.classes, FactClass.GRAMMATICAL, *second.classes, FactClass.GRAMMATICAL]
+    ends = [*first.offsets[:, 1], len(CURIE), *(second.offsets[:, 1] + len(CURIE)), len("".join(texts))]
+    assert tokens.offsets[:, 1].tolist() == ends and tokens.offsets[:, 0].tolist() == [0, *ends[:-1]]
+    assert FactClass.FACTUAL in second.classes
+
+
+def test_row_that_begins_in_the_middle_of_a_document(annotator: Annotator):
+    """Such a row is labelled as the text that it holds: what the row before has mentioned is new again."""
+    text = "Marie Curie was born in 1867. After 1867 Marie Curie lived in Warsaw."
+    cut = text.index(" After")
+    (whole,) = annotator.annotate([text])
+    at = whole.offsets[:, 0].tolist().index(cut)
+    head, tail = annotator.annotate_ids([whole.ids[:at], whole.ids[at:]])
+    assert same(tail, annotator.annotate([text[cut + 1 :]])[0])
+    assert head.classes.tolist() == whole.classes[:at].tolist()
+    year = slice(2, 6)  # After, space, 1, 8, 6, 7
+    assert set(whole.classes[at:][year].tolist()) == {FactClass.OTHER}
+    assert set(tail.classes[year].tolist()) == {FactClass.FACTUAL}
+
+
+@settings(deadline=None, max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.integers(0, 31_999) | st.integers(0, 258) | st.sampled_from([0, BOS, EOS]), max_size=40))
+def test_any_ids_come_back_unchanged(annotator: Annotator, ids: list[int]):
+    """Rows that no tokenizer would make are labelled too: ids as they were, places in order, control ids no facts."""
+    (tokens,) = annotator.annotate_ids([np.array(ids, dtype=np.uint16)])
+    assert tokens.ids.tolist() == ids
+    assert (tokens.ids.dtype, tokens.classes.dtype, tokens.offsets.dtype) == (np.int32, np.uint8, np.int32)
+    assert tokens.offsets[:, 0].tolist() == [0, *tokens.offsets[:-1, 1].tolist()][: len(ids)]
+    assert (np.diff(tokens.offsets) >= 0).all()
+    control = np.isin(tokens.ids, (BOS, EOS))
+    assert (np.diff(tokens.offsets)[control] == 0).all() and (tokens.classes[control] == FactClass.GRAMMATICAL).all()
+
+
+def test_rows_without_tokens(annotator: Annotator):
+    """An empty row has no tokens, and a row of </s> alone has no text."""
+    empty, ends = annotator.annotate_ids([np.zeros(0, dtype=np.int64), np.full(3, EOS)])
+    assert same(empty, annotator.annotate([""])[0])
+    assert (ends.classes.tolist(), ends.offsets.tolist()) == ([FactClass.GRAMMATICAL] * 3, [[0, 0]] * 3)
+
+
+def test_id_outside_the_vocabulary_names_the_row(annotator: Annotator):
+    """The tokenizer does not belong to the data: the error says where, and what to do."""
+    with pytest.raises(ValueError, match=r"^row 1: token id 32000 at position 2, .*give the tokenizer of the data"):
+        annotator.annotate_ids([np.array([5]), np.array([5, EOS, 32_000])])
+    with pytest.raises(ValueError, match="^document 'x': token id -1 at position 0"):
+        annotator.label([Document("x", "", np.array([-1], dtype=np.int32))])
+
+
+def test_label_takes_texts_and_ids_annotated_or_not(
+    annotator: Annotator, tokenizer_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Each document gets the labels of its own kind, in order; the parser sees no text that is not to be annotated."""
+    plain = Annotator(tokenizer_path, model=None)
+    other = "Code\n\nAda wrote 7 letters."
+    row = row_of(*plain.annotate([other, CURIE])).astype(np.int32)
+    documents = [
+        Document("a", CURIE),
+        Document("b", other, annotate=False),
+        Document("c", "", row, annotate=False),
+        Document("d", ""),
+        Document("e", "", row),
+        Document("f", other),
+    ]
+    expected = [
+        *annotator.annotate([CURIE]),
+        *plain.annotate([other]),
+        *plain.annotate_ids([row]),
+        *annotator.annotate([""]),
+        *annotator.annotate_ids([row]),
+        *annotator.annotate([other]),
+    ]
+    seen: list[str] = []
+    parse = annotator._parser.parse
+    monkeypatch.setattr(annotator._parser, "parse", lambda texts: seen.extend(texts) or parse(texts))
+    labelled = annotator.label(iter(documents))
+    assert [same(a, b) for a, b in zip(labelled, expected, strict=True)] == [True] * 6
+    assert seen == [CURIE, "", other, CURIE, other]
+
+
+def test_ids_that_are_not_annotated(annotator: Annotator, tokenizer_path: Path):
+    """Without a parser, or where it is not wanted, all is OTHER but </s>."""
+    row = row_of(*annotator.annotate([CURIE, "Ada lived."]))
+    (tokens,) = Annotator(tokenizer_path, model=None).annotate_ids([row])
+    assert tokens.classes.tolist() == [FactClass.GRAMMATICAL if id == EOS else FactClass.OTHER for id in row]
+    (unmarked,) = annotator.label([Document("x", "", row.astype(np.int32), annotate=False)])
+    assert same(tokens, unmarked)
+
+
+def test_label_names_the_document_that_is_no_text(annotator: Annotator):
+    """The error of a text names the document that holds it."""
+    with pytest.raises(ValueError, match=r"^document 'x': lone surrogate U\+D800 at code point 2"):
+        annotator.label([Document("w", "fine"), Document("x", "ab\ud800c")])
 
 
 # What the annotator says about itself

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -16,12 +17,17 @@ import pytest
 
 from annotator import Annotator, Document, FactClass
 from lacy_stream.pool import AnnotationError, AnnotationPool, default_num_workers
+from lacy_stream.report import Report
 
 TEXTS = [f"Ada Lovelace was born in {1800 + i} in London. She wrote {i} notes about the engine." for i in range(40)]
 
 
 def submit_all(pool: AnnotationPool, texts: list[str]) -> list[Future]:
     return [pool.submit(Document(f"doc-{number}", text)) for number, text in enumerate(texts)]
+
+
+def restarts(pool: AnnotationPool) -> int:
+    return pool.report.counts()["worker_restarted"]
 
 
 def gone(pids: list[int], within_s: float) -> bool:
@@ -51,7 +57,8 @@ def test_labels_are_those_of_the_annotator(pool: AnnotationPool, annotator: Anno
 
 
 def test_fingerprint_is_the_annotators(pool: AnnotationPool, annotator: Annotator) -> None:
-    """The pool tells which tokenizer, parser and rules its labels come from."""
+    """The pool tells which tokenizer, parser and rules its labels come from, by name and as one digest."""
+    assert pool.identity() == annotator.identity and {"tokenizer", "rules", "model"} <= set(annotator.identity)
     assert pool.fingerprint() == annotator.fingerprint
 
 
@@ -62,7 +69,8 @@ def test_counters(pool: AnnotationPool) -> None:
     after = pool.stats()
     assert after.documents - before.documents == 5
     assert after.tokens - before.tokens == tokens
-    assert after.cpu_s > before.cpu_s and after.tokens_per_s_per_core > 0
+    assert after.tokens_per_s_per_core > 0 and len(after.workers) == 2
+    assert sum(worker.cpu_s for worker in after.workers) > sum(worker.cpu_s for worker in before.workers)
     assert (after.queued, after.in_flight) == (0, 0)
 
 
@@ -74,7 +82,7 @@ def test_document_that_cannot_be_annotated_is_named(tokenizer_path: Path) -> Non
         labelled = [future.result(timeout=60) for future in submit_all(pool, texts)]
         assert [len(label) > 0 for label in labelled] == [True, False, True]
         assert list(pool.quarantine) == ["doc-1"] and "surrogate" in pool.quarantine["doc-1"]
-        assert pool.stats().quarantined == 1
+        assert pool.report.counts()["document_skipped"] == 1
     with AnnotationPool(tokenizer_path, num_workers=1, quarantine_limit=0) as pool:
         with pytest.raises(AnnotationError, match="quarantine_limit is 0: 'doc-1': .*surrogate"):
             submit_all(pool, texts)[1].result(timeout=60)
@@ -124,13 +132,29 @@ def test_killed_worker_does_not_show(tokenizer_path: Path, annotator: Annotator)
             labelled = future.result(timeout=120)
             np.testing.assert_array_equal(labelled.ids, expected.ids)
             np.testing.assert_array_equal(labelled.classes, expected.classes)
-        assert pool.stats().restarts == 1 and not pool.quarantine
+        assert restarts(pool) == 1 and not pool.quarantine
 
 
-def test_document_that_ends_its_workers_is_quarantined(tokenizer_path: Path) -> None:
+def test_workers_that_die_without_work_blame_no_document(tokenizer_path: Path) -> None:
+    """Workers that are killed while they wait are replaced before they get a document: none is quarantined."""
+    with AnnotationPool(tokenizer_path, model=None, num_workers=2) as pool:
+        for _ in range(3):
+            assert all(len(future.result(timeout=60)) for future in submit_all(pool, TEXTS[:4]))
+            while len(pool._workers) < 2 or pool.stats().in_flight:
+                time.sleep(0.01)
+            pids = [worker.process.pid for worker in pool._workers.values()]
+            for pid in pids:
+                os.kill(pid, signal.SIGKILL)
+            assert gone(pids, 5)
+        assert submit_all(pool, TEXTS[:1])[0].result(timeout=60)
+        assert restarts(pool) >= 3 and not pool.quarantine
+
+
+def test_document_that_ends_its_workers_is_quarantined(tokenizer_path: Path, tmp_path: Path) -> None:
     """A document whose worker dies twice is not tried a third time: it keeps its tokens, has no facts and is named,
-    and the pool goes on."""
-    with AnnotationPool(tokenizer_path, num_workers=1) as pool:
+    also in the report's file, and the pool goes on."""
+    report = Report(tmp_path / "report" / "rank0.jsonl")
+    with AnnotationPool(tokenizer_path, num_workers=1, report=report) as pool:
         deadly, _ = submit_all(pool, [LONG, "fine"])
         first = held(pool)
         os.kill(first, signal.SIGKILL)
@@ -140,7 +164,10 @@ def test_document_that_ends_its_workers_is_quarantined(tokenizer_path: Path) -> 
         assert "exit code -9" in pool.quarantine["doc-0"] and len(pool.quarantine) == 1
         after = pool.submit(Document("after", "Anna was born in Rome.")).result(timeout=60)
         assert (after.classes == FactClass.FACTUAL).any()
-        assert pool.stats().restarts == 2
+        assert restarts(pool) == 2
+    events = [json.loads(line) for line in (tmp_path / "report" / "rank0.jsonl").read_text().splitlines()]
+    assert [event["event"] for event in events] == ["worker_restarted", "worker_restarted", "document_quarantined"]
+    assert "it held doc-0" in events[1]["reason"] and events[2]["what"] == "doc-0"
 
 
 def test_hung_worker_is_replaced(tokenizer_path: Path, annotator: Annotator) -> None:
@@ -151,7 +178,7 @@ def test_hung_worker_is_replaced(tokenizer_path: Path, annotator: Annotator) -> 
         os.kill(stopped, signal.SIGSTOP)
         labelled = pool.submit(Document("slow", TEXTS[0])).result(timeout=60)
         np.testing.assert_array_equal(labelled.classes, annotator.annotate(TEXTS[:1])[0].classes)
-        assert gone([stopped], 5) and pool.stats().restarts == 1 and not pool.quarantine
+        assert gone([stopped], 5) and restarts(pool) == 1 and not pool.quarantine
 
 
 def test_stopped_worker_does_not_block_a_large_message(tokenizer_path: Path) -> None:
@@ -161,7 +188,7 @@ def test_stopped_worker_does_not_block_a_large_message(tokenizer_path: Path) -> 
         os.kill(pool._workers[0].process.pid, signal.SIGSTOP)
         large = Document("large", "word " * 200_400)  # 1,002 s by its length: 2 s in all
         assert len(pool.submit(large).result(timeout=60)) > 200_000
-        assert pool.stats().restarts == 1
+        assert restarts(pool) == 1
 
 
 def test_text_that_is_no_string_is_refused(tokenizer_path: Path) -> None:
@@ -220,7 +247,7 @@ print("pids", *pids, flush=True)
 def run_script(tmp_path: Path, tokenizer_path: Path, end: str) -> subprocess.Popen[str]:
     script = tmp_path / "user_script.py"
     script.write_text(SCRIPT.format(tokenizer=str(tokenizer_path), end=end))
-    return subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True)
+    return subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
 
 
 def read_pids(process: subprocess.Popen[str]) -> tuple[list[str], list[int]]:
@@ -232,12 +259,13 @@ def read_pids(process: subprocess.Popen[str]) -> tuple[list[str], list[int]]:
     raise AssertionError(f"the script ended early: {lines}")
 
 
-def test_workers_are_light_and_do_not_run_the_main_script(tmp_path: Path, tokenizer_path: Path) -> None:
-    """A script without a main guard runs once; its workers load no torch and use one thread each; a normal
-    exit without close leaves nobody behind."""
-    process = run_script(tmp_path, tokenizer_path, "")
+@pytest.mark.parametrize(("end", "code"), [("", 0), ("raise RuntimeError('boom')", 1), ("del pool; sys.exit(3)", 3)])
+def test_workers_are_light_and_leave_with_the_script(tmp_path: Path, tokenizer_path: Path, end: str, code: int) -> None:
+    """A script without a main guard runs once; its workers load no torch and use one thread each; however it ends
+    without closing the pool, its exit code is its own and nobody is left behind."""
+    process = run_script(tmp_path, tokenizer_path, end)
     lines, pids = read_pids(process)
-    assert process.wait(timeout=30) == 0
+    assert process.wait(timeout=30) == code
     assert lines.count("main script runs") == 1
     assert "no torch" in lines
     assert "threads 1 1" in lines

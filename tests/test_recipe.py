@@ -60,6 +60,21 @@ def test_overrides_replace_values() -> None:
     assert (recipe.optimizer.lr, recipe.eval_loader) == (1e-5, None)
 
 
+def test_streams() -> None:
+    """Several streams by name, each with its own settings and weight, become the arguments of a corpus."""
+    from lacy_stream.corpus import Source
+    from lacy_stream.train import corpus_arguments
+
+    streams = "{wiki: {local: w, split: train, proportion: 0.9}, code: {local: c, proportion: 0.1, annotate: false}}"
+    recipe = load_recipe(DEMO, [f"train_loader.dataset={{streams: {streams}, epoch_size: 500, shuffle: true}}"])
+    arguments = corpus_arguments(recipe.train_loader.dataset)
+    assert arguments["data"] == {
+        "wiki": Source("w", split="train", proportion=0.9),
+        "code": Source("c", proportion=0.1, annotate=False),
+    }
+    assert (arguments["epoch_size"], arguments["shuffle"]) == (500, True) and "local" not in arguments
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [
@@ -101,6 +116,17 @@ def test_overrides_replace_values() -> None:
         ("autoresume=true", "autoresume: true needs .* save_overwrite: false"),
         ("load_path=nowhere.pt", "load_path: there is no file 'nowhere.pt'"),
         ("zzz=1", "zzz: unknown key .*known are run_name, seed"),
+        ("train_loader.dataset={}", "train_loader.dataset.local: missing; .* in train_loader.dataset.streams"),
+        ("train_loader.dataset={streams: {a: {local: x, shuffle: true}}}", "streams.a.shuffle: unknown key"),
+        ("train_loader.dataset={streams: {a: x}}", "streams.a: 'x' is not a mapping"),
+        ("train_loader.dataset={streams: {a: {split: x}}}", "streams.a.local: missing"),
+        (
+            "train_loader.dataset={streams: {a: {local: x, choose: 1, repeat: 2}}}",
+            "streams.a: repeat and choose exclude",
+        ),
+        ("train_loader.dataset={streams: {a: {local: x, repeat: -2}}}", "streams.a.repeat: -2.0 must not be negative"),
+        ("train_loader.dataset.streams={a: {local: x}}", "dataset.local: belongs to each of the streams a, not beside"),
+        ("annotator.label_cache_limit_gb=0", "annotator.label_cache_limit_gb: 0.0 must be greater than 0"),
         ("just_a_word", "override 'just_a_word' is not of the form key.sub=value"),
     ],
 )

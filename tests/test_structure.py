@@ -27,7 +27,10 @@ def test_import_contracts() -> None:
     assert run.returncode == 0, run.stdout
 
 
-@pytest.mark.parametrize("module", ["lacy_stream", "lacy_stream.pool", "lacy_stream.recipe", "lacy_stream.packing"])
+@pytest.mark.parametrize(
+    "module",
+    ["lacy_stream", "lacy_stream.pool", "lacy_stream.label_cache", "lacy_stream.recipe", "lacy_stream.packing"],
+)
 def test_imports_stay_light(module: str) -> None:
     """What workers and the command line import brings in neither torch nor composer nor spaCy."""
     loaded = modules_after(f"import {module}")

@@ -1,7 +1,8 @@
-"""Tokens against SentencePiece itself, on odd text, and the map from tokens to words."""
+"""Tokens against SentencePiece itself, on odd text and odd ids, and the map from tokens to words."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,9 @@ _ODD = [
     *("  ", " ", "\t", "\n", "\n\n", "\r\n", "\0", "\u2581", "<CALL>", "</s>", "<unk>", "<0x0A>", "\ufeff", "\u202e"),
 ]
 odd_text = st.lists(st.sampled_from(_ODD) | st.text(max_size=3), max_size=12).map("".join)
+odd_ids = st.lists(st.integers(0, 31_999) | st.integers(0, 258) | st.integers(0x80 + 3, 258), max_size=24)
+UNK, BOS, EOS = 0, 1, 2
+FIRST_BYTE = 3  # the id of <0x00>
 some = settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
@@ -188,6 +192,134 @@ def test_backward_offsets_are_an_error_with_an_example():
     """A tokenizer that reorders text cannot be aligned: the error shows where."""
     with pytest.raises(ValueError, match="near 'abcdef'"):
         _total_offsets(np.array([[0, 4], [3, 2], [2, 6]], dtype=np.int32), "abcdef")
+
+
+def assert_in_order(offsets: np.ndarray, ids: np.ndarray, text: str) -> None:
+    """One place per id, monotone from 0 to the text's end, without gap or overlap."""
+    assert offsets.dtype == np.int32 and offsets.shape == (len(ids), 2)
+    start, end = [0, *offsets[:, 1].tolist()], [*offsets[:, 0].tolist(), len(text)]
+    assert start == end and (offsets[:, 0] <= offsets[:, 1]).all()
+
+
+@some
+@example("")
+@example(" ")
+@example("  lead")
+@example("\U0001f9ff\0\t\n \u2581")
+@given(odd_text)
+def test_decode_gives_the_text_and_the_places_back(tokenizer: Tokenizer, text: str):
+    """Ids of a text decode to it, and to the offsets that encode gives; U+2581 is a space to SentencePiece."""
+    _, ids, offsets = tokenizer.encode(text)
+    decoded, places = tokenizer.decode(ids)
+    assert decoded == text.replace("\u2581", " ")
+    assert places.tolist() == offsets.tolist()
+
+
+def test_decode_gives_real_texts_back(tokenizer: Tokenizer, shared: Path):
+    """All 830 documents of dwiki come back from their ids, with every offset."""
+    with open(shared / "lmlm_spans.jsonl", encoding="utf-8") as file:
+        encoded = [tokenizer.encode(json.loads(line)["text"]) for line in file]
+    assert len(encoded) == 830
+    for text, ids, offsets in encoded:
+        decoded, places = tokenizer.decode(ids)
+        assert decoded == text and np.array_equal(places, offsets)
+
+
+@some
+@example([BOS, 264, 264, EOS])
+@example([FIRST_BYTE + 0x20, 264])
+@given(odd_ids)
+def test_decode_of_any_ids(tokenizer: Tokenizer, sp: sentencepiece.SentencePieceProcessor, ids: list[int]):
+    """Whatever the ids, the places are in order and the text is SentencePiece's, which spells <unk> otherwise, and
+    lets a control piece part the bytes of a character."""
+    row = np.array(ids, dtype=np.int32)
+    text, offsets = tokenizer.decode(row)
+    assert_in_order(offsets, row, text)
+    if UNK not in ids and not {BOS, EOS} & set(ids[1:-1]):
+        assert text == sp.decode(ids)
+
+
+def test_places_of_bytes_control_and_unknown_pieces(tokenizer: Tokenizer, sp: sentencepiece.SentencePieceProcessor):
+    """A character's last byte has its width, a stray byte is one U+FFFD, as is <unk>, and </s> has no width."""
+    (a,), (b,) = sp.encode("a"), sp.encode("b")
+    ids = [BOS, a, *(FIRST_BYTE + byte for byte in b"\xf0\x9f\xa7\xbf\xe2\x96"), UNK, b, FIRST_BYTE + 0xBF, EOS]
+    text, offsets = tokenizer.decode(np.array(ids, dtype=np.int32))
+    assert text == "a\U0001f9ff\ufffd\ufffd\ufffd b\ufffd"
+    ends = [0, 1, 1, 1, 1, 2, 3, 4, 5, 7, 8, 8]
+    assert offsets.tolist() == [[start, end] for start, end in zip([0, *ends], ends)]
+
+
+def test_decode_drops_one_space_at_the_beginning(tokenizer: Tokenizer, sp: sentencepiece.SentencePieceProcessor):
+    """A part from the middle of a text loses the space before its first word, and no more."""
+    ids = np.array(sp.encode("Ada  wrote letters"), dtype=np.int32)
+    texts = {tokenizer.decode(ids[start:])[0] for start in range(len(ids))}
+    assert {"Ada  wrote letters", " wrote letters", "wrote letters", "letters"} <= texts
+    assert tokenizer.decode(ids[-1:])[1].tolist() == [[0, 7]]
+
+
+@pytest.fixture(scope="session")
+def spaceless(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tokenizer that puts no space before a text, has no byte pieces, and has a padding piece."""
+    folder = tmp_path_factory.mktemp("spaceless")
+    corpus = folder / "corpus.txt"
+    corpus.write_text("the fine text of a first file\nMarie Curie found radium\n" * 50, encoding="utf-8")
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(corpus),
+        model_prefix=str(folder / "m"),
+        vocab_size=60,
+        hard_vocab_limit=False,
+        add_dummy_prefix=False,
+        remove_extra_whitespaces=False,
+        normalization_rule_name="identity",
+        pad_id=3,
+        minloglevel=2,
+    )
+    return folder / "m.model"
+
+
+@pytest.mark.parametrize("text", ["the file", " the file", "  the file", " "])
+def test_decode_keeps_the_space_of_a_tokenizer_that_adds_none(spaceless: Path, text: str):
+    """Where no space is put before a text, none is dropped."""
+    tokenizer = Tokenizer(spaceless)
+    assert tokenizer.decode(tokenizer.encode(text).ids)[0] == text
+
+
+def test_padding_is_grammatical(spaceless: Path):
+    """A padding piece spells nothing and is never a fact; a character that the model cannot spell is U+FFFD."""
+    tokenizer = Tokenizer(spaceless)
+    ids = np.append(tokenizer.encode("a\u4e2d").ids, np.int32([2, 3, 3]))
+    text, padding = tokenizer.segments(ids)
+    assert (text.text, padding.text) == ("a\ufffd", "")
+    assert tokenizer.classify(padding).classes.tolist() == [FactClass.GRAMMATICAL] * 2
+
+
+@some
+@given(st.lists(st.integers(0, 300) | st.just(EOS), max_size=24))
+def test_segments_end_with_the_end_of_sequence(tokenizer: Tokenizer, ids: list[int]):
+    """Segments joined are the row; each but the last ends with the only </s> that it holds."""
+    segments = tokenizer.segments(np.array(ids, dtype=np.int64))
+    assert [id for segment in segments for id in segment.ids.tolist()] == ids
+    assert all(segment.ids.dtype == np.int32 for segment in segments)
+    assert all(EOS not in segment.ids[:-1] for segment in segments)
+    assert all(segment.ids[-1] == EOS for segment in segments[:-1])
+    for segment in segments:
+        assert_in_order(segment.offsets, segment.ids, segment.text)
+
+
+@pytest.mark.parametrize("bad", [32_000, -1, 2**32 + 5])
+def test_id_outside_the_vocabulary_is_named(tokenizer: Tokenizer, bad: int):
+    """The error names the id, its position and the way out."""
+    ids = np.array([5, 6, bad, 32_001])
+    for read in (tokenizer.decode, tokenizer.segments):
+        with pytest.raises(ValueError, match=f"token id {bad} at position 2, .*0 to 31999.*give the tokenizer of the"):
+            read(ids)
+
+
+@pytest.mark.parametrize("row", [np.int64(5), np.array([[5, 6]]), np.array([5.0, 6.0])], ids=["id", "rows", "floats"])
+def test_what_is_no_row_of_ids_is_named(tokenizer: Tokenizer, row: np.ndarray):
+    """An id, several rows, or floats in place of a row of ids."""
+    with pytest.raises(ValueError, match="(int|float)64 of shape .* instead of a row of token ids"):
+        tokenizer.segments(row)
 
 
 def test_missing_tokenizer_is_named(tmp_path: Path):

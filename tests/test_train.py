@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -9,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -48,7 +50,10 @@ METRICS = [
     "stream/data_wait_s",
     "stream/data_wait_fraction",
     "stream/tokens_per_s_per_core",
+    "stream/data_wait_max_s",
+    "stream/wait_annotation_s",
     "stream/queue_depth",
+    "stream/worker_restarted",
     "loss/train/total",
 ]
 
@@ -76,6 +81,14 @@ def run(*command: object, cwd: Path, code: int = 0) -> str:
     return output
 
 
+def wait_for(condition: Callable[[], bool], process: subprocess.Popen, within_s: float = 120) -> None:
+    """Wait until something is true of a running process."""
+    deadline = time.monotonic() + within_s
+    while not condition():
+        assert time.monotonic() < deadline and process.poll() is None, "it did not happen"
+        time.sleep(0.02)
+
+
 def logged(log: Path, metric: str) -> list[float]:
     """All values of one metric in a file logger's output, which has four decimals."""
     return [float(value) for value in re.findall(rf"^\[metric\].*: {metric}: (\S+)", log.read_text(), re.MULTILINE)]
@@ -99,6 +112,7 @@ def test_composer_command_trains(recipe: Path, corpus: Path, tmp_path: Path) -> 
         cwd=tmp_path,
     )
     assert "tokens/s per core" in output and "held-out TotalLoss" in output
+    assert re.search("the trainer waited for data .*annotation .* The bottleneck was", output)
     log = tmp_path / "log-rank0.txt"
     for metric in METRICS:
         assert len(logged(log, metric)) == 6, metric
@@ -129,6 +143,37 @@ def test_composer_command_trains(recipe: Path, corpus: Path, tmp_path: Path) -> 
     text = tmp_path / "text.txt"
     text.write_text("Marie Curie was born in Warsaw in 1867.")
     assert "Warsaw" in run("lacy-stream", "show-calls", "whole/latest-rank0.pt", text, cwd=tmp_path)
+
+
+@pytest.mark.slow
+def test_killed_run_ends_with_the_weights_of_an_undisturbed_one(recipe: Path, tmp_path: Path) -> None:
+    """A run whose worker, and then whose every process, is killed in the middle, started again by the same command,
+    ends with the same weights bit for bit; what happened to the worker stands in the report of the run."""
+    common = [recipe, "max_duration=40ba", "eval_loader=null", "device_train_microbatch_size=4"]
+    run("composer", *common, "save_folder=whole", "save_interval=40ba", cwd=tmp_path)
+    command = [*common, "save_folder=killed", "save_interval=2ba", "autoresume=true"]
+    launcher = subprocess.Popen([BIN / "composer", *command], cwd=tmp_path, start_new_session=True)
+    killed = tmp_path / "killed"
+    wait_for(lambda: (killed / "ep0-ba2-rank0.pt").exists(), launcher)
+    trainer = next(p for p in psutil.Process(launcher.pid).children(recursive=True) if "spawn_main" in p.cmdline()[-2])
+    trainer.kill()  # the annotation worker
+    wait_for(lambda: (killed / "ep0-ba8-rank0.pt").exists(), launcher)  # and perhaps only half of it
+    os.killpg(launcher.pid, signal.SIGKILL)
+    launcher.wait(timeout=30)
+    assert not (killed / "ep0-ba40-rank0.pt").exists(), "killed too late to test anything"
+    events = [json.loads(line)["event"] for line in (killed / "report" / "rank0.jsonl").read_text().splitlines()]
+    assert events == ["worker_restarted"]
+    (killed / "latest-rank0.pt").unlink(missing_ok=True)  # as a kill between two steps of Composer's would leave it
+    (killed / "ep0-ba10-rank0.pt").write_bytes((killed / "ep0-ba2-rank0.pt").read_bytes()[:-100])
+
+    run("composer", *command, cwd=tmp_path)
+    assert (killed / "ep0-ba10-rank0.pt.unfinished").exists() and (killed / "ep0-ba10-rank0.pt").exists()
+    states = [
+        torch.load(tmp_path / name / "ep0-ba40-rank0.pt", weights_only=False)["state"] for name in ("whole", "killed")
+    ]
+    for name, weights in states[0]["model"].items():
+        assert torch.equal(weights, states[1]["model"][name]), name
+    assert states[0]["dataset_state"] == states[1]["dataset_state"]
 
 
 @pytest.mark.slow
@@ -228,10 +273,7 @@ def test_stopped_run_leaves_nobody(recipe: Path, tmp_path: Path, how: str) -> No
         command, cwd=tmp_path, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
     log = tmp_path / "log-rank0.txt"
-    deadline = time.monotonic() + 120
-    while not (log.exists() and len(logged(log, "loss/train/total")) > 3):
-        assert time.monotonic() < deadline and launcher.poll() is None, "the run did not start"
-        time.sleep(0.2)
+    wait_for(lambda: log.exists() and len(logged(log, "loss/train/total")) > 3, launcher)
     family = psutil.Process(launcher.pid).children(recursive=True)
     assert len(family) >= 2, "the trainer and its worker"
     if how == "Ctrl-C":
