@@ -93,7 +93,7 @@ class Parser:
     def __init__(self, model: str = OFFICIAL, engine: str = "auto") -> None:
         if engine not in ENGINES:
             raise ValueError(f"engine: got {engine!r}. Use one of {', '.join(ENGINES)}.")
-        folder = _find_model(model)
+        self.folder = folder = _find_model(model)
         self.sha256 = model_sha256(folder)
         if folder.name.startswith(FALLBACK) and self.sha256 != FALLBACK_SHA256:
             raise ValueError(

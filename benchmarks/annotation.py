@@ -45,7 +45,7 @@ from annotator.facts import class_of_rule, fired_rules  # noqa: E402
 from annotator.lexicon import LEXICON, Cue  # noqa: E402
 from annotator.records import FactClass  # noqa: E402
 from annotator.tokens import Tokenizer  # noqa: E402
-from annotator.words import Parser, _find_model  # noqa: E402
+from annotator.words import Parser  # noqa: E402
 
 PAPER_TOKENS_PER_S = 1827
 CHARACTERS_PER_TOKEN = 4
@@ -81,7 +81,7 @@ class PapersWay:
     """Appendix A.2.1 as one writes it with spaCy at hand: loops over the tokens of Docs."""
 
     def __init__(self, model: str, tokenizer: Tokenizer) -> None:
-        self.nlp = spacy.load(_find_model(model))  # as published, with all that it switches on
+        self.nlp = spacy.load(Parser(model, engine="spacy").folder)  # as published, with all that it switches on
         self.tokenizer = tokenizer
 
     def __call__(self, texts: list[str]) -> int:
