@@ -190,14 +190,15 @@ def test_same_words_of_any_characters(stock: Parser, fast: Parser, text: str) ->
 
 
 def test_special_cases_over_two_chunks(stock: Parser, fast: Parser) -> None:
-    """A special case that would reach over two chunks is seen, and only texts with one are tokenised whole."""
+    """A special case that would reach over two chunks is seen, and only such chunks are tokenised together."""
     engine = fast._engine
     assert engine is not None
-    before = engine.stats()["texts_tokenised_whole"]
+    before = engine.stats()["chunks_tokenised_together"]
     assert_same(fast, stock, [ARTICLE])
-    assert engine.stats()["texts_tokenised_whole"] == before
+    assert engine.stats()["chunks_tokenised_together"] == before
     assert_same(fast, stock, [": (;:-)", "(;=] =(=3", "8-)(ಠ_ಠ) :}-__-", "<33:-) :-D:D"])
-    assert engine.stats()["texts_tokenised_whole"] > before
+    assert_same(fast, stock, [ARTICLE + "(;=] =(=3 " + ARTICLE + ": (;:-)  <33:-) :-D:D \n" + ARTICLE, "8am): (;:* "])
+    assert engine.stats()["chunks_tokenised_together"] > before
 
 
 def test_long_text_is_split_alike(stock: Parser, fast: Parser) -> None:

@@ -112,7 +112,7 @@ class Engine:
             "words": lexicon.words,
             "chunk_hit_rate": 1 - lexicon.new / max(lexicon.seen, 1),
             "vector_hit_rate": 1 - vectors.computed / max(vectors.looked_up, 1),
-            "texts_tokenised_whole": lexicon.whole,
+            "chunks_tokenised_together": lexicon.together,
             "chunk_evictions": lexicon.evictions,
             "vector_evictions": vectors.evictions,
         }

@@ -5,8 +5,8 @@ its own; a single space behind a chunk is a flag of its last word. So a chunk th
 Chunks that were not are put through spaCy's own, all new ones of a batch at once.
 
 One thing reaches over a chunk: spaCy's matcher of special cases (":-)", "it's"). A match over two chunks changes
-nothing itself, but keeps an overlapping match within one of them from its effect: in "( :)" for instance. Texts in
-which that could be (``_Joints``) go through spaCy's tokenizer as a whole.
+nothing itself, but keeps an overlapping match within one of them from its effect: in "(;=] =(=3" for instance. Chunks
+among which that could be (``_Joints``) go through spaCy's tokenizer together, each time.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 
 from annotator.engine.compiled import kernel
 
-# Separates new chunks where they are tokenised together: a chunk of white space that no special case knows.
-_BETWEEN = " \n "
+# Separates new chunks where they are tokenised together: a special case of its own, which is looked up.
+_BETWEEN = "\n"
 _SPACES = np.zeros(0x3001, dtype=np.bool_)
 _SPACES[[c for c in range(len(_SPACES)) if chr(c).isspace()]] = True
 _SMALLEST = 1 << 12
@@ -111,7 +111,7 @@ class Lexicon:
         self._named = {form: number for number, form in enumerate(named, start=1)}
         self._limit = limit
         self._joints = _Joints(nlp.tokenizer)
-        self.seen = self.new = self.evictions = self.whole = 0
+        self.seen = self.new = self.evictions = self.together = 0
         self.changes = 0  # of the numbers of words: whoever keeps them has to look again
         self._clear()
 
@@ -169,23 +169,35 @@ class Lexicon:
             word, start, length,
         )  # fmt: skip
         spelling = Spelling(first_word, word, start, length)
-        joined_texts = np.flatnonzero(_reaching(found, chunks_of_text, self._ends, self._joints.pairs))
-        return self._spell_whole(texts, spelling, joined_texts.tolist()) if len(joined_texts) else spelling
+        runs = np.empty((most, 3), dtype=np.int32)
+        n_runs = _reaching(found, chunks_of_text, self._ends, self._joints.pairs, runs)
+        return self._spell_together(joined, ends, spelling, found[:n_found], runs[:n_runs]) if n_runs else spelling
 
-    def _spell_whole(self, texts: list[str], spelling: Spelling, which: list[int]) -> Spelling:
-        """The same with some texts put through spaCy's tokenizer as they are."""
-        self.whole += len(which)
-        parts = [
-            tuple(column[begin:end] for column in spelling[1:])
-            for begin, end in itertools.pairwise(spelling.first_word)
-        ]
-        for t in which:
+    def _spell_together(
+        self, text: str, ends: NDArray[np.int64], spelling: Spelling, found: NDArray[np.int32], runs: NDArray[np.int32]
+    ) -> Spelling:
+        """The same with some runs of chunks (text, first and last chunk) tokenised together."""
+        self.together += len(runs)
+        begin_of_text = np.append(0, ends)
+        counts = self._first[found[:, 0] + 1] - self._first[found[:, 0]]
+        word_of_chunk = np.append(0, np.cumsum(counts))
+        first_word = spelling.first_word.copy()
+        parts = []
+        done = 0
+        for t, first, last in runs.tolist():
+            begin = int(found[first, 1])
+            end = int(found[last + 1, 1]) if last + 1 < len(found) else int(ends[-1])
+            end = min(end, int(ends[t]))  # up to the next chunk: the space between is a flag of the last word
             with self._nlp.memory_zone():
-                doc = self._nlp.tokenizer(texts[t])
+                doc = self._nlp.tokenizer(text[begin:end])
                 table = doc.to_array(["IDX", "LENGTH", *_FIXED, *self.columns]).reshape(len(doc), -1)
                 place = table[:, :2].astype(np.int32)
-                parts[t] = (self._enter(table[:, 2:]), place[:, 0], place[:, 1])
-        first_word = np.append(0, np.cumsum([len(part[0]) for part in parts]))
+                made = (self._enter(table[:, 2:]), place[:, 0] + np.int32(begin - begin_of_text[t]), place[:, 1])
+            low, high = int(word_of_chunk[first]), int(word_of_chunk[last + 1])
+            parts += [tuple(column[done:low] for column in spelling[1:]), made]
+            first_word[t + 1 :] += len(made[0]) - (high - low)
+            done = high
+        parts.append(tuple(column[done:] for column in spelling[1:]))
         return Spelling(first_word, *(np.concatenate(column) for column in zip(*parts, strict=True)))
 
     def _reserve_chunks(self, count: int) -> None:
@@ -450,15 +462,32 @@ def _list_words(found, chunks_of_text, ends, first, chunk_word, chunk_start, chu
 
 
 @kernel
-def _reaching(found, chunks_of_text, ends, pairs):
-    """The texts in which a special case could reach over two chunks; bool [texts]."""
-    out = np.zeros(len(chunks_of_text) - 1, dtype=np.bool_)
-    for t in range(len(out)):
-        for k in range(chunks_of_text[t] + 1, chunks_of_text[t + 1]):
-            a, b = found[k - 1, 0], found[k, 0]
-            if ends[a, 0] or ends[b, 0]:
-                for i in (3, 4):
-                    for j in (1, 2):
-                        if pairs[ends[a, i], ends[b, j]]:
-                            out[t] = True
-    return out
+def _joins(found, ends, pairs, k):
+    """Whether some special case has the last word of chunk k - 1 and the first of chunk k side by side."""
+    a, b = found[k - 1, 0], found[k, 0]
+    for i in (3, 4):
+        for j in (1, 2):
+            if pairs[ends[a, i], ends[b, j]]:
+                return True
+    return False
+
+
+@kernel
+def _reaching(found, chunks_of_text, ends, pairs, runs):
+    """List the runs of chunks, joined so, of which one may hold a special case: text, first and last chunk."""
+    n = 0
+    for t in range(len(chunks_of_text) - 1):
+        k = chunks_of_text[t]
+        while k < chunks_of_text[t + 1]:
+            first = k
+            special = ends[found[k, 0], 0] != 0
+            while k + 1 < chunks_of_text[t + 1] and _joins(found, ends, pairs, k + 1):
+                k += 1
+                special = special or ends[found[k, 0], 0] != 0
+            if special and k > first:
+                runs[n, 0] = t
+                runs[n, 1] = first
+                runs[n, 2] = k
+                n += 1
+            k += 1
+    return n
