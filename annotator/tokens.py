@@ -87,6 +87,10 @@ class Tokenizer:
         Raises:
             ValueError: the tokenizer's offsets run backwards or leave the text.
         """
+        row = np.array(self._sp.encode(text), dtype=np.int32)
+        spelled, offsets = self._spelled(row)
+        if spelled == text:  # nothing was normalised away: each piece stands where it is spelled
+            return Pieces(text, row, offsets)
         ids, pairs = self._encode(text)
         offsets = _total_offsets(np.array(pairs, dtype=np.int32).reshape(-1, 2), text)
         return Pieces(text, np.array(ids, dtype=np.int32), offsets)

@@ -23,6 +23,7 @@ from annotator.engine import Engine, UnknownPipelineError
 from annotator.engine.engine import GAP
 from annotator.facts import fired_rules
 from annotator.records import Words
+from annotator.tokens import Tokenizer, _total_offsets
 from annotator.words import MAX_SEGMENT, Parser, lexical_flags
 
 ARTICLE = (
@@ -363,6 +364,17 @@ def test_annotator_chooses(tokenizer_path: Path, annotator: Annotator) -> None:
     assert annotator.fingerprint != plain.fingerprint
     with pytest.raises(ValueError, match="engine: got 'fast'"):
         Annotator(tokenizer_path, engine="fast")
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_offsets_by_spelling(name: str, tokenizer_path: Path) -> None:
+    """Where the pieces spell the text, their places are those that SentencePiece itself tells."""
+    tokenizer = Tokenizer(tokenizer_path)
+    for text in (ODD[name], f"{ARTICLE}{ODD[name]}"):
+        ids, pairs = tokenizer._encode(text)
+        pieces = tokenizer.encode(text)
+        assert pieces.ids.tolist() == ids
+        assert np.array_equal(pieces.offsets, _total_offsets(np.array(pairs, dtype=np.int32).reshape(-1, 2), text))
 
 
 STARTS = (
