@@ -141,7 +141,7 @@ class Annotator:
         """
         if self._parser is None:
             raise ValueError("model: None has no words to explain. Use an English spaCy pipeline.")
-        (pieces,) = self._pieces(text, "text 0")
+        (pieces,) = self._pieces(text, "text")
         words = next(self._parser.parse([text]))
         rules = fired_rules(words)
         return Explanation(text, words, rules, self._tokenizer.classify(pieces, words, class_of_rule(rules)))
