@@ -414,10 +414,7 @@ _POSITIVE = [
     for loader in ("train_loader", "eval_loader")
     for key in ("lanes", "dataset.shuffle_block_size", "dataset.download_timeout", "dataset.epoch_size")
 ]
-_NOT_NEGATIVE = [
-    "optimizer.weight_decay",
-    "seed",
-] + [
+_NOT_NEGATIVE = ["optimizer.weight_decay", "seed"] + [
     f"{loader}.{key}"
     for loader in ("train_loader", "eval_loader")
     for key in ("prefetch_rows", "dataset.download_retry", "dataset.shuffle_seed", "dataset.predownload")

@@ -231,7 +231,10 @@ def test_334m_recipe_trains_a_step_on_a_cpu(corpus: Path, tmp_path: Path) -> Non
         ("annotator.model=en_core_web_nothing", "error: annotator.model: .*en_core_web_nothing.*download"),
         ("save_folder=/proc/x", "error: save_folder: '/proc/x' cannot be made"),
         ("load_path=small.yaml", "error: load_path: 'small.yaml' is no checkpoint"),
-        ("save_folder=used", "error: save_folder: 'used' has checkpoints.*ep0-ba7.*autoresume=true.*save_overwrite=true"),
+        (
+            "save_folder=used",
+            "error: save_folder: 'used' has checkpoints.*ep0-ba7.*autoresume=true.*save_overwrite=true",
+        ),
         ("fsdp_config={sharding_strategy: FULL_SHARD}", "error: fsdp_config: .*GPUs only"),
     ],
 )
