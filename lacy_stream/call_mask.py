@@ -343,8 +343,8 @@ def _check_call_token(call_token_id: int, dataset: Any) -> None:
     pieces = getattr(dataset, "vocab_size", None)
     if pieces is not None and call_token_id < pieces:
         raise ValueError(
-            f"call_token_id is {call_token_id}, which is one of the {pieces} pieces of the tokenizer: give <CALL> an id "
-            f"of its own, {pieces} or more, and the model an entry for it in its vocabulary"
+            f"call_token_id is {call_token_id}, which is one of the {pieces} pieces of the tokenizer: give <CALL> an "
+            f"id of its own, {pieces} or more, and the model an entry for it in its vocabulary"
         )
 
 
