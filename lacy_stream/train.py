@@ -291,7 +291,8 @@ def _fit(trainer: Trainer, recipe: Recipe) -> None:
     except FileExistsError as error:  # Composer's, before the first batch; it advises a key of its own
         raise RecipeError(
             f"save_folder: {recipe.save_folder!r} has checkpoints of an earlier run "
-            f"({error.args[0].split(' may ')[0]}). Go on with that run: autoresume=true; replace it: save_overwrite=true; or name another folder"
+            f"({error.args[0].split(' may ')[0]}). "
+            "Go on with that run: autoresume=true; replace it: save_overwrite=true; or name another folder"
         ) from None
 
 
