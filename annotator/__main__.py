@@ -9,6 +9,7 @@ import json
 import os
 import sys
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, TextIO
 
@@ -63,10 +64,11 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     parser = _argument_parser()
     args = parser.parse_args(argv)
+    tally = _Tally()
     try:
         annotator = Annotator(args.tokenizer or _default_tokenizer(), args.model)
         with _open(args.file) as file:
-            explained = ((doc, annotator.explain(doc.text)) for doc in _documents(file, args.file))
+            explained = _explained(annotator, file, args.file, tally)
             if args.json:
                 _write_json(explained)
             elif args.html:
@@ -81,7 +83,9 @@ def main(argv: list[str] | None = None) -> int:
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    return 0
+    if tally.skipped:
+        print(f"skipped {tally.skipped:,} of {tally.skipped + tally.labelled:,} documents", file=sys.stderr)
+    return 1 if tally.skipped else 0
 
 
 def _argument_parser() -> argparse.ArgumentParser:
@@ -89,6 +93,8 @@ def _argument_parser() -> argparse.ArgumentParser:
         prog="python -m annotator",
         description="Label the words and tokens of a text as grammatical, factual or other "
         "(LaCy, appendix A.2.1), and show the rule behind each label.",
+        epilog="Exit status: 0 if every document was labelled; 1 if some lines of JSON could not be and were skipped, "
+        "each named on standard error; 2 if the command could not run.",
     )
     parser.add_argument(
         "file", help='a text, or JSON lines with a "text" and optionally "id" and "title" each; - is standard input'
@@ -112,7 +118,7 @@ def _default_tokenizer() -> Path:
     spec = importlib.util.find_spec("mistral_common")
     if spec is None or spec.origin is None:
         raise ValueError(
-            "no tokenizer: give --tokenizer PATH with a SentencePiece model, or `pip install 'lacy-stream[tokenizer]'`"
+            "no tokenizer: give --tokenizer PATH with a SentencePiece model, or `pip install mistral-common`"
         )
     return Path(spec.origin).parent / "data" / "tokenizer.model.v1"
 
@@ -123,9 +129,19 @@ def _open(name: str) -> TextIO:
     return open(name, encoding="utf-8-sig", newline="")
 
 
-def _documents(lines: Iterable[str], name: str) -> Iterator[Document]:
+@dataclass
+class _Tally:
+    """Documents of the file so far."""
+
+    labelled: int = 0
+    skipped: int = 0
+
+
+def _explained(
+    annotator: Annotator, lines: Iterable[str], name: str, tally: _Tally
+) -> Iterator[tuple[Document, Explanation]]:
     """The documents of a file: JSON lines if its name ends in .jsonl, or its first line that is not blank is a JSON
-    object with a "text"; else one text."""
+    object with a "text"; else one text. A line that cannot be labelled is named on stderr and skipped."""
     lines = iter(lines)
     head = []
     for line in lines:
@@ -133,21 +149,38 @@ def _documents(lines: Iterable[str], name: str) -> Iterator[Document]:
         if line.strip():
             break
     if not name.endswith(".jsonl") and (not head or _record(head[-1]) is None):
-        yield Document(name, "".join([*head, *lines]))
+        text = "".join([*head, *lines])
+        yield Document(name, text), annotator.explain(text)
         return
     for number, line in enumerate(itertools.chain(head, lines), start=1):
-        if line.strip():
+        if not line.strip():
+            continue
+        place = f"{name}, line {number}"
+        try:
             record = _record(line)
             if record is None:
-                raise ValueError(f'{name}, line {number}: not a JSON object with a "text"')
-            title = f"{record['title']}\n\n" if record.get("title") else ""
-            yield Document(str(record.get("id", number)), title + record["text"])
+                raise ValueError('not a JSON object with a "text"')
+            doc = _document(record, number)
+            place += f", document {doc.id!r}"
+            found = annotator.explain(doc.text)
+        except ValueError as error:
+            tally.skipped += 1
+            print(f"skipped: {place}: {error}", file=sys.stderr)
+        else:
+            tally.labelled += 1
+            yield doc, found
+
+
+def _document(record: dict, number: int) -> Document:
+    title = f"{record['title']}\n\n" if record.get("title") else ""
+    id = record.get("id")
+    return Document(str(number if id is None else id), title + record["text"])
 
 
 def _record(line: str) -> dict | None:
     try:
         record = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):  # the latter for thousands of brackets
         return None
     return record if isinstance(record, dict) and isinstance(record.get("text"), str) else None
 
@@ -208,7 +241,7 @@ def _write_page(explained: Iterable[tuple[Document, Explanation]], path: str) ->
         }
         for doc, found in explained
     ]
-    Path(path).write_text(highlight_page(documents, colors), encoding="utf-8")
+    Path(path).write_text(highlight_page(documents, colors, "lacy-stream: facts"), encoding="utf-8")
 
 
 def _label(rule: Rule) -> str:

@@ -41,7 +41,7 @@ class Annotator:
     Args:
         tokenizer: path of a SentencePiece model.
         model: name or path of an English spaCy pipeline; None for tokens without fact labels, all OTHER.
-        engine: what runs the pipeline: "spacy"; "numba", ten times as fast; or "auto", see ``words.Parser``.
+        engine: what runs the pipeline: "spacy"; "numba", several times as fast; or "auto", see ``words.Parser``.
 
     Raises:
         FileNotFoundError: the tokenizer's file is not there.
@@ -146,7 +146,7 @@ class Annotator:
         """
         if self._parser is None:
             raise ValueError("model: None has no words to explain. Use an English spaCy pipeline.")
-        (pieces,) = self._pieces(text, "text 0")
+        (pieces,) = self._pieces(text, "text")
         words = next(self._parser.parse([text]))
         rules = fired_rules(words)
         return Explanation(text, words, rules, self._tokenizer.classify(pieces, words, class_of_rule(rules)))

@@ -23,7 +23,7 @@ from annotator.lexicon import LEXICON, Cue
 from annotator.records import Dep, Ent, FactClass, Flag, Pos, Words
 
 # Part of the fingerprint: raise it with every change, here or in words.py or tokens.py, that moves a label.
-RULES_VERSION = 1
+RULES_VERSION = 2
 
 
 class Rule(enum.IntEnum):
@@ -98,7 +98,7 @@ def fired_rules(words: Words) -> Codes:
     """The ``Rule`` that decides on each word; uint8 [n].
 
     Reading of "first occurrence": beside the paper's repetition of whole entities, a content word that the
-    document already has, in whatever role, is not factual again.
+    document already has, in whatever role, is not factual again (see ``first_mentions``).
     """
     grammatical = grammatical_rules(words)
     space = (words.flags & Flag.SPACE) != 0
@@ -108,7 +108,7 @@ def fired_rules(words: Words) -> Codes:
     rules = np.where(content, chunk_rules(words, content, cues), grammatical)
     entity, repeated = entity_rules(words, content, cues)
     rules = np.where(entity, entity, rules)
-    rules[content & (rules != Rule.NO_RULE) & ~first_mentions(words.form, content)] = Rule.REPEATED_WORD
+    rules[content & (rules != Rule.NO_RULE) & ~first_mentions(words, content)] = Rule.REPEATED_WORD
     rules = np.where(repeated, repeated, rules)
     rules[space] = Rule.WHITE_SPACE
     return rules
@@ -130,12 +130,18 @@ def grammatical_rules(words: Words) -> Codes:
     return rules
 
 
-def first_mentions(form: NDArray[np.int32], content: Bools) -> Bools:
+def first_mentions(words: Words, content: Bools) -> Bools:
     """The words that are the first of their form among the content words of the document; bool [n].
 
-    Only content words count, so that the auxiliary "may" does not use up the month.
+    Only content words count, so that the auxiliary "may" does not use up the month. A name and a common word of the
+    same letters are not one word: before a proper noun, only proper nouns and words of named entities count, so that
+    "new ideas" do not use up New Zealand.
     """
-    return _first_index(form, content)[form] == np.arange(len(form))
+    form = words.form
+    proper = content & (words.pos == Pos.PROPN)
+    named = proper | (content & (words.ent != Ent.NONE))
+    first = np.where(proper, _first_index(form, named)[form], _first_index(form, content)[form])
+    return first == np.arange(len(form))
 
 
 def _first_index(form: NDArray[np.int32], mask: Bools) -> Indices:
@@ -245,7 +251,7 @@ def chunk_rules(words: Words, content: Bools, cues: Codes) -> Codes:
     rules[proper] = Rule.PROPER_NOUN
     rules[(noun | name) & _up_to_keyword(chunks, noun, cues)] = Rule.LIKELY_ORGANISATION
     rules[name & chunks.spread(_the_before_name(chunks, name, cues))] = Rule.LIKELY_ORGANISATION
-    rules[capital & chunks.spread(_has_person_cue(words, chunks, capital, cues))] = Rule.LIKELY_PERSON
+    rules[capital & name & chunks.spread(_has_person_cue(words, chunks, capital, cues))] = Rule.LIKELY_PERSON
     rules[name & chunks.spread(_in_person_role(words, chunks, name))] = Rule.LIKELY_PERSON
     return rules
 

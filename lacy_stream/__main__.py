@@ -16,7 +16,7 @@ Trains what the recipe describes. Values after the recipe override its keys, for
 def main(argv: list[str] | None = None) -> int:
     """Run a recipe. Returns the exit code: 0, or 2 where the recipe or the data cannot be used."""
     argv = sys.argv[1:] if argv is None else argv
-    if not argv or argv[0] in ("-h", "--help"):
+    if not argv or {"-h", "--help"} & set(argv):
         print(USAGE)
         return 0 if argv else 2
     try:

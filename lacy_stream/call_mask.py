@@ -205,6 +205,7 @@ class CallMask(Algorithm):
             if isinstance(getattr(self._original_loss, "__self__", None), CallMask):
                 self._original_loss = None  # left by a fit that was broken off
         elif event == Event.FIT_START:
+            _check_call_token(self.call_token_id, getattr(state.train_dataloader, "dataset", None))
             self._model.loss = self._loss
         elif event == Event.BEFORE_TRAIN_BATCH:  # again after an out-of-memory retry: start over
             _check_batch(state.batch)
@@ -335,6 +336,16 @@ def _check_batch(batch: Any) -> None:
     for key in ("labels", "token_class"):
         if key not in keys:
             raise ValueError(f"the batch has no {key!r} (it has {keys}): use annotated_dataloader")
+
+
+def _check_call_token(call_token_id: int, dataset: Any) -> None:
+    """<CALL> must not be a piece of the tokenizer, where the data set says how many there are."""
+    pieces = getattr(dataset, "vocab_size", None)
+    if pieces is not None and call_token_id < pieces:
+        raise ValueError(
+            f"call_token_id is {call_token_id}, which is one of the {pieces} pieces of the tokenizer: give <CALL> an "
+            f"id of its own, {pieces} or more, and the model an entry for it in its vocabulary"
+        )
 
 
 def _logits(outputs: Any) -> Tensor:

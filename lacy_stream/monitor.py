@@ -62,7 +62,7 @@ class StreamMonitor(Callback):
         (then, before), now, stats = self._last, time.perf_counter(), dataset.stats()
         self._last = (now, stats)
         pool = dataset.pool.stats()
-        self.annotation = describe_rate(pool)
+        self.annotation = describe_rate(pool, dataset.pool.annotates)
         waited = stats.wait_s - before.wait_s
         longest = state.device.tensor_to_device(torch.tensor([waited], dtype=torch.float32))
         dist.all_reduce(longest, "MAX")
@@ -103,14 +103,21 @@ def _dataset(state: State) -> AnnotatedDataset | None:
     return dataset if isinstance(dataset, AnnotatedDataset) else None
 
 
-def describe_rate(stats: PoolStats) -> str:
-    """One line for people, beside the paper's figure (table 2: 152 h per 1B tokens on one core)."""
+def describe_rate(stats: PoolStats, parsed: bool) -> str:
+    """One line for people, beside the paper's figure (table 2: 152 h per 1B tokens on one core).
+
+    Args:
+        parsed: False for a pool that only tokenises, whose rate is not to be compared.
+    """
     cached = f" ({stats.cached:,} from the label cache)" if stats.cached else ""
+    documents = f"{stats.documents:,} documents{cached}"
     if not stats.tokens:
-        return f"annotated nothing: {stats.documents:,} documents{cached}"
+        return f"{documents}, nothing to annotate"
     rate = stats.tokens_per_s_per_core
+    if not parsed:
+        return f"{documents}, {stats.tokens:,} tokens tokenised, not annotated: {rate:,.0f} tokens/s per core"
     return (
-        f"{stats.documents:,} documents{cached}, {stats.tokens:,} tokens annotated: {rate:,.0f} tokens/s per core, "
+        f"{documents}, {stats.tokens:,} tokens annotated: {rate:,.0f} tokens/s per core, "
         f"{1e9 / rate / 3600:,.0f} h per 1B tokens (the paper: 1,827 tokens/s, 152 h)"
     )
 

@@ -129,6 +129,7 @@ class AnnotationPool:
             raise ValueError(f"num_workers is {num_workers}: the pool needs at least one worker")
         self.num_workers = num_workers
         self.tokenizer, self._model = str(tokenizer), model
+        self.annotates = model is not None
         self._quarantine_limit, self._timeout_s = quarantine_limit, timeout_s
         self.report = Report() if report is None else report
         self._cache_settings = None if label_cache is None else (label_cache, label_cache_limit)

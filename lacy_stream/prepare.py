@@ -11,18 +11,20 @@ end, so OUT is complete or absent whatever happens to the process.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import json
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from lacy_stream.sources import Input, PrepareError, ReadOptions, Row, find_inputs, read_rows
+from lacy_stream.sources import RECORD, REFUSED, Input, PrepareError, ReadOptions, Row, find_inputs, read_rows
 
 if TYPE_CHECKING:
     from streaming import MDSWriter
@@ -30,8 +32,9 @@ if TYPE_CHECKING:
 TOOL = "lacy-stream prepare"
 FORMAT = 1  # raise it when the same sources and options give other shards
 SPLITS = ("train", "val")
-RECORD, REFUSED = "prepare.json", "refused.jsonl"
 LOCK, DATA, OLD = "lacy-stream.lock", "data", "old"  # inside the hidden folder
+LOCK_TRIES, LOCK_PAUSE = 100, 0.01  # seconds
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # such an error names no file
 EXAMPLES = 5
 
 
@@ -117,15 +120,16 @@ def prepare(
 ) -> Summary:
     """Write `sources` as MDS shards (columns id, text; zstd; hashed) to `out`/train and `out`/val.
 
-    In: JSONL files (plain, .gz, .zst), Parquet files, folders of such files, folders written by
-    `Dataset.save_to_disk`, or hub names "owner/name". A document's text is title, blank line, body.
+    In: JSONL files (plain, .gz, .zst), Parquet files, folders of such files (of `options.hf_split` where their
+    names say the split), folders written by `Dataset.save_to_disk`, or hub names "owner/name". A document's
+    text is title, blank line, body.
     Documents are written in the order of the sources; the same input gives the same bytes.
     Out: the counts, which also stand in `out`/prepare.json. When `out` already holds these sources with
     these options nothing is written and `already_prepared` is True.
     Raises PrepareError (a ValueError) for everything a user can put right; `out` is then untouched.
     """
     options = options or Options()
-    inputs = find_inputs(sources)
+    inputs, source_notes = find_inputs(sources, options)
     out = Path(out).expanduser().resolve()
     plan = {"format": FORMAT, "options": asdict(options), "sources": [asdict(i) for i in inputs]}
     if summary := _existing(out, plan, overwrite):
@@ -134,9 +138,11 @@ def prepare(
         # Again under the lock: another run may have finished since the first look.
         summary = _existing(out, plan, overwrite)
         if summary is None:
-            summary = _write(inputs, options, work / DATA, on_progress)
-            _write_record(work / DATA, plan, summary)
-            _publish(work, out)
+            with _disk_errors_named(work):
+                summary = _write(inputs, options, work / DATA, on_progress)
+                summary.warnings = source_notes + summary.warnings
+                _write_record(work / DATA, plan, summary)
+                _publish(work, out)
         summary.warnings = notes + summary.warnings
     return summary
 
@@ -258,8 +264,11 @@ def _work_folder(out: Path) -> Iterator[tuple[Path, list[str]]]:
     Raises PrepareError while another run holds it.
     """
     work = out.parent / f".{out.name}.prepare"
-    out.parent.mkdir(parents=True, exist_ok=True)
-    lock = _lock(work, out)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        lock = _lock(work, out)
+    except OSError as error:
+        raise PrepareError(f"cannot make {error.filename or work}: {error.strerror}; choose another --out") from error
     try:
         found = _clean(work, out)
         yield work, [f"removed what an interrupted run had left in {work}"] if found else []
@@ -271,15 +280,30 @@ def _work_folder(out: Path) -> Iterator[tuple[Path, list[str]]]:
         os.close(lock)
 
 
+@contextmanager
+def _disk_errors_named(folder: Path) -> Iterator[None]:
+    """A full disk is a PrepareError that names the folder."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in DISK_ERRORS:
+            raise
+        raise PrepareError(f"cannot write to {folder}: {error.strerror}; make room or choose another --out") from error
+
+
 def _lock(work: Path, out: Path) -> int:
-    """Make `work` and lock it; the descriptor that holds the lock."""
-    while True:
+    """Make `work` and lock it; the descriptor that holds the lock. Raises OSError where it cannot be made."""
+    lost: OSError | None = None
+    for _ in range(LOCK_TRIES):
+        if lost is not None:
+            time.sleep(LOCK_PAUSE)
         try:
             work.mkdir(exist_ok=True)
             if any(path.name != LOCK for path in work.iterdir()) and not (work / LOCK).exists():
                 raise PrepareError(f"{work} is in the way and not ours; move it or choose another --out")
             lock = os.open(work / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
-        except FileNotFoundError:  # the run before us has just removed its folder
+        except (FileNotFoundError, FileExistsError) as error:  # the run before us has just removed its folder,
+            lost = error  # or it cannot be made: some file systems say so with the same error
             continue
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -288,9 +312,10 @@ def _lock(work: Path, out: Path) -> int:
         except BlockingIOError:
             os.close(lock)
             raise PrepareError(f"another run is writing {out}; wait for it or choose another --out") from None
-        except FileNotFoundError:
-            pass
+        except FileNotFoundError as error:
+            lost = error
         os.close(lock)  # we locked a file that its owner had just unlinked
+    raise lost or FileNotFoundError(errno.ENOENT, "it is removed again and again", str(work))
 
 
 def _clean(work: Path, out: Path) -> bool:

@@ -248,7 +248,7 @@ def load_recipe(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> 
     """
     try:
         loaded = OmegaConf.load(Path(path))
-    except (OSError, yaml.YAMLError, OmegaConfBaseException) as error:
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, OmegaConfBaseException) as error:
         raise RecipeError(f"recipe {os.fspath(path)!r} cannot be read: {error}") from None
     try:
         for override in overrides:
@@ -270,10 +270,13 @@ def check_recipe(values: Mapping[Any, Any]) -> Recipe:
     _refuse_unknown_keys(values, Recipe, "")
     _refuse_interpolation(values, "")
     try:
-        recipe = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Recipe), dict(values)))
+        merged = OmegaConf.merge(OmegaConf.structured(Recipe), dict(values))
     except OmegaConfBaseException as error:
         key = getattr(error, "full_key", None) or "a key"
-        raise RecipeError(f"{key}: {_first_line(error)}") from None
+        raise RecipeError(f"{key}: {_value_at(values, key)!r} does not fit: {_first_line(error)}") from None
+    for key in sorted(OmegaConf.missing_keys(merged)):
+        raise RecipeError(f"{key}: missing, and it has no default")
+    recipe = OmegaConf.to_object(merged)
     assert isinstance(recipe, Recipe)
     for problem in _problems(recipe):
         raise RecipeError(problem)
@@ -298,7 +301,7 @@ def tokenizer_path(name: str) -> Path:
         if spec is None or spec.origin is None:
             raise RecipeError(
                 f"tokenizer.name: {name!r} names the package {package!r}, which is not installed "
-                "(mistral_common comes with `pip install 'lacy-stream[tokenizer]'`)"
+                "(mistral_common comes with `pip install mistral-common`)"
             )
         path = Path(spec.origin).parent / inside
     if not path.is_file():
@@ -316,14 +319,10 @@ def _refuse_unknown_keys(values: Mapping[Any, Any], schema: type, where: str) ->
     hints = typing.get_type_hints(schema)
     for key, value in values.items():
         if key not in hints:
-            nearest = difflib.get_close_matches(str(key), hints, n=1, cutoff=0.4)
+            nearest = _nearest_key(str(key), where, hints)
             raise RecipeError(
                 f"{where}{key}: unknown key (value {value!r}); "
-                + (
-                    f"the nearest known key is {where}{nearest[0]}"
-                    if nearest
-                    else f"known are {', '.join(hints) or 'none'}"
-                )
+                + (f"the nearest known key is {nearest}" if nearest else f"known are {', '.join(hints) or 'none'}")
             )
         inner = next((t for t in (hints[key], *typing.get_args(hints[key])) if dataclasses.is_dataclass(t)), None)
         named = next((t for t in typing.get_args(hints[key]) if typing.get_origin(t) is dict), None)
@@ -338,6 +337,32 @@ def _refuse_unknown_keys(values: Mapping[Any, Any], schema: type, where: str) ->
             raise RecipeError(f"{where}{key}: {value!r} is not a mapping of keys to values")
 
 
+def _nearest_key(key: str, where: str, beside: Mapping[str, Any]) -> str | None:
+    """The known key that was probably meant: one at the same place, or one of that name at another."""
+    if near := difflib.get_close_matches(key, beside, n=1, cutoff=0.7):
+        return where + near[0]
+    elsewhere = {path.rpartition(".")[2]: path for path in sorted(_paths(Recipe), reverse=True)}
+    near = difflib.get_close_matches(key, elsewhere, n=1, cutoff=0.75)
+    return elsewhere[near[0]] if near else None
+
+
+def _paths(schema: type, where: str = "") -> Iterator[str]:
+    """Every dotted key of a recipe."""
+    for key, hint in typing.get_type_hints(schema).items():
+        yield where + key
+        for inner in (hint, *typing.get_args(hint)):
+            if isinstance(inner, type) and dataclasses.is_dataclass(inner):
+                yield from _paths(inner, f"{where}{key}.")
+
+
+def _value_at(values: Mapping[Any, Any], key: str) -> Any:
+    """The value at a dotted key of plain values; None where there is none."""
+    value: Any = values
+    for part in key.split("."):
+        value = value.get(part) if isinstance(value, Mapping) else None
+    return value
+
+
 def _refuse_interpolation(value: Any, where: str) -> None:
     if isinstance(value, Mapping):
         for key, inner in value.items():
@@ -350,6 +375,8 @@ def _refuse_interpolation(value: Any, where: str) -> None:
 
 
 MOST_WORKERS = 1024
+_LOGGER_PACKAGES = {"loggers.tensorboard": "tensorboard", "loggers.wandb": "wandb"}
+_PLACEHOLDERS = ("run_name", "rank", "local_rank", "world_size", "local_world_size", "node_rank")
 
 _DURATION = re.compile(r"\d[\d_]{0,15}(ba|tok|sp)")
 _CHOICES = {
@@ -373,30 +400,24 @@ _POSITIVE = [
     "model.expansion_ratio",
     "model.vocab_size",
     "annotator.num_workers",
-    "train_loader.lanes",
-    "eval_loader.lanes",
     "optimizer.lr",
     "optimizer.eps",
-    "train_loader.dataset.shuffle_block_size",
-    "train_loader.dataset.download_timeout",
     "global_train_batch_size",
     "device_eval_batch_size",
     "dist_timeout",
     "callbacks.speed_monitor.window_size",
     "algorithms.gradient_clipping.clipping_threshold",
     "loggers.file.flush_interval",
-    "train_loader.dataset.epoch_size",
     "annotator.label_cache_limit_gb",
+] + [
+    f"{loader}.{key}"
+    for loader in ("train_loader", "eval_loader")
+    for key in ("lanes", "dataset.shuffle_block_size", "dataset.download_timeout", "dataset.epoch_size")
 ]
-_NOT_NEGATIVE = [
-    "optimizer.weight_decay",
-    "seed",
-    "train_loader.prefetch_rows",
-    "eval_loader.prefetch_rows",
-    "train_loader.dataset.download_retry",
-    "train_loader.dataset.shuffle_seed",
-    "train_loader.dataset.predownload",
-    "eval_loader.dataset.predownload",
+_NOT_NEGATIVE = ["optimizer.weight_decay", "seed"] + [
+    f"{loader}.{key}"
+    for loader in ("train_loader", "eval_loader")
+    for key in ("prefetch_rows", "dataset.download_retry", "dataset.shuffle_seed", "dataset.predownload")
 ]
 _DURATIONS = ["max_duration", "eval_interval", "save_interval", "console_log_interval", "scheduler.t_warmup"]
 
@@ -420,8 +441,22 @@ def _problems(recipe: Recipe) -> Iterator[str]:
             yield f"{key}: {value!r} must be at least 1, or -1 for all"
     if recipe.seed >= 1 << 32:
         yield f"seed: {recipe.seed!r} must be less than 2^32"
-    if int(recipe.max_duration.rstrip("batoksp").replace("_", "")) == 0:
-        yield f"max_duration: {recipe.max_duration!r} trains nothing"
+    for key in ("max_duration", "eval_interval", "save_interval", "console_log_interval"):
+        if _count(value := _get(recipe, key)) == 0:
+            yield f"{key}: {value!r} must be greater than 0"
+    warmup = recipe.scheduler.t_warmup
+    if _count(warmup) and _unit(warmup) != _unit(recipe.max_duration):
+        yield (
+            f"scheduler.t_warmup: {warmup!r} is counted in another unit than max_duration, {recipe.max_duration!r}: "
+            "give both in the same"
+        )
+    for key, package in _LOGGER_PACKAGES.items():
+        if _get(recipe, key) is not None and importlib.util.find_spec(package) is None:
+            yield f"{key}: the package {package} is not installed: pip install {package}"
+    if recipe.loggers.file is not None:
+        unknown = set(re.findall(r"{(\w*)}", recipe.loggers.file.filename)) - set(_PLACEHOLDERS)
+        if unknown:
+            yield f"loggers.file.filename: unknown placeholder {{{min(unknown)}}}; known are {', '.join(_PLACEHOLDERS)}"
     if (recipe.annotator.num_workers or 1) > MOST_WORKERS:
         yield f"annotator.num_workers: {recipe.annotator.num_workers} processes per rank; at most {MOST_WORKERS}"
     if recipe.autoresume and (recipe.save_folder is None or recipe.run_name is None or recipe.save_overwrite):
@@ -480,6 +515,14 @@ def _rank_problems(recipe: Recipe, ranks: int) -> Iterator[str]:
     for key in ("train_loader.lanes", "eval_loader.lanes"):
         if (lanes := _get(recipe, key)) is not None and lanes % ranks:
             yield f"{key}: {lanes} cannot be shared by {ranks} ranks; choose a multiple of {ranks}"
+
+
+def _count(duration: str) -> int:
+    return int(duration.rstrip("batoksp").replace("_", ""))
+
+
+def _unit(duration: str) -> str:
+    return duration.lstrip("0123456789_")
 
 
 def _get(recipe: Recipe, key: str) -> Any:

@@ -150,7 +150,9 @@ def show_calls(
         f"{legend if console.is_terminal else '⟦delegated to a larger model⟧'}: {calls:.0%} of the tokens, of which "
         f"{facts:.0%} are facts"
     )
-    console.print(f"the run {checkpoint.annotation}")
+    if checkpoint.recipe.algorithms.call_mask.method == "baseline":
+        console.print("this model was not trained to delegate (method: baseline): its <CALL> logits mean nothing")
+    console.print(f"the run: {checkpoint.annotation}")
     if html is not None:
         Path(html).write_text(to_html(all_marked), encoding="utf-8")
         console.print(f"page: {html}")

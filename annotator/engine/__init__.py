@@ -1,5 +1,5 @@
 """The engine: a spaCy pipeline of the kind of en_core_web_sm, run on arrays instead of through Docs. Same weights, same
-words, ten times as fast.
+words, several times as fast.
 
 spaCy's time goes into building Docs, into layers of small matrix products, and into two parsers that work on C++
 objects word by word. Here a *group* of texts (about 4,000 words) goes through each step at once.
