@@ -104,6 +104,7 @@ class AnnotationPool:
     Args:
         tokenizer: path of a SentencePiece model.
         model: spaCy pipeline, or None to tokenise only (every class is OTHER).
+        engine: what runs it, see ``Annotator``.
         num_workers: processes; default, the cores that this process may use. They start in the background.
         quarantine_limit: documents that may go without fact labels before the pool fails; 0: fail at the first.
         timeout_s: a batch may take this long, and a second more per 1,000 characters, before its worker is
@@ -118,6 +119,7 @@ class AnnotationPool:
         model: str | None = "en_core_web_sm",
         num_workers: int | None = None,
         *,
+        engine: str = "auto",
         quarantine_limit: int = 100,
         timeout_s: float = 60.0,
         report: Report | None = None,
@@ -128,7 +130,7 @@ class AnnotationPool:
         if num_workers < 1:
             raise ValueError(f"num_workers is {num_workers}: the pool needs at least one worker")
         self.num_workers = num_workers
-        self.tokenizer, self._model = str(tokenizer), model
+        self.tokenizer, self._model, self._engine = str(tokenizer), model, engine
         self.annotates = model is not None
         self._quarantine_limit, self._timeout_s = quarantine_limit, timeout_s
         self.report = Report() if report is None else report
@@ -245,7 +247,7 @@ class AnnotationPool:
         deaths = []
         while len(deaths) < STARTS and self._error is None:
             try:
-                worker = Worker(f"annotator-{index}", self.tokenizer, self._model)
+                worker = Worker(f"annotator-{index}", self.tokenizer, self._model, self._engine)
             except WorkerCannotStart as error:
                 raise AnnotationError(f"annotation worker {index} could not start: {error}") from None
             except WorkerDied as death:

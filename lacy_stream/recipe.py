@@ -50,11 +50,13 @@ class Tokenizer:
 
 @dataclass
 class Annotation:
-    """``model``: spaCy pipeline, or null to tokenise only. ``num_workers``: processes per rank; null: the
+    """``model``: spaCy pipeline, or null to tokenise only. ``engine``: what runs it: auto, numba or spacy.
+    ``num_workers``: processes per rank; null: the
     cores that the rank can use. ``label_cache``: folder that keeps the labels of each document, so that from the
     second epoch on nothing is parsed; ``label_cache_limit_gb``: what it may take."""
 
     model: Optional[str] = "en_core_web_sm"
+    engine: str = "auto"
     num_workers: Optional[int] = None
     label_cache: Optional[str] = None
     label_cache_limit_gb: float = 20.0
@@ -381,6 +383,7 @@ _PLACEHOLDERS = ("run_name", "rank", "local_rank", "world_size", "local_world_si
 _DURATION = re.compile(r"\d[\d_]{0,15}(ba|tok|sp)")
 _CHOICES = {
     "model.name": ["gpt2"],
+    "annotator.engine": ["auto", "numba", "spacy"],
     "train_loader.name": ["annotated_text"],
     "eval_loader.name": ["annotated_text"],
     "train_loader.dataset.shuffle_algo": ["py1e", "py1br", "py1s", "py2s", "naive"],

@@ -49,6 +49,7 @@ def train(recipe: Recipe) -> None:
         tokenizer,
         recipe.annotator.model,
         workers,
+        engine=recipe.annotator.engine,
         report=Report(_report_path(recipe)),
         label_cache=recipe.annotator.label_cache,
         label_cache_limit=int(recipe.annotator.label_cache_limit_gb * 1e9),

@@ -50,11 +50,11 @@ class Worker:
         WorkerCannotStart, WorkerDied: from the constructor, which waits until the parser is loaded.
     """
 
-    def __init__(self, name: str, tokenizer: str, model: str | None) -> None:
+    def __init__(self, name: str, tokenizer: str, model: str | None, engine: str = "auto") -> None:
         context = SpawnContext()
         self._pipe, child_pipe = context.Pipe(duplex=True)
         self.process = context.Process(
-            target=_work, args=(child_pipe, tokenizer, model, os.getpid()), name=name, daemon=True
+            target=_work, args=(child_pipe, tokenizer, model, engine, os.getpid()), name=name, daemon=True
         )
         with _without_main_script():
             self.process.start()
@@ -138,7 +138,7 @@ _starting = threading.Lock()  # one start at a time, since it changes a function
 # --- in the process ----------------------------------------------------------------------------------------
 
 
-def _work(pipe: Connection, tokenizer: str, model: str | None, parent_pid: int) -> None:
+def _work(pipe: Connection, tokenizer: str, model: str | None, engine: str, parent_pid: int) -> None:
     """Main function of a worker: batches of documents in, one result or error text per document out."""
     _die_with(parent_pid)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the trainer decides
@@ -150,7 +150,7 @@ def _work(pipe: Connection, tokenizer: str, model: str | None, parent_pid: int) 
         try:
             from annotator import Annotator
 
-            annotator = Annotator(tokenizer, model=model)
+            annotator = Annotator(tokenizer, model=model, engine=engine)
         except Exception as error:
             _send(pipe, "failed", f"{type(error).__name__}: {error}")
             return

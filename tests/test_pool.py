@@ -62,6 +62,15 @@ def test_fingerprint_is_the_annotators(pool: AnnotationPool, annotator: Annotato
     assert pool.fingerprint() == annotator.fingerprint
 
 
+def test_engine_is_a_setting(tokenizer_path: Path, annotator: Annotator) -> None:
+    """The workers run spaCy itself where it is asked for, which their identity shows; the labels are the same."""
+    with AnnotationPool(tokenizer_path, num_workers=1, engine="spacy") as plain:
+        futures = submit_all(plain, TEXTS[:5])
+        for future, expected in zip(futures, annotator.annotate(TEXTS[:5]), strict=True):
+            np.testing.assert_array_equal(future.result(timeout=60).classes, expected.classes)
+        assert "engine" in annotator.identity and "engine" not in plain.identity()
+
+
 def test_counters(pool: AnnotationPool) -> None:
     """Documents, tokens and working time are counted; an idle pool has nothing queued."""
     before = pool.stats()

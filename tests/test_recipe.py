@@ -105,6 +105,7 @@ def test_streams() -> None:
         ("algorithms.call_mask.call_fraction=0", "algorithms.call_mask.call_fraction: 0.0 .*method: baseline"),
         ("algorithms.call_mask.method=lac", "algorithms.call_mask.method: 'lac' is not one of"),
         ("annotator.model=null", "annotator.model: null gives no facts"),
+        ("annotator.engine=fast", "annotator.engine: 'fast' is not one of"),
         ("annotator.num_workers=0", "annotator.num_workers: 0 must be greater than 0"),
         ("run_name='${oc.env:HOME}'", "interpolation"),
         ("optimizer.lr=.inf", "optimizer.lr: inf must be greater than 0, and finite"),
