@@ -116,7 +116,7 @@ def test_unknown_parser_is_reported_by_every_future(tokenizer_path: Path) -> Non
 
 
 LONG = "Ada Lovelace wrote to Charles Babbage about the engine in 1843. " * 1500
-"""Takes the parser seconds: time to send its worker a signal."""
+"""Takes spaCy seconds (and the engine none): time to send its worker a signal."""
 
 
 def held(pool: AnnotationPool, not_pid: int = 0) -> int:
@@ -134,7 +134,7 @@ def held(pool: AnnotationPool, not_pid: int = 0) -> int:
 def test_killed_worker_does_not_show(tokenizer_path: Path, annotator: Annotator) -> None:
     """SIGKILL in the middle of a batch: the worker is replaced, and every label is that of an undisturbed run."""
     texts = [*TEXTS[:6], LONG, *TEXTS[6:]]
-    with AnnotationPool(tokenizer_path, num_workers=1) as pool:
+    with AnnotationPool(tokenizer_path, num_workers=1, engine="spacy") as pool:
         futures = submit_all(pool, texts)
         os.kill(held(pool), signal.SIGKILL)
         for future, expected in zip(futures, annotator.annotate(texts), strict=True):
@@ -163,7 +163,7 @@ def test_document_that_ends_its_workers_is_quarantined(tokenizer_path: Path, tmp
     """A document whose worker dies twice is not tried a third time: it keeps its tokens, has no facts and is named,
     also in the report's file, and the pool goes on."""
     report = Report(tmp_path / "report" / "rank0.jsonl")
-    with AnnotationPool(tokenizer_path, num_workers=1, report=report) as pool:
+    with AnnotationPool(tokenizer_path, num_workers=1, engine="spacy", report=report) as pool:
         deadly, _ = submit_all(pool, [LONG, "fine"])
         first = held(pool)
         os.kill(first, signal.SIGKILL)
