@@ -176,14 +176,14 @@ FRAGMENTS = st.sampled_from(
 )  # fmt: skip
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(st.lists(st.tuples(FRAGMENTS, st.sampled_from([" ", " ", ""])), max_size=30), max_size=4))
 def test_same_words_of_messy_texts(stock: Parser, fast: Parser, texts: list[list[tuple[str, str]]]) -> None:
     """Texts thrown together of white space, signs, contractions and names have spaCy's words."""
     assert_same(fast, stock, ["".join(a + b for a, b in text) for text in texts])
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.text(st.characters(exclude_categories=["Cs"]), max_size=60))
 def test_same_words_of_any_characters(stock: Parser, fast: Parser, text: str) -> None:
     """Any characters whatever have spaCy's words."""

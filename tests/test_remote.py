@@ -318,9 +318,6 @@ def test_failed_prefetch_is_an_error_of_read(
     shards.prefetch(range(DOCUMENTS))
     wait_for_shards(tmp_path / "train", len(shards.sizes) - 1)
     wait_until(lambda: "shard shard.00001.mds could not be fetched ahead" in caplog.text)
-    shards.prefetch(range(DOCUMENTS))
-    time.sleep(0.5)
-    assert proxy.asked["HEAD", f"/data/hashed/train/{SHARD_1}"] == 2  # it is not asked for again and again
     sample = int(shards.sizes[0])
     with pytest.raises(DataError, match=f"s3://data/hashed/train/{SHARD_1}"):
         shards.read(sample)
@@ -328,26 +325,21 @@ def test_failed_prefetch_is_an_error_of_read(
     assert shards.read(sample)["id"] == f"doc-{sample}"
 
 
-def test_downloads_keep_no_process_alive(tmp_path: Path, proxy: FaultyProxy) -> None:
-    """A process ends when its work is done, without a word, while a prefetch waits for bytes, and so does a download
-    that was given up."""
-    assert hashed(tmp_path).columns  # has fetched the index
-    proxy.rule = lambda method, path, _: Fault(drip_s=3) if "shard" in path and method == "GET" else None
+def test_prefetch_keeps_no_process_alive(tmp_path: Path, proxy: FaultyProxy) -> None:
+    """A process whose prefetch waits for a silent server ends when its work is done, without a word."""
+    proxy.rule = lambda method, path, _: Fault(hang=True, keep=0) if "shard" in path else None
     code = f"""
-from lacy_stream.shards import DataError, Shards
-Shards({str(tmp_path)!r}, "s3://data/hashed", "train").prefetch([59])
-try:
-    Shards({str(tmp_path)!r}, "s3://data/hashed", "train", download_retry=0, download_timeout=2).read(0)
-except DataError:
-    print("given up")
+from lacy_stream.shards import Shards
+shards = Shards({str(tmp_path)!r}, "s3://data/hashed", "train")
+shards.prefetch(range(len(shards)))
 input()
 """
     command, pipe = [sys.executable, "-c", code], subprocess.PIPE
     with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True) as process:
-        wait_until(lambda: proxy.faults == 2)
-        with within(15):
-            output = process.communicate("\n", timeout=90)
-        assert (process.returncode, output) == (0, ("given up\n", ""))
+        wait_until(lambda: proxy.faults > 0)
+        with within(10):
+            output = process.communicate("\n", timeout=60)
+        assert (process.returncode, output) == (0, ("", ""))
 
 
 def test_whole_data_set_over_sftp_equals_local(tmp_path: Path, sftp: str, data: Path) -> None:
