@@ -81,6 +81,10 @@ class Tokenizer:
         """Id of the end-of-sequence piece, -1 if the model has none."""
         return self._sp.eos_id()
 
+    def pieces(self) -> list[str]:
+        """The name of each id."""
+        return [self._sp.id_to_piece(id) for id in range(self.vocab_size)]
+
     def encode(self, text: str) -> Pieces:
         """The pieces of a whole text.
 

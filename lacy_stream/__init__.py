@@ -11,24 +11,28 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lacy_stream.batches import AnnotatedDataset, PositionError, annotated_dataloader
-    from lacy_stream.call_mask import CallMask, lacy_loss, select_calls, token_losses
+    from lacy_stream.call_mask import CallMask
     from lacy_stream.corpus import Corpus, Source, open_corpus
-    from lacy_stream.metrics import CallLoss, NonCallLoss, TotalLoss
+    from lacy_stream.losses import objective, token_losses
+    from lacy_stream.metrics import CallLoss, MaskModel, MatchedCallLoss, MatchedNonCallLoss, NonCallLoss, TotalLoss
     from lacy_stream.monitor import StreamMonitor
     from lacy_stream.pool import AnnotationError, AnnotationPool
     from lacy_stream.recipe import Recipe, RecipeError, load_recipe
     from lacy_stream.report import Report
+    from lacy_stream.selectors import METHODS, Selection, Targets, highest
     from lacy_stream.shards import DataError
 
 _MODULES = {
     "batches": ("AnnotatedDataset", "PositionError", "annotated_dataloader"),
-    "call_mask": ("CallMask", "lacy_loss", "select_calls", "token_losses"),
+    "call_mask": ("CallMask",),
     "corpus": ("Corpus", "Source", "open_corpus"),
-    "metrics": ("CallLoss", "NonCallLoss", "TotalLoss"),
+    "losses": ("objective", "token_losses"),
+    "metrics": ("CallLoss", "MaskModel", "MatchedCallLoss", "MatchedNonCallLoss", "NonCallLoss", "TotalLoss"),
     "monitor": ("StreamMonitor",),
     "pool": ("AnnotationError", "AnnotationPool"),
     "recipe": ("Recipe", "RecipeError", "load_recipe"),
     "report": ("Report",),
+    "selectors": ("METHODS", "Selection", "Targets", "highest"),
     "shards": ("DataError",),
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
@@ -42,19 +46,25 @@ __all__ = [
     "CallMask",
     "Corpus",
     "DataError",
+    "METHODS",
+    "MaskModel",
+    "MatchedCallLoss",
+    "MatchedNonCallLoss",
     "NonCallLoss",
     "PositionError",
     "Recipe",
     "RecipeError",
     "Report",
+    "Selection",
     "Source",
     "StreamMonitor",
+    "Targets",
     "TotalLoss",
     "annotated_dataloader",
-    "lacy_loss",
+    "highest",
     "load_recipe",
+    "objective",
     "open_corpus",
-    "select_calls",
     "token_losses",
 ]
 

@@ -1,18 +1,19 @@
-"""Which targets become <CALL>, the loss that follows, and the Composer Algorithm that applies both.
+"""The Composer Algorithm that selects targets and puts the loss of the selection in the place of the model's own.
 
-    loss on the true token --select_calls--> call mask --lacy_loss--> scalar       (equation A.3)
+    loss on the true token --selectors--> call mask, ignore mask --losses--> scalar       (equations A.2 to A.4)
 
-The mask belongs to the mini-batch: 15% of the tokens of all microbatches, and with ``scope="global"`` of all
+The masks belong to the mini-batch: 15% of the tokens of all microbatches, and with ``scope="global"`` of all
 ranks, whatever the sizes of the parts. One microbatch on each rank is the cheap case, since the losses are
 known when the loss is computed; with more of them, a forward pass without gradient finds the losses first
-(one more forward: about a third more arithmetic a step).
+(one more forward: about a third more arithmetic a step). Methods that do not look at the model's loss need none.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Literal, NamedTuple, cast, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 import torch.nn.functional as F
@@ -23,125 +24,28 @@ from composer.loggers import Logger
 from composer.models import HuggingFaceModel
 from composer.utils import dist
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from annotator import FactClass
+from lacy_stream.losses import IGNORED_LABEL, TokenLosses, objective, token_losses, true_losses
+from lacy_stream.selectors import METHODS, Method, Selection, Selector, Targets, budget
 
-IGNORED_LABEL = -100
-Method = Literal["lacy", "baseline"]
 Scope = Literal["global", "rank", "microbatch"]
 
 
-class TokenLosses(NamedTuple):
-    """Negative log-likelihoods in nats, float32 (or the dtype of the logits if it is wider), [B, T].
+class _Masks(NamedTuple):
+    """A selection for this rank's rows, [B, T], and the share of the targets of its scope that are not ignored."""
 
-    true: of the target token, with the <CALL> logit left out of the softmax.
-    call: of <CALL>, over the whole vocabulary.
-    """
+    selection: Selection
+    learned_share: Tensor
 
-    true: Tensor
-    call: Tensor
-
-
-def token_losses(logits_BTV: Tensor, targets_BT: Tensor, call_token_id: int) -> TokenLosses:
-    """Both losses of every position, from one log-sum-exp.
-
-    With L = logsumexp of all logits but <CALL>'s, c the <CALL> logit and t the target's: true = L - t and
-    call = log(e^L + e^c) - c = softplus(L - c). Targets of -100 give finite values that mean nothing.
-    Differentiable once; beside the gradient of the logits, no second array of their size is ever held.
-    """
-    true_BT, call_BT = cast(tuple[Tensor, Tensor], _TokenLosses.apply(logits_BTV, targets_BT, call_token_id))
-    return TokenLosses(true_BT, call_BT)
-
-
-_CHUNK = {"cpu": 1 << 22, "cuda": 1 << 26}
-"""Logits that are handled at once: 16 MB in float32 on a CPU, whose cache keeps them; on a GPU 256 MB, so that
-few kernels do much each."""
-
-
-def _rows_at_once(logits_NV: Tensor) -> int:
-    return max(1, _CHUNK.get(logits_NV.device.type, _CHUNK["cuda"]) // logits_NV.shape[1])
-
-
-class _TokenLosses(torch.autograd.Function):
-    """The arithmetic of ``token_losses``, in chunks of positions."""
-
-    @staticmethod
-    def forward(ctx: Any, logits_BTV: Tensor, targets_BT: Tensor, call_token_id: int) -> tuple[Tensor, Tensor]:
-        logits_NV = logits_BTV.reshape(-1, logits_BTV.shape[-1])
-        targets_N = targets_BT.reshape(-1).clamp(min=0)
-        dtype = torch.promote_types(logits_BTV.dtype, torch.float32)
-        parts = []
-        for rows in logits_NV.split(_rows_at_once(logits_NV)):
-            rows = rows.to(dtype)
-            part = torch.logsumexp(rows[:, :call_token_id], dim=1)
-            if call_token_id + 1 < rows.shape[1]:
-                part = torch.logaddexp(part, torch.logsumexp(rows[:, call_token_id + 1 :], dim=1))
-            parts.append(part)
-        normaliser_N = torch.cat(parts)
-        target_logit_N = logits_NV.gather(1, targets_N[:, None]).squeeze(1).to(dtype)
-        call_logit_N = logits_NV[:, call_token_id].to(dtype)
-        ctx.save_for_backward(logits_NV, targets_N, normaliser_N)
-        ctx.call_token_id, ctx.shape = call_token_id, logits_BTV.shape
-        shape = targets_BT.shape
-        return (normaliser_N - target_logit_N).view(shape), F.softplus(normaliser_N - call_logit_N).view(shape)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_true: Tensor, grad_call: Tensor) -> tuple[Tensor, None, None]:
-        logits_NV, targets_N, normaliser_N = ctx.saved_tensors
-        call_token_id = ctx.call_token_id
-        true_N, call_N = grad_true.reshape(-1), grad_call.reshape(-1)
-        # d softplus(L - c) is sigmoid(L - c) dL - sigmoid(L - c) dc, and dL is the softmax without <CALL>.
-        call_N = call_N * torch.sigmoid(normaliser_N - logits_NV[:, call_token_id].to(normaliser_N.dtype))
-        weight_N = true_N + call_N
-        grad_NV = torch.empty_like(logits_NV)
-        size = _rows_at_once(logits_NV)
-        for rows, out, targets, normaliser, weight, true, call in zip(
-            *(whole.split(size) for whole in (logits_NV, grad_NV, targets_N, normaliser_N, weight_N, true_N, call_N)),
-            strict=True,
-        ):
-            grad = (rows - normaliser[:, None]).exp_().mul_(weight[:, None])
-            grad[:, call_token_id] = -call
-            grad.scatter_add_(1, targets[:, None], -true[:, None])
-            out.copy_(grad)  # rounded once where the logits are bf16
-        return grad_NV.view(ctx.shape), None, None
-
-
-def budget(valid: Tensor, fraction: float) -> Tensor:
-    """How many of the valid positions are ``fraction`` of them, rounded down; a scalar that stays on the device,
-    so that the host need not wait for the GPU. 0.29 x 100, which floats make 28.999…, is 29."""
-    return torch.floor(valid.sum(dtype=torch.float64) * fraction + 1e-6)
-
-
-def select_calls(loss: Tensor, factual: Tensor, valid: Tensor, fraction: float) -> Tensor:
-    """The LaCy call mask (section 4): the fact tokens with the highest loss, to ``fraction`` of all tokens.
-
-    Args:
-        loss: of the true token, any shape.
-        factual: bool, same shape: the targets that are facts.
-        valid: bool, same shape: the targets that count (no padding).
-        fraction: of the valid targets, in (0, 1); the count is rounded down.
-
-    Returns:
-        bool, same shape: exactly floor(fraction x valid) positions, or all valid facts where there are fewer.
-        Equal losses are taken in order of position.
-    """
-    candidates = factual & valid
-    scores = loss.detach().masked_fill(~candidates, -torch.inf).flatten()
-    order = torch.argsort(scores, descending=True, stable=True)
-    chosen = torch.arange(len(order), device=order.device) < budget(valid, fraction)
-    return torch.zeros_like(chosen).scatter(0, order, chosen).view_as(candidates) & candidates
-
-
-def lacy_loss(losses: TokenLosses, call: Tensor, valid: Tensor) -> Tensor:
-    """Equation A.3: <CALL> is the target on the mask, the true token elsewhere; the mean over valid targets."""
-    loss = torch.where(call, losses.call, losses.true)
-    return torch.where(valid, loss, 0).sum() / valid.sum().clamp(min=1)
+    def rows(self, start: int, count: int) -> _Masks:
+        part = (None if mask is None else mask[start : start + count] for mask in self.selection)
+        return _Masks(Selection(*part), self.learned_share)
 
 
 class CallMask(Algorithm):
-    """Trains a model to emit <CALL>: changes the loss of any Composer model that yields logits.
+    """Trains a model to emit <CALL>, by one of the methods of table 5: changes the loss of any Composer model that
+    yields logits.
 
     The batch needs ``input_ids``-shaped ``labels`` (not shifted, -100 ignored, as in transformers) and
     ``token_class`` (``FactClass`` values), as ``annotated_dataloader`` yields them. The model is not changed:
@@ -150,40 +54,72 @@ class CallMask(Algorithm):
     Args:
         call_token_id: id of <CALL>, an entry of the model's vocabulary that never occurs in the data.
         call_fraction: share of the mini-batch's tokens to delegate, in (0, 1).
-        method: ``lacy``; or ``baseline``: no calls, the loss on every token with <CALL> excluded.
-        scope: the tokens among which the highest losses are chosen: ``global``, the mini-batch over all
-            ranks; ``rank``, this rank's part of it; ``microbatch``, each microbatch alone (no second forward
-            pass; fewer calls where facts are spread unevenly).
+        method: a name of ``selectors.METHODS``, such as ``lacy``; or a selector of your own.
+        scope: the tokens among which the selection is made: ``global``, the mini-batch over all ranks; ``rank``,
+            this rank's part of it; ``microbatch``, each microbatch alone (no second forward pass; fewer calls where
+            facts are spread unevenly).
+        ignore_fraction: share of the mini-batch's tokens to ignore, in [0, 1), for the methods that fill up to it.
+        reference: for the methods that need one, a causal language model of transformers with the same tokenizer, with
+            or without an entry for <CALL>. It is frozen, moved to the device, and run in the trainer's precision,
+            whole on every rank.
+        seed: of the methods that draw at random. The draw depends on the seed, the step and the place in the
+            mini-batch: not on microbatches, ranks, or whether the run was resumed.
 
     The loss of a microbatch is the mean over its valid targets, which Composer weights by rows. Where rows are
     padded, give the Trainer ``accumulate_train_batch_on_tokens=True`` and a DataSpec that counts the valid targets,
     as for any other loss; ``annotated_dataloader`` pads no training rows. ``global`` needs the same number of
     microbatches on every rank: set ``device_train_microbatch_size`` to a number rather than ``auto``.
 
-    Logged at each batch, over all ranks: ``call_mask/call_fraction``, ``call_mask/factual_fraction`` (shares
-    of the valid targets), ``call_mask/call_loss`` (mean loss of <CALL> on the mask), ``call_mask/rest_loss``
-    (mean loss of the true token off the mask), ``call_mask/called_token_loss`` (mean loss of the true token
-    on the mask) and ``call_mask/threshold`` (the lowest loss that was delegated), all in nats.
+    Logged at each batch, over all ranks, under ``call_mask/``; losses in nats:
+
+    - ``call_fraction``, ``ignore_fraction``, ``factual_fraction``: shares of the valid targets;
+    - ``calls_factual``, ``calls_grammatical``, ``calls_other``: what the calls are, as shares of them; and
+      ``ignored_factual`` and so on;
+    - ``call_loss``: mean loss of <CALL> on the call mask; ``called_token_loss``: of the true token there;
+      ``ignored_token_loss``: of the true token on the ignore mask; ``rest_loss``: of the true token on what is learned;
+    - ``threshold``: the lowest loss that was delegated;
+    - ``reference_s``: seconds that the reference model took, on the rank where it took longest.
     """
 
     def __init__(
-        self, call_token_id: int, call_fraction: float = 0.15, method: Method = "lacy", scope: Scope = "global"
+        self,
+        call_token_id: int,
+        call_fraction: float = 0.15,
+        method: str | Selector = "lacy",
+        scope: Scope = "global",
+        *,
+        ignore_fraction: float = 0.15,
+        reference: torch.nn.Module | None = None,
+        seed: int = 17,
     ) -> None:
         if not 0 < call_fraction < 1:
             raise ValueError(f"call_fraction is {call_fraction}: it must lie between 0 and 1 (the paper: 0.15)")
-        if method not in get_args(Method):
-            raise ValueError(f"method is {method!r}: choose one of {get_args(Method)}")
+        if not 0 <= ignore_fraction <= 1 - call_fraction:
+            raise ValueError(
+                f"ignore_fraction is {ignore_fraction}: it must lie between 0 and what call_fraction, {call_fraction}, "
+                "leaves of 1 (the paper: 0.15)"
+            )
+        if isinstance(method, str) and method not in METHODS:
+            raise ValueError(f"method is {method!r}: choose one of {tuple(METHODS)}, or give a selector")
         if scope not in get_args(Scope):
             raise ValueError(f"scope is {scope!r}: choose one of {get_args(Scope)}")
         if call_token_id < 0:
             raise ValueError(f"call_token_id is {call_token_id}: it must be an id of the model's vocabulary")
-        self.call_token_id, self.call_fraction = call_token_id, call_fraction
-        self.method, self.scope = method, scope
+        self.method = METHODS[method] if isinstance(method, str) else Method(method, loss=True)
+        if self.method.reference and reference is None:
+            raise ValueError(f"method {method!r} needs a reference model: give one as reference")
+        self.call_token_id, self.call_fraction, self.ignore_fraction = call_token_id, call_fraction, ignore_fraction
+        self.scope, self.seed = scope, seed
+        # In a tuple: a Composer Algorithm is no module, but nobody should take this one's weights for the run's.
+        self._reference = () if reference is None else (reference.eval().requires_grad_(False),)
+        self._reference_clock = _Stopwatch()
         self._model: Any = None
         self._original_loss: Any = None
-        self._calls_BT: Tensor | None = None  # of this rank's mini-batch, where a first pass selected them
+        self._masks: _Masks | None = None  # of this rank's mini-batch, where they are known before its losses
+        self._random_BT = torch.empty(0)  # of this rank's mini-batch
         self._row = 0  # of the mini-batch, where the next microbatch begins
-        self._labels: Tensor | None = None
+        self._batch: Any = None  # the microbatch in work, whole
+        self._precision: tuple[Any, Any] = (None, None)
         self._totals: Tensor | None = None
         self._threshold: Tensor | None = None
 
@@ -206,18 +142,24 @@ class CallMask(Algorithm):
                 self._original_loss = None  # left by a fit that was broken off
         elif event == Event.FIT_START:
             _check_call_token(self.call_token_id, getattr(state.train_dataloader, "dataset", None))
+            for reference in self._reference:
+                state.device.module_to_device(reference)
             self._model.loss = self._loss
         elif event == Event.BEFORE_TRAIN_BATCH:  # again after an out-of-memory retry: start over
             _check_batch(state.batch)
-            self._calls_BT, self._row, self._totals, self._threshold = None, 0, None, None
-            if self._needs_first_pass(state):
-                self._calls_BT = self._first_pass(state)
+            self._masks, self._row, self._totals, self._threshold = None, 0, None, None
+            self._reference_clock.clear()
+            self._precision = (state.precision, state.precision_config)
+            self._random_BT = _uniform(self.seed, state.timestamp.batch.value, state.batch["labels"])
+            if self._selects_first(state):
+                self._masks = self._first_pass(state)
         elif event == Event.BEFORE_FORWARD:
-            self._hide_labels(state)
-        elif event == Event.AFTER_FORWARD:
-            self._show_labels(state)
+            self._batch = state.batch
+            state.batch = self._without_labels(state.batch)
+        elif event == Event.AFTER_FORWARD and self._batch is not None:
+            state.batch, self._batch = self._batch, None
         elif event == Event.BATCH_END:
-            self._log(logger)
+            self._log(state, logger)
         elif event == Event.FIT_END:
             del self._model.loss
             if self._original_loss is not None:
@@ -227,100 +169,129 @@ class CallMask(Algorithm):
 
     def _loss(self, outputs: Any, batch: Mapping[str, Tensor]) -> Tensor:
         """Takes the place of ``ComposerModel.loss``."""
-        losses, factual_BT, valid_BT = self._token_losses(outputs, batch)
-        rows = len(factual_BT)
-        if self._calls_BT is not None:
-            call_BT = self._calls_BT[self._row : self._row + rows]
-            self._row += rows
+        labels_BT, classes_BT = _shifted(batch)
+        valid_BT, rows = labels_BT != IGNORED_LABEL, len(labels_BT)
+        losses = token_losses(self._checked_logits(outputs), labels_BT, self.call_token_id)
+        if self._masks is not None:
+            masks = self._masks.rows(self._row, rows)
         else:
-            call_BT = self._select(losses.true, factual_BT, valid_BT, across_ranks=self.scope == "global")
-        self._count(losses, call_BT, factual_BT, valid_BT)
-        return lacy_loss(losses, call_BT, valid_BT)
+            random_BT = self._random_BT[self._row : self._row + rows].to(valid_BT.device)
+            reference_BT = self._reference_losses(batch, labels_BT)
+            masks = self._select(Targets(losses.true.detach(), classes_BT, valid_BT, random_BT, reference_BT))
+        self._row += rows
+        self._count(losses, masks.selection, classes_BT, valid_BT)
+        return objective(losses, valid_BT, *masks.selection, learned_share=masks.learned_share)
 
-    def _token_losses(self, outputs: Any, batch: Mapping[str, Tensor]) -> tuple[TokenLosses, Tensor, Tensor]:
-        """Losses, fact flags and valid flags [B, T] of the targets: position i predicts token i + 1, and the
-        last position nothing."""
+    def _checked_logits(self, outputs: Any) -> Tensor:
         logits_BTV = _logits(outputs)
         if self.call_token_id >= logits_BTV.shape[-1]:
             raise ValueError(
                 f"call_token_id is {self.call_token_id}, but the model's vocabulary has {logits_BTV.shape[-1]} "
                 "entries: give the model one entry more than the tokenizer has pieces"
             )
-        targets_BT = F.pad(batch["labels"][:, 1:], (0, 1), value=IGNORED_LABEL)
-        factual_BT = F.pad(batch["token_class"][:, 1:] == FactClass.FACTUAL, (0, 1))
-        losses = token_losses(logits_BTV, targets_BT, self.call_token_id)
-        return losses, factual_BT, targets_BT != IGNORED_LABEL
+        return logits_BTV
 
-    def _select(self, loss: Tensor, factual: Tensor, valid: Tensor, across_ranks: bool) -> Tensor:
-        if self.method == "baseline":
-            return torch.zeros_like(factual)
-        if not across_ranks or dist.get_world_size() == 1:
-            return select_calls(loss, factual, valid, self.call_fraction)
-        parts = torch.stack([loss.detach().flatten(), factual.flatten().to(loss), valid.flatten().to(loss)])
-        whole = _concatenate_ranks(parts)
-        call = select_calls(whole[0], whole[1] > 0, whole[2] > 0, self.call_fraction)
-        start = whole.shape[1] // dist.get_world_size() * dist.get_global_rank()
-        return call[start : start + loss.numel()].view_as(factual)
+    def _select(self, targets: Targets) -> _Masks:
+        """The masks of these targets [B, T], chosen among them and, with ``scope="global"``, those of all ranks."""
+        if self.scope == "global" and dist.get_world_size() > 1:
+            whole = _gathered(targets)
+            masks = self._selected(whole)
+            return _Masks(Selection(*(_own_part(mask, targets.valid) for mask in masks.selection)), masks.learned_share)
+        return self._selected(targets)
 
-    # --- the first pass, where the mini-batch comes in several microbatches ----------------------------------
+    def _selected(self, targets: Targets) -> _Masks:
+        counts = (budget(targets.valid, fraction) for fraction in (self.call_fraction, self.ignore_fraction))
+        call, ignore = self.method.select(targets, *counts)
+        for name, mask in (("call", call), ("ignore", ignore)):
+            if mask is not None and (mask.dtype != torch.bool or mask.shape != targets.valid.shape):
+                raise ValueError(
+                    f"the selector's {name} mask is {mask.dtype} {list(mask.shape)}: it must be bool, "
+                    f"{list(targets.valid.shape)}, as the targets are"
+                )
+        call = None if call is None else call & targets.valid
+        ignore = None if ignore is None else ignore & targets.valid
+        if call is not None and ignore is not None:
+            ignore = ignore & ~call
+        tokens = targets.valid.sum().clamp(min=1)
+        learned = tokens if ignore is None else tokens - ignore.sum()
+        return _Masks(Selection(call, ignore), learned / tokens)
 
-    def _needs_first_pass(self, state: State) -> bool:
+    # --- where the masks are known before the losses: no loss is needed, or a first pass finds it -----------------
+
+    def _selects_first(self, state: State) -> bool:
         rows = len(state.batch["labels"])
-        in_parts = rows > (state.device_train_microbatch_size or rows)
-        return in_parts and self.method != "baseline" and self.scope != "microbatch"
+        return rows > (state.device_train_microbatch_size or rows) and self.scope != "microbatch"
 
     @torch.no_grad()
-    def _first_pass(self, state: State) -> Tensor:
-        """The call mask of this rank's whole mini-batch, from losses of the model as it is before the step."""
-        parts = []
+    def _first_pass(self, state: State) -> _Masks:
+        """The masks of this rank's whole mini-batch, from losses of the model as it is before the step."""
+        loss, classes, valid, reference = [], [], [], []
         with _evaluating(state.model):
             for microbatch in default_split_batch(state.batch, state.device_train_microbatch_size or 1):
                 microbatch = state.device.batch_to_device(microbatch)
-                with get_precision_context(state.precision, state.precision_config):
-                    outputs = state.model(self._without_labels(microbatch))
-                    losses, factual_BT, valid_BT = self._token_losses(outputs, microbatch)
-                parts.append((losses.true, factual_BT, valid_BT))
-        loss_BT, factual_BT, valid_BT = (torch.cat(part) for part in zip(*parts, strict=True))
-        return self._select(loss_BT, factual_BT, valid_BT, across_ranks=self.scope == "global")
+                labels_BT, classes_BT = _shifted(microbatch)
+                valid.append(labels_BT != IGNORED_LABEL)
+                classes.append(classes_BT)
+                loss.append(torch.zeros_like(labels_BT, dtype=torch.float32))
+                if self.method.loss:
+                    with get_precision_context(*self._precision):
+                        logits_BTV = self._checked_logits(state.model(self._without_labels(microbatch)))
+                    loss[-1] = true_losses(logits_BTV, labels_BT, self.call_token_id)
+                    del logits_BTV
+                reference.append(self._reference_losses(microbatch, labels_BT))
+        random_BT = self._random_BT.to(valid[0].device)
+        reference_BT = torch.cat(reference) if self._reference else None
+        return self._select(Targets(torch.cat(loss), torch.cat(classes), torch.cat(valid), random_BT, reference_BT))
 
-    # --- Hugging Face models compute their own loss in forward wherever they see labels: hide them -------------
+    @torch.no_grad()
+    def _reference_losses(self, batch: Mapping[str, Tensor], labels_BT: Tensor) -> Tensor | None:
+        """The reference model's loss of the true token; None without one."""
+        if not self._reference:
+            return None
+        inputs = {key: batch[key] for key in ("input_ids", "attention_mask") if key in batch}
+        with self._reference_clock.running(labels_BT.device), get_precision_context(*self._precision):
+            logits_BTV = _logits(self._reference[0](**inputs))
+            if logits_BTV.shape[-1] not in (self.call_token_id, self.call_token_id + 1):
+                raise ValueError(
+                    f"the reference model's vocabulary has {logits_BTV.shape[-1]} entries: it must be that of the "
+                    f"tokenizer, {self.call_token_id}, or one more for <CALL>"
+                )
+            return true_losses(logits_BTV, labels_BT, self.call_token_id)
 
     def _without_labels(self, batch: Any) -> Any:
+        """Hugging Face models compute their own loss in forward wherever they see labels: hide them."""
         if isinstance(self._model, HuggingFaceModel):
             return {key: value for key, value in batch.items() if key != "labels"}
         return batch
 
-    def _hide_labels(self, state: State) -> None:
-        self._labels = state.batch.get("labels")
-        state.batch = self._without_labels(state.batch)
-
-    def _show_labels(self, state: State) -> None:
-        if self._labels is not None:
-            state.batch = {**state.batch, "labels": self._labels}
-            self._labels = None
-
     # --- what is logged -------------------------------------------------------------------------------------
 
-    def _count(self, losses: TokenLosses, call: Tensor, factual: Tensor, valid: Tensor) -> None:
+    def _count(self, losses: TokenLosses, selection: Selection, classes: Tensor, valid: Tensor) -> None:
         """Add one microbatch to the sums, on the device: no waiting for the GPU before the batch ends."""
         true, called = losses.true.detach(), losses.call.detach()
-        counts = [valid.sum(), call.sum(), (factual & valid).sum()]
-        sums = [(called * call).sum(), (true * call).sum(), (true * (valid & ~call)).sum()]
+        nothing = torch.zeros_like(valid)
+        call, ignore = (nothing if mask is None else mask for mask in selection)
+        by_class = [classes == fact_class for fact_class in FactClass]
+        counts = [(mask & part).sum() for mask in (valid, call, ignore) for part in by_class]
+        sums = [(called * call).sum(), *((true * mask).sum() for mask in (call, ignore, valid & ~call & ~ignore))]
         totals = torch.stack([value.double() for value in counts + sums])
         lowest = true.masked_fill(~call, torch.inf).min()
         self._totals = totals if self._totals is None else self._totals + totals
         self._threshold = lowest if self._threshold is None else torch.minimum(self._threshold, lowest)
 
-    def _log(self, logger: Logger) -> None:
+    def _log(self, state: State, logger: Logger) -> None:
         if self._totals is None or self._threshold is None:
             return
         dist.all_reduce(self._totals, "SUM")
         dist.all_reduce(self._threshold, "MIN")
-        tokens, calls, facts, call_loss, called_token_loss, rest_loss = self._totals.tolist()
+        tokens_C, calls_C, ignored_C = self._totals[:9].view(3, 3).tolist()
+        call_loss, called_token_loss, ignored_token_loss, rest_loss = self._totals[9:].tolist()
+        tokens, calls, ignored = sum(tokens_C), sum(calls_C), sum(ignored_C)
         metrics = {
             "call_fraction": calls / max(tokens, 1),
-            "factual_fraction": facts / max(tokens, 1),
-            "rest_loss": rest_loss / max(tokens - calls, 1),
+            "ignore_fraction": ignored / max(tokens, 1),
+            "factual_fraction": tokens_C[FactClass.FACTUAL] / max(tokens, 1),
+            "rest_loss": rest_loss / max(tokens - calls - ignored, 1),
         }
         if calls:
             metrics |= {
@@ -328,7 +299,44 @@ class CallMask(Algorithm):
                 "called_token_loss": called_token_loss / calls,
                 "threshold": self._threshold.item(),
             }
+            metrics |= {f"calls_{kind.name.lower()}": count / calls for kind, count in zip(FactClass, calls_C)}
+        if ignored:
+            metrics["ignored_token_loss"] = ignored_token_loss / ignored
+            metrics |= {f"ignored_{kind.name.lower()}": count / ignored for kind, count in zip(FactClass, ignored_C)}
+        if self._reference:
+            seconds = state.device.tensor_to_device(torch.tensor([self._reference_clock.seconds()]))
+            dist.all_reduce(seconds, "MAX")
+            metrics["reference_s"] = seconds.item()
         logger.log_metrics({f"call_mask/{name}": value for name, value in metrics.items()})
+
+
+class _Stopwatch:
+    """Seconds of work on a device; on a GPU without waiting for it until they are asked for."""
+
+    def __init__(self) -> None:
+        self._seconds = 0.0
+        self._events: list[tuple[Any, Any]] = []  # of CUDA
+
+    def clear(self) -> None:
+        self._seconds, self._events = 0.0, []
+
+    @contextmanager
+    def running(self, device: torch.device) -> Iterator[None]:
+        if device.type == "cuda":
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            start.record(torch.cuda.current_stream(device))
+            yield
+            end.record(torch.cuda.current_stream(device))
+            self._events.append((start, end))
+        else:
+            before = time.perf_counter()
+            yield
+            self._seconds += time.perf_counter() - before
+
+    def seconds(self) -> float:
+        for _, end in self._events:
+            end.synchronize()
+        return self._seconds + sum(start.elapsed_time(end) for start, end in self._events) / 1000
 
 
 def _check_batch(batch: Any) -> None:
@@ -362,12 +370,48 @@ def _logits(outputs: Any) -> Tensor:
     return logits
 
 
-def _concatenate_ranks(values: Tensor) -> Tensor:
-    """[C, n] of every rank -> [C, ranks x max n], the missing places being zero (not valid)."""
-    longest = torch.tensor([values.shape[1]], device=values.device)
-    dist.all_reduce(longest, "MAX")
-    values = F.pad(values, (0, int(longest.item()) - values.shape[1]))
-    return torch.cat(list(dist.all_gather(values)), dim=1)
+def _shifted(batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """Labels and classes [B, T] of the targets: position i predicts token i + 1, and the last position nothing."""
+    labels_BT = F.pad(batch["labels"][:, 1:], (0, 1), value=IGNORED_LABEL)
+    return labels_BT, F.pad(batch["token_class"][:, 1:], (0, 1), value=int(FactClass.OTHER))
+
+
+# --- the mini-batch over all ranks: row r of rank k is row r x ranks + k, as samplers and our lanes deal them out -----
+
+
+def _uniform(seed: int, step: int, like_BT: Tensor) -> Tensor:
+    """Random numbers in [0, 1) for this rank's rows of a step's mini-batch, float32 [B, T] on the CPU. Those of the
+    rows of all ranks together do not depend on how many ranks there are."""
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
+    rows, length = like_BT.shape
+    return torch.rand(rows, dist.get_world_size(), length, generator=generator)[:, dist.get_global_rank()]
+
+
+def _gathered(targets: Targets) -> Targets:
+    """The targets of all ranks, [ranks x most rows, longest T], the missing places being not valid."""
+    parts = [part for part in targets if part is not None]
+    values_CBT = torch.stack([part.to(targets.loss.dtype) for part in parts])
+    rows, length = _largest(targets.valid)
+    values_CBT = F.pad(values_CBT, (0, length - values_CBT.shape[2], 0, rows - values_CBT.shape[1]))
+    whole = torch.stack(list(dist.all_gather(values_CBT)), dim=2).flatten(1, 2)
+    loss, classes, valid, random = whole[:4]
+    return Targets(loss, classes.to(torch.uint8), valid > 0, random, whole[4] if len(parts) > 4 else None)
+
+
+def _own_part(mask: Tensor | None, own_BT: Tensor) -> Tensor | None:
+    """This rank's part of a mask over all ranks."""
+    if mask is None:
+        return None
+    rows, length = own_BT.shape
+    return mask[dist.get_global_rank() :: dist.get_world_size()][:rows, :length]
+
+
+def _largest(own_BT: Tensor) -> tuple[int, int]:
+    """The most rows, and the greatest length, that a rank has."""
+    shape = torch.tensor(own_BT.shape, device=own_BT.device)
+    dist.all_reduce(shape, "MAX")
+    rows, length = shape.tolist()
+    return rows, length
 
 
 @contextmanager

@@ -1,4 +1,7 @@
-"""Validation losses on the model's own call mask (appendix A.4.3), as torchmetrics for Composer's evaluators.
+"""Validation losses on a model's call mask (appendix A.4.3), as torchmetrics for Composer's evaluators.
+
+The mask is made once, over all positions of an evaluation on all ranks, when the metric is computed: so its values
+depend neither on the size of batches nor on the number of ranks. Until then a metric keeps 9 bytes a position.
 
 Composer's LanguageCrossEntropy is not usable here: it keeps <CALL> in the softmax, so that each token's loss
 grows by -log(1 - p(<CALL>)).
@@ -6,14 +9,16 @@ grows by -log(1 - p(<CALL>)).
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torchmetrics import Metric
+from torchmetrics.utilities import dim_zero_cat
 
-from lacy_stream.call_mask import IGNORED_LABEL, budget, token_losses
+from lacy_stream.losses import IGNORED_LABEL, TokenLosses, token_losses
+from lacy_stream.selectors import budget
 
 
 class CallScores(NamedTuple):
@@ -47,19 +52,46 @@ def own_call_mask(scores: CallScores, valid: Tensor, fraction: float) -> Tensor:
     return chosen.view_as(valid)
 
 
-class _MaskedLoss(Metric):
-    """Mean of a loss over the positions of a mask that is made in each evaluation batch.
+class MaskModel:
+    """Another model, on whose call mask losses are evaluated ("matched").
 
     Args:
+        model: a causal language model of transformers with an entry for <CALL>; it is frozen, and moved to the device
+            of the first batch.
         call_token_id: id of <CALL>.
-        call_fraction: share of the positions that the model may delegate.
     """
+
+    def __init__(self, model: torch.nn.Module, call_token_id: int) -> None:
+        self._model, self._call_token_id = model.eval().requires_grad_(False), call_token_id
+        self._last: tuple[Tensor, CallScores] | None = None
+
+    def __deepcopy__(self, memo: Any) -> MaskModel:
+        return self  # Composer copies metrics: the weights are shared
+
+    @torch.no_grad()
+    def __call__(self, batch: Mapping[str, Tensor]) -> CallScores:
+        """Scores [B, T] of the next tokens of a batch; computed once for all metrics of the batch."""
+        ids = batch["input_ids"]
+        if self._last is None or self._last[0] is not ids:
+            inputs = {key: batch[key] for key in ("input_ids", "attention_mask") if key in batch}
+            logits = self._model.to(ids.device)(**inputs).logits
+            if self._call_token_id >= logits.shape[-1]:
+                raise ValueError(
+                    f"the model whose call mask is wanted has {logits.shape[-1]} entries in its vocabulary, and none "
+                    f"for <CALL>, {self._call_token_id}"
+                )
+            self._last = (ids, call_scores(logits, self._call_token_id))
+        return self._last[1]
+
+
+class TotalLoss(Metric):
+    """Mean loss of the true token over all positions, <CALL> excluded from the softmax. Nats."""
 
     full_state_update = False
 
     def __init__(self, call_token_id: int, call_fraction: float = 0.15) -> None:
         super().__init__()
-        self.call_token_id, self.call_fraction = call_token_id, call_fraction
+        self.call_token_id = call_token_id
         self.total: Tensor
         self.count: Tensor
         self.add_state("total", torch.tensor(0.0, dtype=torch.float64), dist_reduce_fx="sum")
@@ -67,39 +99,106 @@ class _MaskedLoss(Metric):
 
     def update(self, logits: Tensor, targets: Tensor) -> None:
         """logits [B, T, V]; targets [B, T], shifted, -100 where nothing is to be predicted."""
-        values = self._values(logits, targets, targets != IGNORED_LABEL)
-        self.total += values.sum(dtype=torch.float64)
-        self.count += values.numel()
+        losses = token_losses(logits, targets, self.call_token_id).true[targets != IGNORED_LABEL]
+        self.total += losses.sum(dtype=torch.float64)
+        self.count += losses.numel()
 
     def compute(self) -> Tensor:
         return self.total / self.count
 
-    def _values(self, logits: Tensor, targets: Tensor, valid: Tensor) -> Tensor:
-        """The losses that are averaged, [n]."""
+
+class _MaskedLoss(Metric):
+    """Mean loss of the true token on a part of the positions that a call mask decides.
+
+    Args:
+        call_token_id: id of <CALL>.
+        call_fraction: share of the positions that the mask delegates.
+    """
+
+    full_state_update = False
+
+    def __init__(self, call_token_id: int, call_fraction: float = 0.15) -> None:
+        super().__init__()
+        self.call_token_id, self.call_fraction = call_token_id, call_fraction
+        self.loss: list[Tensor] | Tensor
+        self.logit: list[Tensor] | Tensor
+        self.leads: list[Tensor] | Tensor
+        for name in ("loss", "logit", "leads"):
+            self.add_state(name, [], dist_reduce_fx="cat")
+
+    def update(self, logits: Tensor, targets: Tensor) -> None:
+        """logits [B, T, V]; targets [B, T], shifted, -100 where nothing is to be predicted."""
+        self._add(logits, targets, call_scores(logits, self.call_token_id))
+
+    def compute(self) -> Tensor:
+        loss, logit, leads = (dim_zero_cat(getattr(self, name)) for name in ("loss", "logit", "leads"))
+        call = own_call_mask(CallScores(logit, leads > 0), torch.ones_like(leads, dtype=torch.bool), self.call_fraction)
+        return loss[self._wanted(call)].mean(dtype=torch.float64)
+
+    def _add(self, logits: Tensor, targets: Tensor, scores: CallScores) -> None:
+        valid = targets != IGNORED_LABEL
+        values = self._values(token_losses(logits, targets, self.call_token_id))
+        cast(list, self.loss).append(values[valid])
+        cast(list, self.logit).append(scores.logit[valid])
+        cast(list, self.leads).append(scores.leads[valid].to(torch.uint8))  # gloo gathers no bool
+
+    def _values(self, losses: TokenLosses) -> Tensor:
         raise NotImplementedError
 
-    def _own_calls(self, logits: Tensor, valid: Tensor) -> Tensor:
-        return own_call_mask(call_scores(logits, self.call_token_id), valid, self.call_fraction)
-
-
-class TotalLoss(_MaskedLoss):
-    """Mean loss of the true token over all positions, <CALL> excluded from the softmax. Nats."""
-
-    def _values(self, logits: Tensor, targets: Tensor, valid: Tensor) -> Tensor:
-        return token_losses(logits, targets, self.call_token_id).true[valid]
-
-
-class NonCallLoss(_MaskedLoss):
-    """Mean loss of the true token off the model's own call mask, <CALL> excluded (equation A.6). Nats."""
-
-    def _values(self, logits: Tensor, targets: Tensor, valid: Tensor) -> Tensor:
-        kept = valid & ~self._own_calls(logits, valid)
-        return token_losses(logits, targets, self.call_token_id).true[kept]
+    def _wanted(self, call: Tensor) -> Tensor:
+        raise NotImplementedError
 
 
 class CallLoss(_MaskedLoss):
     """Mean loss of the true token on the model's own call mask, over the whole vocabulary (A.5). Nats."""
 
-    def _values(self, logits: Tensor, targets: Tensor, valid: Tensor) -> Tensor:
-        calls = self._own_calls(logits, valid)
-        return F.cross_entropy(logits[calls].float(), targets[calls], reduction="none")
+    def _values(self, losses: TokenLosses) -> Tensor:
+        return losses.true_with_call
+
+    def _wanted(self, call: Tensor) -> Tensor:
+        return call
+
+
+class NonCallLoss(_MaskedLoss):
+    """Mean loss of the true token off the model's own call mask, <CALL> excluded (equation A.6). Nats."""
+
+    def _values(self, losses: TokenLosses) -> Tensor:
+        return losses.true
+
+    def _wanted(self, call: Tensor) -> Tensor:
+        return ~call
+
+
+class _Matched(_MaskedLoss):
+    """Of a loss: on the call mask of another model, ``mask_from``."""
+
+    needs_batch = True  # Composer's sign that `update` takes the whole batch
+
+    def __init__(self, call_token_id: int, call_fraction: float = 0.15, *, mask_from: MaskModel) -> None:
+        super().__init__(call_token_id, call_fraction)
+        self._mask_from = mask_from
+
+    def update(self, batch: Mapping[str, Tensor], outputs: Tensor, labels: Tensor) -> None:  # type: ignore[override]
+        """batch: with ``input_ids`` [B, T]; outputs: this model's logits [B, T, V]; labels [B, T], shifted."""
+        self._add(outputs, labels, self._mask_from(batch))
+
+
+class MatchedCallLoss(_Matched):
+    """Mean loss of the true token on another model's call mask, <CALL> excluded: the baseline's side of figure 5, left.
+    Nats. (Without calls, a baseline has nothing to put on <CALL>; leaving it out compares what the two know.)"""
+
+    def _values(self, losses: TokenLosses) -> Tensor:
+        return losses.true
+
+    def _wanted(self, call: Tensor) -> Tensor:
+        return call
+
+
+class MatchedNonCallLoss(_Matched):
+    """Mean loss of the true token off another model's call mask, <CALL> excluded: figure 5, right. Nats."""
+
+    def _values(self, losses: TokenLosses) -> Tensor:
+        return losses.true
+
+    def _wanted(self, call: Tensor) -> Tensor:
+        return ~call

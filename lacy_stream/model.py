@@ -7,12 +7,19 @@ import logging
 from composer.models import HuggingFaceModel
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from lacy_stream.metrics import CallLoss, NonCallLoss, TotalLoss
+from lacy_stream.metrics import CallLoss, MaskModel, MatchedCallLoss, MatchedNonCallLoss, NonCallLoss, TotalLoss
 from lacy_stream.recipe import Model
 
 
 def build_model(
-    config: Model, *, vocab_size: int, max_seq_len: int, call_token_id: int, eos_id: int, call_fraction: float = 0.15
+    config: Model,
+    *,
+    vocab_size: int,
+    max_seq_len: int,
+    call_token_id: int,
+    eos_id: int,
+    call_fraction: float = 0.15,
+    mask_from: MaskModel | None = None,
 ) -> HuggingFaceModel:
     """A GPT-2 with tied embeddings and learned positions, freshly initialised from torch's generator.
 
@@ -22,6 +29,7 @@ def build_model(
         max_seq_len: positions.
         call_token_id, call_fraction: for the validation losses.
         eos_id: the end-of-document token.
+        mask_from: where given, validation also has the losses on this model's call mask.
     """
     gpt2 = GPT2LMHeadModel(
         GPT2Config(
@@ -40,6 +48,9 @@ def build_model(
         )
     )
     metrics = [metric(call_token_id, call_fraction) for metric in (CallLoss, NonCallLoss, TotalLoss)]
+    if mask_from is not None:
+        matched = (MatchedCallLoss, MatchedNonCallLoss)
+        metrics += [metric(call_token_id, call_fraction, mask_from=mask_from) for metric in matched]
     # Composer warns that checkpoints lack a Hugging Face tokenizer: ours is SentencePiece's own, named in the recipe.
     logging.getLogger("composer.models.huggingface").setLevel(logging.ERROR)
     return HuggingFaceModel(gpt2, use_logits=True, metrics=[], eval_metrics=metrics, shift_labels=True)

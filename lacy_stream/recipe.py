@@ -132,10 +132,13 @@ class Scheduler:
 
 @dataclass
 class CallMask:
-    """See ``lacy_stream.call_mask.CallMask``."""
+    """See ``lacy_stream.call_mask.CallMask``. ``reference``: for rho-1 and spacy+refloss, a checkpoint file of a run or
+    a Hugging Face folder, with the same tokenizer."""
 
     method: str = "lacy"
     call_fraction: float = 0.15
+    ignore_fraction: float = 0.15
+    reference: Optional[str] = None
     scope: str = "global"
 
 
@@ -223,6 +226,7 @@ class Recipe:
     device_eval_batch_size: int = 1
     eval_interval: str = "1000ba"
     eval_subset_num_batches: int = -1
+    eval_mask_from: Optional[str] = None
     precision: str = "amp_bf16"
     fsdp_config: Optional[Dict[str, Any]] = None
     progress_bar: bool = True
@@ -381,6 +385,11 @@ _LOGGER_PACKAGES = {"loggers.tensorboard": "tensorboard", "loggers.wandb": "wand
 _PLACEHOLDERS = ("run_name", "rank", "local_rank", "world_size", "local_world_size", "node_rank")
 
 _DURATION = re.compile(r"\d[\d_]{0,15}(ba|tok|sp)")
+METHOD_NAMES = [  # of lacy_stream.selectors, which imports torch
+    "baseline", "loss-based", "rho-1", "llm-judge", "spacy", "lacy", "spacy+refloss", "lacy+ignorefacts", "lacy+ignore"
+]  # fmt: skip
+_NEED_REFERENCE = ["rho-1", "spacy+refloss"]
+_NEED_FACTS = ["llm-judge", "spacy", "lacy", "spacy+refloss", "lacy+ignorefacts", "lacy+ignore"]
 _CHOICES = {
     "model.name": ["gpt2"],
     "annotator.engine": ["auto", "numba", "spacy"],
@@ -390,7 +399,7 @@ _CHOICES = {
     "eval_loader.dataset.shuffle_algo": ["py1e", "py1br", "py1s", "py2s", "naive"],
     "optimizer.name": ["adamw"],
     "scheduler.name": ["constant_with_warmup"],
-    "algorithms.call_mask.method": ["lacy", "baseline"],
+    "algorithms.call_mask.method": METHOD_NAMES,
     "algorithms.call_mask.scope": ["global", "rank", "microbatch"],
     "algorithms.gradient_clipping.clipping_type": ["norm", "value", "adaptive"],
     "precision": ["amp_bf16", "amp_fp16", "fp32"],
@@ -467,11 +476,7 @@ def _problems(recipe: Recipe) -> Iterator[str]:
     if recipe.load_path and "://" not in recipe.load_path and not Path(recipe.load_path).exists():
         if "{" not in recipe.load_path:  # Composer's placeholders, for example {rank}
             yield f"load_path: there is no file {recipe.load_path!r}"
-    if not 0 < recipe.algorithms.call_mask.call_fraction < 1:
-        yield (
-            f"algorithms.call_mask.call_fraction: {recipe.algorithms.call_mask.call_fraction!r} must lie between "
-            "0 and 1 (the paper: 0.15; for no calls, method: baseline)"
-        )
+    yield from _method_problems(recipe)
     if not 0 <= recipe.model.dropout < 1:
         yield f"model.dropout: {recipe.model.dropout!r} must lie in [0, 1)"
     if recipe.max_seq_len < 2:
@@ -484,12 +489,34 @@ def _problems(recipe: Recipe) -> Iterator[str]:
         yield f"device_train_microbatch_size: {recipe.device_train_microbatch_size!r} is neither a number nor auto"
     if isinstance(recipe.device_train_microbatch_size, int) and recipe.device_train_microbatch_size < 1:
         yield f"device_train_microbatch_size: {recipe.device_train_microbatch_size!r} must be greater than 0"
-    if recipe.algorithms.call_mask.method == "lacy" and recipe.annotator.model is None:
-        yield "annotator.model: null gives no facts to delegate; name a spaCy pipeline, or use method: baseline"
     for key in ("train_loader", "eval_loader"):
         if (loader := _get(recipe, key)) is not None:
             yield from _dataset_problems(f"{key}.dataset", loader.dataset)
     yield from _rank_problems(recipe, int(os.environ.get("WORLD_SIZE", "1")))
+
+
+def _method_problems(recipe: Recipe) -> Iterator[str]:
+    """What a token-selection method lacks."""
+    where, mask = "algorithms.call_mask", recipe.algorithms.call_mask
+    if not 0 < mask.call_fraction < 1:
+        yield (
+            f"{where}.call_fraction: {mask.call_fraction!r} must lie between 0 and 1 (the paper: 0.15; for no calls, "
+            "method: baseline)"
+        )
+    if not 0 <= mask.ignore_fraction <= 1 - mask.call_fraction:
+        yield (
+            f"{where}.ignore_fraction: {mask.ignore_fraction!r} must lie between 0 and what call_fraction, "
+            f"{mask.call_fraction!r}, leaves of 1 (the paper: 0.15)"
+        )
+    if mask.method in _NEED_FACTS and recipe.annotator.model is None:
+        yield "annotator.model: null gives no facts to delegate; name a spaCy pipeline, or use method: baseline"
+    if mask.method in _NEED_REFERENCE and mask.reference is None:
+        yield (
+            f"{where}.reference: {mask.method} compares with a reference model, and none is named: give a checkpoint "
+            "of a run, or a Hugging Face folder, with the same tokenizer"
+        )
+    if mask.method not in _NEED_REFERENCE and mask.reference is not None:
+        yield f"{where}.reference: {mask.method} uses no reference model; leave it out, or use one of {_NEED_REFERENCE}"
 
 
 def _dataset_problems(where: str, dataset: Dataset) -> Iterator[str]:

@@ -21,6 +21,9 @@ if TYPE_CHECKING:  # composer takes 12 s to import: only once the recipe is know
     from composer import Trainer
     from rich.console import Console
     from torch.utils.data import DataLoader
+    from transformers import PreTrainedModel
+
+    from lacy_stream.metrics import MaskModel
 
 
 def train(recipe: Recipe) -> None:
@@ -40,6 +43,9 @@ def train(recipe: Recipe) -> None:
             find_model(recipe.annotator.model)
         except ValueError as error:
             raise RecipeError(f"annotator.{error}") from None
+    for key, path in _other_models(recipe).items():
+        if not Path(path).exists():
+            raise RecipeError(f"{key}: there is no file or folder {path!r}")
     _check_save_folder(recipe)
     # On a CPU, huge pages halve the time of a step with a vocabulary of 32,001: logits are 4 MB a row of 32.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
@@ -64,6 +70,15 @@ def train(recipe: Recipe) -> None:
             _conclude(trainer, pool)
         finally:
             trainer.close()
+
+
+def _other_models(recipe: Recipe) -> dict[str, str]:
+    """The models that a recipe needs beside the one that it trains: key -> checkpoint file or folder."""
+    named = {
+        "algorithms.call_mask.reference": recipe.algorithms.call_mask.reference,
+        "eval_mask_from": recipe.eval_mask_from,
+    }
+    return {key: path for key, path in named.items() if path is not None}
 
 
 def _local_save_folder(recipe: Recipe) -> Path | None:
@@ -154,6 +169,7 @@ def build_trainer(recipe: Recipe, pool: AnnotationPool, call_token_id: int) -> T
         call_token_id=call_token_id,
         eos_id=Annotator(pool.tokenizer, model=None).eos_id,
         call_fraction=call_fraction,
+        mask_from=_mask_model(recipe, pool, call_token_id),
     )
     optimizer = torch.optim.AdamW(
         model.parameters(),
@@ -168,7 +184,7 @@ def build_trainer(recipe: Recipe, pool: AnnotationPool, call_token_id: int) -> T
         eval_dataloader=eval_loader,
         optimizers=optimizer,
         schedulers=_scheduler(recipe),
-        algorithms=_algorithms(recipe, call_token_id),
+        algorithms=_algorithms(recipe, pool, call_token_id),
         callbacks=_callbacks(recipe),
         loggers=_loggers(recipe),
         max_duration=recipe.max_duration.replace("_", ""),
@@ -227,16 +243,50 @@ def _scheduler(recipe: Recipe) -> Any:
     return ConstantScheduler() if int(warmup.rstrip("batoksp")) == 0 else ConstantWithWarmupScheduler(warmup)
 
 
-def _algorithms(recipe: Recipe, call_token_id: int) -> list[Any]:
+def _algorithms(recipe: Recipe, pool: AnnotationPool, call_token_id: int) -> list[Any]:
     from composer.algorithms import GradientClipping
 
     from lacy_stream.call_mask import CallMask
 
     mask, clipping = recipe.algorithms.call_mask, recipe.algorithms.gradient_clipping
-    algorithms: list[Any] = [CallMask(call_token_id, mask.call_fraction, mask.method, mask.scope)]  # type: ignore
+    reference = _other_model("algorithms.call_mask.reference", recipe, pool)
+    algorithms: list[Any] = [
+        CallMask(
+            call_token_id,
+            mask.call_fraction,
+            mask.method,
+            mask.scope,  # type: ignore[arg-type]
+            ignore_fraction=mask.ignore_fraction,
+            reference=reference,
+            seed=recipe.seed,
+        )
+    ]
     if clipping is not None:
         algorithms.append(GradientClipping(clipping.clipping_type, clipping.clipping_threshold))
     return algorithms
+
+
+def _mask_model(recipe: Recipe, pool: AnnotationPool, call_token_id: int) -> MaskModel | None:
+    from lacy_stream.metrics import MaskModel
+
+    model = _other_model("eval_mask_from", recipe, pool)
+    if model is None:
+        return None
+    if model.config.vocab_size <= call_token_id:
+        raise RecipeError(f"eval_mask_from: {recipe.eval_mask_from!r} has no entry for <CALL> in its vocabulary")
+    return MaskModel(model, call_token_id)
+
+
+def _other_model(key: str, recipe: Recipe, pool: AnnotationPool) -> PreTrainedModel | None:
+    """The model that a key of the recipe names; None where it names none."""
+    from lacy_stream.reference import load_reference
+
+    if (path := _other_models(recipe).get(key)) is None:
+        return None
+    try:
+        return load_reference(path, Path(pool.tokenizer), recipe.max_seq_len)
+    except ValueError as error:
+        raise RecipeError(f"{key}: {error}") from None
 
 
 def _callbacks(recipe: Recipe) -> list[Any]:

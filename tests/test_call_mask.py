@@ -1,4 +1,4 @@
-"""The call mask: the rule on hand-built values, the loss against equation A.3, the Algorithm in real Trainers."""
+"""The call mask in real Trainers: every method, any microbatches, two ranks."""
 
 from __future__ import annotations
 
@@ -14,130 +14,16 @@ from composer import Trainer
 from composer.core import Callback
 from composer.loggers import InMemoryLogger
 from composer.models import ComposerModel, HuggingFaceModel
+from test_losses import equation_a4
 from torch.utils.data import DataLoader
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from annotator import FactClass
-from lacy_stream import call_mask
-from lacy_stream.call_mask import CallMask, TokenLosses, _check_call_token, lacy_loss, select_calls, token_losses
+from lacy_stream.call_mask import CallMask, _check_call_token, _uniform
+from lacy_stream.losses import token_losses
+from lacy_stream.selectors import METHODS, Selection, Targets, highest
 
 VOCABULARY, CALL, LENGTH, ROWS = 41, 40, 24, 8
-
-
-# --- the rule ----------------------------------------------------------------------------------------------
-
-
-def test_highest_losses_among_facts_are_called() -> None:
-    """Of ten targets 20% are delegated: the two facts with the highest loss, not the highest losses."""
-    loss = torch.tensor([9.0, 1.0, 8.0, 2.0, 7.0, 3.0, 6.0, 4.0, 5.0, 0.5])
-    factual = torch.tensor([0, 1, 0, 1, 0, 1, 0, 1, 0, 1], dtype=torch.bool)
-    call = select_calls(loss, factual, torch.ones(10, dtype=torch.bool), 0.2)
-    assert call.nonzero().flatten().tolist() == [5, 7]
-
-
-def test_count_is_the_floor_of_the_fraction_of_valid_targets() -> None:
-    """19 of 27 targets count: 15% of 19 is 2.85, so two are delegated, and never padding."""
-    loss, factual = torch.arange(27.0), torch.ones(27, dtype=torch.bool)
-    valid = torch.arange(27) < 19
-    assert select_calls(loss, factual, valid, 0.15).nonzero().flatten().tolist() == [17, 18]
-
-
-def test_share_is_not_lost_to_rounding() -> None:
-    """29% of 100 is 29, although 0.29 * 100 is 28.999999999999996."""
-    ones = torch.ones(100, dtype=torch.bool)
-    assert select_calls(torch.rand(100), ones, ones, 0.29).sum() == 29
-
-
-def test_too_few_facts_are_all_called() -> None:
-    """Where facts do not fill the share, every fact is delegated and nothing else."""
-    factual = torch.zeros(4, 25, dtype=torch.bool)
-    factual[1, 3] = factual[3, 20] = True
-    call = select_calls(torch.rand(4, 25), factual, torch.ones(4, 25, dtype=torch.bool), 0.15)
-    assert torch.equal(call, factual)
-
-
-def test_equal_losses_are_taken_in_order() -> None:
-    """A tie at the threshold neither exceeds nor misses the share."""
-    call = select_calls(torch.ones(20), torch.ones(20, dtype=torch.bool), torch.ones(20, dtype=torch.bool), 0.15)
-    assert call.nonzero().flatten().tolist() == [0, 1, 2]
-
-
-# --- the loss ----------------------------------------------------------------------------------------------
-
-
-def equation_a3(logits: torch.Tensor, targets: torch.Tensor, call: torch.Tensor, call_token_id: int) -> torch.Tensor:
-    """A.3 written down slowly: one target after the other, softmax by definition."""
-    total = torch.zeros((), dtype=logits.dtype)
-    for position, target in enumerate(targets.tolist()):
-        odds = torch.exp(logits[position])
-        if call[position]:
-            total = total - torch.log(odds[call_token_id] / odds.sum())
-        else:
-            total = total - torch.log(odds[target] / (odds.sum() - odds[call_token_id]))
-    return total / len(targets)
-
-
-@pytest.mark.parametrize("call_token_id", [0, 17, 40])
-def test_loss_and_gradient_are_those_of_equation_a3(call_token_id: int) -> None:
-    """Value and gradient agree with the slow float64 reference, wherever <CALL> stands in the vocabulary."""
-    generator = torch.Generator().manual_seed(1)
-    logits = (torch.randn(60, VOCABULARY, dtype=torch.float64, generator=generator) * 3).requires_grad_()
-    targets = torch.randint(0, VOCABULARY, (60,), generator=generator)
-    targets[targets == call_token_id] = (call_token_id + 1) % VOCABULARY
-    call = torch.rand(60, generator=generator) < 0.3
-    expected = equation_a3(logits, targets, call, call_token_id)
-    (expected_gradient,) = torch.autograd.grad(expected, logits)
-
-    losses = token_losses(logits[None], targets[None], call_token_id)
-    loss = lacy_loss(losses, call[None], torch.ones(1, 60, dtype=torch.bool))
-    (gradient,) = torch.autograd.grad(loss, logits)
-    assert loss.item() == pytest.approx(expected.item(), rel=1e-12)
-    torch.testing.assert_close(gradient, expected_gradient, rtol=1e-10, atol=1e-13)
-
-
-def test_chunks_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Handling three positions at a time gives the numbers of handling all at once."""
-    logits = torch.randn(2, 10, VOCABULARY, dtype=torch.float64, requires_grad=True)
-    targets = torch.randint(0, CALL, (2, 10))
-    weights = torch.rand(2, 2, 10, dtype=torch.float64)
-
-    def run() -> tuple[torch.Tensor, ...]:
-        losses = token_losses(logits, targets, CALL)
-        total = (losses.true * weights[0] + losses.call * weights[1]).sum()
-        return (*losses, *torch.autograd.grad(total, logits))
-
-    whole = run()
-    monkeypatch.setitem(call_mask._CHUNK, "cpu", 3 * VOCABULARY)
-    for one, other in zip(whole, run(), strict=True):
-        torch.testing.assert_close(one, other)
-
-
-def test_extreme_logits_stay_finite() -> None:
-    """A <CALL> probability of almost 1 or 0 gives finite losses and gradients."""
-    logits = torch.zeros(1, 2, VOCABULARY)
-    logits[0, 0, CALL], logits[0, 1, CALL] = 200.0, -200.0
-    logits.requires_grad_()
-    losses = token_losses(logits, torch.zeros(1, 2, dtype=torch.long), CALL)
-    (losses.true.sum() + losses.call.sum()).backward()
-    assert torch.isfinite(torch.stack(losses)).all() and torch.isfinite(logits.grad).all()
-    assert losses.call[0].tolist() == pytest.approx([0, 203.69], abs=0.01)
-
-
-def test_bf16_logits_are_summed_in_fp32() -> None:
-    """bf16 logits give float32 losses, equal to those of the same values in float32."""
-    logits = torch.randn(1, 16, VOCABULARY).bfloat16()
-    targets = torch.randint(0, CALL, (1, 16))
-    half, full = token_losses(logits, targets, CALL), token_losses(logits.float(), targets, CALL)
-    assert half.true.dtype == torch.float32
-    torch.testing.assert_close(half.true, full.true)
-
-
-def test_padding_has_no_part_in_the_mean() -> None:
-    """The mean is over valid targets; a row of padding alone gives 0, not NaN."""
-    losses = TokenLosses(torch.tensor([1.0, 2.0, 99.0]), torch.tensor([5.0, 6.0, 99.0]))
-    call, valid = torch.tensor([False, True, False]), torch.tensor([True, True, False])
-    assert lacy_loss(losses, call, valid).item() == pytest.approx((1 + 6) / 2)
-    assert lacy_loss(losses, call, torch.zeros(3, dtype=torch.bool)).item() == 0
 
 
 # --- the Algorithm, in Composer's Trainer ------------------------------------------------------------------
@@ -257,12 +143,117 @@ def test_first_step_follows_equation_a3() -> None:
     count = int(0.15 * len(true))
     call = torch.zeros(len(true), dtype=torch.bool)
     call[torch.topk(true.masked_fill(~factual, -1.0), count).indices] = True
-    equation_a3(logits, targets, call, CALL).backward()
+    equation_a4(logits, targets, call, torch.zeros_like(call), CALL).backward()
     with torch.no_grad():
         for parameter in expected.parameters():
             parameter -= 0.5 * parameter.grad
     fit(trained, steps=1)
     torch.testing.assert_close(weights(trained), weights(expected), rtol=1e-9, atol=1e-12)
+
+
+def reference() -> torch.nn.Module:
+    """Another model of the same vocabulary, without an entry for <CALL>."""
+    torch.manual_seed(11)
+    return GPT2LMHeadModel(GPT2Config(vocab_size=CALL, n_positions=LENGTH, n_embd=8, n_layer=1, n_head=1))
+
+
+def masks(method: str) -> dict[str, object]:
+    return {"method": method, "reference": reference() if METHODS[method].reference else None}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_gives_the_same_weights_for_any_microbatch_size(method: str) -> None:
+    """1 and 4 microbatches give the same weights after two steps, and the same counts."""
+    whole, parts = gpt2(), gpt2()
+    logs = [fit(whole, 8, **masks(method)), fit(parts, 2, **masks(method))]
+    torch.testing.assert_close(weights(parts), weights(whole), rtol=1e-4, atol=1e-6)
+    for name in ("call_fraction", "ignore_fraction", "factual_fraction"):
+        assert logs[0][name] == logs[1][name]
+    shares = {"baseline": 0, "llm-judge": logs[0]["factual_fraction"][0]}
+    assert logs[0]["call_fraction"][0] == pytest.approx(shares.get(method, EXACT))
+    assert (logs[0]["ignore_fraction"][0] > 0.1) == ("ignore" in method)
+
+
+def test_reference_moves_nothing_but_the_mask() -> None:
+    """The reference model is frozen, has no gradient, is no part of the trained model, and its cost is logged."""
+    model, judge = gpt2(), reference()
+    before, names = weights(judge), list(model.state_dict())
+    log = fit(model, method="spacy+refloss", reference=judge)
+    assert torch.equal(weights(judge), before) and all(part.grad is None for part in judge.parameters())
+    assert list(model.state_dict()) == names and not judge.training
+    assert all(0 < seconds < 60 for seconds in log["reference_s"])
+
+
+def test_rho_1_calls_where_the_reference_is_worse() -> None:
+    """In the Trainer, the delegated targets are those with the lowest loss minus reference loss."""
+    model, judge = gpt2(), reference().eval()
+    batch = {key: torch.stack([row[key] for row in rows(ROWS)]) for key in rows(1)[0]}
+    targets = batch["labels"][:, 1:]
+    with torch.no_grad():
+        own = token_losses(model.model(batch["input_ids"]).logits[:, :-1], targets, CALL).true
+        its = F.cross_entropy(judge(batch["input_ids"]).logits[:, :-1].transpose(1, 2), targets, reduction="none")
+    chosen = highest(its - own, torch.ones_like(targets, dtype=torch.bool), torch.tensor(int(0.15 * targets.numel())))
+    log = fit(model, steps=1, method="rho-1", reference=judge)
+    assert log["called_token_loss"][0] == pytest.approx(own[chosen].mean().item(), rel=1e-4)
+
+
+@pytest.mark.parametrize("method", ["loss-based", "spacy"])
+def test_random_choice_is_the_runs_own(method: str) -> None:
+    """The seed decides on the draw; each step draws anew, and the global generator is left alone."""
+    runs = {}
+    for name, seed in (("one", 1), ("again", 1), ("other", 2)):
+        runs[name] = gpt2()
+        log = fit(runs[name], method=method, seed=seed)
+    assert torch.equal(weights(runs["one"]), weights(runs["again"]))
+    assert not torch.equal(weights(runs["one"]), weights(runs["other"]))
+    torch.manual_seed(0)
+    expected = torch.rand(1)
+    torch.manual_seed(0)
+    CallMask(CALL, method=method, seed=5)._random_BT = _uniform(5, 1, torch.zeros(2, 3))
+    assert torch.equal(torch.rand(1), expected) and log["call_fraction"][1] == pytest.approx(EXACT)
+    assert not torch.equal(_uniform(5, 1, torch.zeros(2, 3)), _uniform(5, 2, torch.zeros(2, 3)))
+
+
+def test_ignored_targets_get_no_gradient_in_the_trainer() -> None:
+    """One SGD step of lacy+ignore moves the weights by the gradient of A.4."""
+    trained, expected = UsersModel().double(), UsersModel().double()
+    batch = {key: torch.stack([row[key] for row in rows(ROWS)]) for key in rows(1)[0]}
+    logits, targets = expected(batch)[:, :-1].flatten(0, 1), batch["labels"][:, 1:].flatten()
+    classes = batch["token_class"][:, 1:].flatten()
+    true = token_losses(logits[None], targets[None], CALL).true[0]
+    of = Targets(true.detach(), classes, torch.ones_like(targets, dtype=torch.bool), torch.zeros(len(targets)))
+    count = torch.tensor(int(0.15 * len(targets)))
+    call, ignore = METHODS["lacy+ignore"].select(of, count, count)
+    equation_a4(logits, targets, call, ignore, CALL).backward()
+    with torch.no_grad():
+        for parameter in expected.parameters():
+            parameter -= 0.5 * parameter.grad
+    fit(trained, steps=1, method="lacy+ignore")
+    torch.testing.assert_close(weights(trained), weights(expected), rtol=1e-9, atol=1e-12)
+
+
+def test_ignoring_alone_is_equation_a2_for_any_microbatch_size() -> None:
+    """A selector of one's own that ignores and never calls: the mean over what is learned, whatever the parts."""
+
+    def easiest(targets: Targets, call_count: torch.Tensor, ignore_count: torch.Tensor) -> Selection:
+        return Selection(ignore=highest(-targets.loss, targets.factual, 2 * ignore_count))
+
+    whole, parts, plain = gpt2(), gpt2(), gpt2()
+    fit(whole, 8, method=easiest)
+    fit(parts, 3, method=easiest)
+    fit(plain, 8, method="baseline")
+    torch.testing.assert_close(weights(parts), weights(whole), rtol=1e-4, atol=1e-6)
+    assert not torch.allclose(weights(plain), weights(whole), rtol=1e-3, atol=1e-5)
+
+
+def test_what_is_called_and_ignored_is_logged_by_class() -> None:
+    """The shares by FactClass of what is called and of what is ignored each add up to 1."""
+    log = fit(gpt2(), method="lacy+ignore", ignore_fraction=0.3)
+    assert log["calls_factual"] == [1.0, 1.0] and log["calls_other"] == [0.0, 0.0]
+    assert log["ignored_grammatical"] == [0.0, 0.0] and 0 < log["ignored_factual"][0] < 1
+    assert log["ignored_factual"][0] + log["ignored_other"][0] == pytest.approx(1)
+    log = fit(gpt2(), method="loss-based")
+    assert 0 < log["calls_factual"][0] < 1 and log["calls_factual"][0] + log["calls_other"][0] == pytest.approx(1)
 
 
 def test_baseline_is_cross_entropy_without_call() -> None:
@@ -320,9 +311,12 @@ def test_model_is_put_back_after_a_fit_that_failed() -> None:
 
 
 def test_two_ranks_train_the_same_weights(tmp_path: Path) -> None:
-    """Two gloo ranks with half of each mini-batch, in microbatches of 2 rows, end with one rank's weights."""
-    alone = gpt2()
-    fit(alone)
+    """Two gloo ranks with half of each mini-batch, in microbatches of 2 rows, end with one rank's weights, random
+    choices included."""
+    methods = ("lacy", "spacy", "lacy+ignore", "rho-1")
+    alone = {method: gpt2() for method in methods}
+    for method, model in alone.items():
+        fit(model, **masks(method))
     script = tmp_path / "two_ranks.py"
     script.write_text(f"""
 import sys
@@ -331,21 +325,24 @@ import torch
 from composer import Trainer
 from composer.utils import dist
 from torch.utils.data import DataLoader, IterableDataset
-from test_call_mask import CALL, ROWS, CallMask, Log, gpt2, rows, weights
+from test_call_mask import CALL, ROWS, CallMask, Log, gpt2, masks, rows, weights
 
 dist.initialize_dist("cpu")
 if __name__ == "__main__":
-    model, log, rank = gpt2(), Log(), dist.get_global_rank()
+    rank, trained = dist.get_global_rank(), {{}}
     mine = [row for number, row in enumerate(rows(ROWS * 2)) if number % 2 == rank]
 
     class Mine(IterableDataset):
         def __iter__(self):
             return iter(mine)
 
-    Trainer(model=model, train_dataloader=DataLoader(Mine(), batch_size=ROWS // 2), max_duration="2ba",
-            optimizers=torch.optim.SGD(model.parameters(), lr=0.5), algorithms=[CallMask(CALL)],
-            loggers=[log.memory], device_train_microbatch_size=2, progress_bar=False, device="cpu").fit()
-    torch.save((weights(model), log["call_fraction"]), {str(tmp_path)!r} + f"/rank{{rank}}.pt")
+    for method in {methods}:
+        model, log = gpt2(), Log()
+        Trainer(model=model, train_dataloader=DataLoader(Mine(), batch_size=ROWS // 2), max_duration="2ba",
+                optimizers=torch.optim.SGD(model.parameters(), lr=0.5), algorithms=[CallMask(CALL, **masks(method))],
+                loggers=[log.memory], device_train_microbatch_size=2, progress_bar=False, device="cpu").fit()
+        trained[method] = (weights(model), log["call_fraction"])
+    torch.save(trained, {str(tmp_path)!r} + f"/rank{{rank}}.pt")
 """)
     run = subprocess.run(
         [sys.executable, "-m", "composer.cli.launcher", "-n", "2", str(script)],
@@ -355,9 +352,9 @@ if __name__ == "__main__":
     )
     assert run.returncode == 0, run.stdout + run.stderr
     for rank in (0, 1):
-        trained, fractions = torch.load(tmp_path / f"rank{rank}.pt")
-        assert fractions == pytest.approx([EXACT, EXACT])
-        torch.testing.assert_close(trained, weights(alone), rtol=1e-4, atol=1e-6)
+        for method, (trained, fractions) in torch.load(tmp_path / f"rank{rank}.pt").items():
+            assert fractions == pytest.approx([EXACT, EXACT])
+            torch.testing.assert_close(trained, weights(alone[method]), rtol=1e-4, atol=1e-6)
 
 
 # --- bad input ---------------------------------------------------------------------------------------------
@@ -368,6 +365,36 @@ def test_impossible_fraction_is_refused(fraction: float) -> None:
     """A call fraction outside (0, 1) is an error that names the value."""
     with pytest.raises(ValueError, match="call_fraction is .*between 0 and 1"):
         CallMask(CALL, call_fraction=fraction)
+
+
+@pytest.mark.parametrize("fraction", [-0.1, 0.86, float("nan")])
+def test_fractions_that_exceed_one_are_refused(fraction: float) -> None:
+    """What is called and what is ignored are parts of one whole."""
+    with pytest.raises(ValueError, match="ignore_fraction is .*call_fraction, 0.15, leaves of 1"):
+        CallMask(CALL, ignore_fraction=fraction)
+
+
+def test_method_without_its_reference_is_refused() -> None:
+    """rho-1 without a reference model stops before training."""
+    with pytest.raises(ValueError, match="'rho-1' needs a reference model"):
+        CallMask(CALL, method="rho-1")
+
+
+def test_reference_of_another_vocabulary_is_refused() -> None:
+    """A reference model whose vocabulary is another one stops the first step and says which it must be."""
+    other = GPT2LMHeadModel(GPT2Config(vocab_size=50, n_positions=LENGTH, n_embd=8, n_layer=1, n_head=1))
+    with pytest.raises(ValueError, match="vocabulary has 50 entries: it must be that of the tokenizer, 40"):
+        fit(gpt2(), method="rho-1", reference=other)
+
+
+def test_mask_of_another_shape_is_refused() -> None:
+    """A selector that returns numbers instead of flags, or another shape, is told what the mask must be."""
+
+    def losses(targets: Targets, call_count: torch.Tensor, ignore_count: torch.Tensor) -> Selection:
+        return Selection(call=targets.loss)
+
+    with pytest.raises(ValueError, match="call mask is torch.float32 .*must be bool"):
+        fit(gpt2(), method=losses)
 
 
 @pytest.mark.parametrize("argument", [{"method": "spaacy"}, {"scope": "node"}])

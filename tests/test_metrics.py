@@ -2,10 +2,23 @@
 
 from __future__ import annotations
 
+import copy
+from pathlib import Path
+from types import SimpleNamespace
+
 import pytest
 import torch
 
-from lacy_stream.metrics import CallLoss, NonCallLoss, TotalLoss, call_scores, own_call_mask
+from lacy_stream.metrics import (
+    CallLoss,
+    MaskModel,
+    MatchedCallLoss,
+    MatchedNonCallLoss,
+    NonCallLoss,
+    TotalLoss,
+    call_scores,
+    own_call_mask,
+)
 
 CALL, VOCABULARY = 6, 7
 
@@ -41,33 +54,107 @@ def test_padding_is_never_delegated() -> None:
     assert called(logits([1, 2, 3, 4, 5, 6, 7, 8, 9, 10]), valid, 0.4) == [3, 4]
 
 
-def test_losses_are_their_definitions_over_batches() -> None:
-    """Over two batches: total and non-call loss leave <CALL> out of the softmax (A.6), call loss does not
-    (A.5); each is the mean over all its positions."""
+def batches() -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Logits and targets of two evaluation batches of different sizes, the second much more inclined to call."""
     generator = torch.Generator().manual_seed(0)
-    batches = []
+    made = []
     for rows in (3, 5):
-        made = torch.randn(rows, 20, VOCABULARY, generator=generator) * 2
+        values = torch.randn(rows, 20, VOCABULARY, generator=generator) * 2
+        values[..., CALL] += rows
         targets = torch.randint(0, CALL, (rows, 20), generator=generator)
         targets[:, -1] = -100
-        batches.append((made, targets))
+        made.append((values, targets))
+    return made
+
+
+def test_losses_are_their_definitions_over_batches() -> None:
+    """Over two batches: total and non-call loss leave <CALL> out of the softmax (A.6), call loss does not
+    (A.5); the mask is one over all positions; each loss is the mean over its positions."""
     metrics = {kind: kind(CALL, 0.15) for kind in (TotalLoss, NonCallLoss, CallLoss)}
-    expected: dict[type, list[float]] = {kind: [] for kind in metrics}
-    for made, targets in batches:
+    for made, targets in batches():
         for metric in metrics.values():
             metric.update(made, targets)
-        mask = own_call_mask(call_scores(made, CALL), targets != -100, 0.15)
-        for row, position in (targets != -100).nonzero().tolist():
-            values, target = made[row, position].double(), int(targets[row, position])
-            without = -torch.log_softmax(values[:CALL], 0)[target].item()
-            expected[TotalLoss].append(without)
-            if mask[row, position]:
-                expected[CallLoss].append(-torch.log_softmax(values, 0)[target].item())
-            else:
-                expected[NonCallLoss].append(without)
-    assert len(expected[CallLoss]) == int(3 * 19 * 0.15) + int(5 * 19 * 0.15)
+    values = torch.cat([made[targets != -100] for made, targets in batches()]).double()
+    wanted = torch.cat([targets[targets != -100] for _, targets in batches()])
+    mask = own_call_mask(call_scores(values, CALL), torch.ones(len(values), dtype=torch.bool), 0.15)
+    assert mask.sum() == int(8 * 19 * 0.15)
+    without = -torch.log_softmax(values[:, :CALL], 1).gather(1, wanted[:, None])[:, 0]
+    within = -torch.log_softmax(values, 1).gather(1, wanted[:, None])[:, 0]
+    expected = {TotalLoss: without.mean(), NonCallLoss: without[~mask].mean(), CallLoss: within[mask].mean()}
     for kind, metric in metrics.items():
-        assert metric.compute().item() == pytest.approx(sum(expected[kind]) / len(expected[kind]), rel=1e-5)
+        assert metric.compute().item() == pytest.approx(expected[kind].item(), rel=1e-5)
+
+
+def test_losses_do_not_depend_on_the_batches() -> None:
+    """Row by row, or all at once: the same values."""
+    for kind in (TotalLoss, NonCallLoss, CallLoss):
+        whole, single = kind(CALL, 0.15), kind(CALL, 0.15)
+        for made, targets in batches():
+            whole.update(made, targets)
+            for row in range(len(made)):
+                single.update(made[row : row + 1], targets[row : row + 1])
+        torch.testing.assert_close(single.compute(), whole.compute(), rtol=1e-12, atol=0)
+
+
+def test_two_ranks_have_the_value_of_one(tmp_path: Path) -> None:
+    """Two processes with a batch each, of different sizes, agree on the value that one process finds."""
+    alone = {kind.__name__: kind(CALL, 0.15) for kind in (TotalLoss, NonCallLoss, CallLoss)}
+    for metric in alone.values():
+        for batch in batches():
+            metric.update(*batch)
+    torch.multiprocessing.spawn(_rank, (str(tmp_path),), nprocs=2)
+    for rank in (0, 1):
+        for name, value in torch.load(tmp_path / f"{rank}.pt").items():
+            torch.testing.assert_close(value, alone[name].compute(), rtol=1e-12, atol=0)
+
+
+def _rank(rank: int, folder: str) -> None:
+    torch.distributed.init_process_group("gloo", f"file://{folder}/meet", rank=rank, world_size=2)
+    metrics = {kind.__name__: kind(CALL, 0.15) for kind in (TotalLoss, NonCallLoss, CallLoss)}
+    for metric in metrics.values():
+        metric.update(*batches()[rank])
+    torch.save({name: metric.compute() for name, metric in metrics.items()}, f"{folder}/{rank}.pt")
+
+
+class Echo(torch.nn.Module):
+    """A model whose logits are known: row n of a table for token n."""
+
+    def __init__(self, table: torch.Tensor) -> None:
+        super().__init__()
+        self.table, self.calls = table, 0
+
+    def forward(self, input_ids: torch.Tensor) -> SimpleNamespace:
+        self.calls += 1
+        return SimpleNamespace(logits=self.table[input_ids])
+
+
+def test_matched_losses_use_the_other_models_mask() -> None:
+    """A baseline's losses on and off the mask of another model, whose forward pass runs once for both metrics."""
+    generator = torch.Generator().manual_seed(4)
+    table, ids = (
+        torch.randn(CALL, VOCABULARY, generator=generator),
+        torch.randint(0, CALL, (2, 30), generator=generator),
+    )
+    own, labels = (
+        torch.randn(2, 30, VOCABULARY, generator=generator),
+        torch.randint(0, CALL, (2, 30), generator=generator),
+    )
+    other = MaskModel(Echo(table), CALL)
+    metrics = [kind(CALL, 0.15, mask_from=other) for kind in (MatchedCallLoss, MatchedNonCallLoss)]
+    for metric in copy.deepcopy(metrics), metrics:
+        for one in metric:
+            one.update(batch={"input_ids": ids}, outputs=own, labels=labels)
+    assert other._model.calls == 1
+    mask = own_call_mask(call_scores(table[ids], CALL), torch.ones(2, 30, dtype=torch.bool), 0.15)
+    losses = -torch.log_softmax(own[..., :CALL], -1).gather(2, labels[..., None])[..., 0]
+    assert metrics[0].compute().item() == pytest.approx(losses[mask].mean().item(), rel=1e-5)
+    assert metrics[1].compute().item() == pytest.approx(losses[~mask].mean().item(), rel=1e-5)
+
+
+def test_mask_of_a_model_without_call_is_refused() -> None:
+    """A model that has no entry for <CALL> has no call mask."""
+    with pytest.raises(ValueError, match="6 entries in its vocabulary, and none for <CALL>, 6"):
+        MaskModel(Echo(torch.randn(CALL, CALL)), CALL)({"input_ids": torch.zeros(1, 3, dtype=torch.long)})
 
 
 def test_batch_of_padding_adds_nothing() -> None:

@@ -11,7 +11,7 @@ import pytest
 import torch
 import yaml
 
-from lacy_stream.recipe import RecipeError, check_recipe, dump_recipe, load_recipe, tokenizer_path
+from lacy_stream.recipe import METHOD_NAMES, RecipeError, check_recipe, dump_recipe, load_recipe, tokenizer_path
 
 RECIPES = sorted((Path(__file__).parent.parent / "recipes").glob("*.yaml"))
 DEMO = Path(__file__).parent.parent / "recipes" / "lacy_demo.yaml"
@@ -25,21 +25,31 @@ def test_shipped_recipe_is_right(path: Path) -> None:
     assert check_recipe(yaml.safe_load(dump_recipe(recipe))) == recipe
 
 
-def test_recipes_have_the_papers_settings() -> None:
-    """Tables 3 and 4: width, batch, learning rate, warm-up and steps; calls on 15% of the tokens."""
-    for name, width, batch, rate, warmup, steps in [
-        ("lacy_334m", 1024, 128, 2e-4, 2560, 400_000),
-        ("baseline_334m", 1024, 128, 2e-4, 2560, 340_000),
-        ("lacy_1b", 2048, 112, 1e-4, 6400, 400_000),
-        ("baseline_1b", 2048, 112, 1e-4, 6400, 340_000),
-    ]:
-        recipe = load_recipe(DEMO.with_name(f"{name}.yaml"))
+STEPS = {"baseline": 340_000, "lacy+ignorefacts": 440_000, "lacy+ignore": 460_000}
+
+
+@pytest.mark.parametrize("method", METHOD_NAMES)
+def test_recipes_have_the_papers_settings(method: str) -> None:
+    """Tables 3 and 4 and section 5.4, for every method in both sizes: width, batch, learning rate, warm-up and steps;
+    calls on 15% of the tokens; and what the method needs."""
+    for size, width, batch, rate, warmup in [("334m", 1024, 128, 2e-4, 2560), ("1b", 2048, 112, 1e-4, 6400)]:
+        recipe = load_recipe(DEMO.with_name(f"{method}_{size}.yaml"))
         assert (recipe.model.d_model, recipe.model.n_heads, recipe.model.n_layers) == (width, 16, 24)
         assert (recipe.global_train_batch_size, recipe.max_seq_len, recipe.optimizer.lr) == (batch, 1024, rate)
+        steps = STEPS.get(method, 400_000)
         assert (recipe.scheduler.t_warmup, recipe.max_duration) == (f"{warmup}ba", f"{steps}ba")
         assert (recipe.optimizer.weight_decay, recipe.precision) == (0.1, "amp_bf16")
-        assert recipe.algorithms.call_mask.call_fraction == 0.15
-        assert recipe.algorithms.call_mask.method == name.split("_")[0]
+        mask = recipe.algorithms.call_mask
+        assert (mask.method, mask.call_fraction, mask.ignore_fraction) == (method, 0.15, 0.15)
+        assert (recipe.run_name, recipe.save_folder) == (f"{method}-{size}", f"runs/{method}-{size}")
+        assert (mask.reference == "runs/reference-1b/latest-rank0.pt") == (method in ("rho-1", "spacy+refloss"))
+
+
+def test_reference_recipe() -> None:
+    """Table 4's reference model: 1.27B, 2,540k steps at 1.5e-4, no calls."""
+    recipe = load_recipe(DEMO.with_name("reference_1b.yaml"))
+    assert (recipe.optimizer.lr, recipe.max_duration, recipe.model.d_model) == (1.5e-4, "2540000ba", 2048)
+    assert recipe.algorithms.call_mask.method == "baseline"
 
 
 @pytest.mark.parametrize(("name", "expected"), [("lacy_334m", 334e6), ("lacy_1b", 1.27e9)])
@@ -104,6 +114,12 @@ def test_streams() -> None:
         ("algorithms.call_mask.call_fraction=1", "algorithms.call_mask.call_fraction: 1.0 must lie between 0 and 1"),
         ("algorithms.call_mask.call_fraction=0", "algorithms.call_mask.call_fraction: 0.0 .*method: baseline"),
         ("algorithms.call_mask.method=lac", "algorithms.call_mask.method: 'lac' is not one of"),
+        (
+            "algorithms.call_mask.ignore_fraction=0.9",
+            "ignore_fraction: 0.9 must lie between 0 and .* 0.15, leaves of 1",
+        ),
+        ("algorithms.call_mask.method=rho-1", "call_mask.reference: rho-1 compares with a reference model, and none"),
+        ("algorithms.call_mask.reference=x.pt", "call_mask.reference: lacy uses no reference model"),
         ("annotator.model=null", "annotator.model: null gives no facts"),
         ("annotator.engine=fast", "annotator.engine: 'fast' is not one of"),
         ("annotator.num_workers=0", "annotator.num_workers: 0 must be greater than 0"),

@@ -137,6 +137,20 @@ def test_composer_command_trains(recipe: Path, corpus: Path, tmp_path: Path) -> 
         output = run("composer", recipe, resumed[0], change, cwd=tmp_path, code=2)
         assert re.search(f"error: the checkpoint in .* does not fit this recipe: .*{message}", output), output
 
+    output = run(
+        "composer",
+        recipe,
+        "max_duration=2ba",
+        "eval_interval=2ba",
+        "algorithms.call_mask={method: rho-1, reference: whole/latest-rank0.pt}",
+        "eval_mask_from=whole/latest-rank0.pt",
+        cwd=tmp_path,
+    )
+    for metric in ("call_mask/reference_s", "call_mask/calls_factual"):
+        assert len(logged(log, metric)) == 2, metric
+    for metric in ("MatchedCallLoss", "MatchedNonCallLoss"):
+        assert 7 < logged(log, f"metrics/eval/{metric}")[-1] < 12 and f"held-out {metric}" in output
+
     shown = run("lacy-stream", "show-calls", "whole/latest-rank0.pt", "--html", "calls.html", cwd=tmp_path)
     assert shown.count("⟦") > 1 and "% of the tokens" in shown
     assert "CALL" in (tmp_path / "calls.html").read_text()
@@ -229,6 +243,7 @@ def test_334m_recipe_trains_a_step_on_a_cpu(corpus: Path, tmp_path: Path) -> Non
         ("tokenizer.name=nowhere.model", "error: tokenizer.name: there is no file 'nowhere.model'"),
         ("model.vocab_size=32000", "error: model.vocab_size: 32000, but the tokenizer .* it must be 32001"),
         ("annotator.model=en_core_web_nothing", "error: annotator.model: .*en_core_web_nothing.*download"),
+        ("eval_mask_from=nowhere.pt", "error: eval_mask_from: there is no file or folder 'nowhere.pt'"),
         ("save_folder=/proc/x", "error: save_folder: '/proc/x' cannot be made"),
         ("load_path=small.yaml", "error: load_path: 'small.yaml' is no checkpoint"),
         (

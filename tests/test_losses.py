@@ -1,0 +1,142 @@
+"""The losses against equations A.2 to A.4 in float64, gradients included."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from lacy_stream import losses as losses_module
+from lacy_stream.losses import TokenLosses, objective, token_losses, true_losses
+
+VOCABULARY, CALL = 41, 40
+
+
+def equation_a4(
+    logits: torch.Tensor, targets: torch.Tensor, call: torch.Tensor, ignore: torch.Tensor, call_token_id: int
+) -> torch.Tensor:
+    """A.4 written down slowly: one target after the other, softmax by definition. Without ignored targets it is A.3."""
+    total = torch.zeros((), dtype=logits.dtype)
+    for position, target in enumerate(targets.tolist()):
+        odds = torch.exp(logits[position])
+        if call[position]:
+            total = total - torch.log(odds[call_token_id] / odds.sum())
+        elif not ignore[position]:
+            total = total - torch.log(odds[target] / (odds.sum() - odds[call_token_id]))
+    return total / len(targets)
+
+
+def equation_a2(logits: torch.Tensor, targets: torch.Tensor, ignore: torch.Tensor, call_token_id: int) -> torch.Tensor:
+    """A.2, as slowly: the mean over what is not ignored."""
+    kept = (~ignore).nonzero().flatten()
+    nothing = torch.zeros(len(kept), dtype=torch.bool)
+    return equation_a4(logits[kept], targets[kept], nothing, nothing, call_token_id)
+
+
+@pytest.mark.parametrize("equation", ["A.2", "A.3", "A.4"])
+@pytest.mark.parametrize("call_token_id", [0, 17, 40])
+def test_loss_and_gradient_are_those_of_the_equations(equation: str, call_token_id: int) -> None:
+    """Value and gradient agree with the slow float64 reference, wherever <CALL> stands in the vocabulary; a target
+    that is ignored sends none."""
+    generator = torch.Generator().manual_seed(1)
+    logits = (torch.randn(60, VOCABULARY, dtype=torch.float64, generator=generator) * 3).requires_grad_()
+    targets = torch.randint(0, VOCABULARY, (60,), generator=generator)
+    targets[targets == call_token_id] = (call_token_id + 1) % VOCABULARY
+    draw = torch.rand(60, generator=generator)
+    call, ignore = draw < 0.3, draw > 0.6
+    if equation == "A.2":
+        expected, masks = equation_a2(logits, targets, ignore, call_token_id), (None, ignore)
+    elif equation == "A.3":
+        ignore = torch.zeros_like(ignore)
+        expected, masks = equation_a4(logits, targets, call, ignore, call_token_id), (call, None)
+    else:
+        expected, masks = equation_a4(logits, targets, call, ignore, call_token_id), (call, ignore)
+    (expected_gradient,) = torch.autograd.grad(expected, logits)
+
+    losses = token_losses(logits[None], targets[None], call_token_id)
+    masks = [None if mask is None else mask[None] for mask in masks]
+    loss = objective(losses, torch.ones(1, 60, dtype=torch.bool), *masks)
+    (gradient,) = torch.autograd.grad(loss, logits)
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-12)
+    torch.testing.assert_close(gradient, expected_gradient, rtol=1e-10, atol=1e-13)
+    assert (gradient[ignore] == 0).all()
+
+
+def test_parts_of_a_mini_batch_add_up_to_its_mean() -> None:
+    """A.2 over two parts, weighed by their valid targets and with the share of the whole, is A.2 of the whole."""
+    generator = torch.Generator().manual_seed(2)
+    losses = TokenLosses(*torch.rand(2, 50, dtype=torch.float64, generator=generator))
+    ignore, valid = torch.arange(50) % 7 < 3, torch.ones(50, dtype=torch.bool)
+    valid[40:45] = False
+    whole = objective(losses, valid, None, ignore)
+    share = (valid & ~ignore).sum() / valid.sum()
+    parts = [slice(0, 20), slice(20, 50)]
+    added = sum(
+        valid[part].sum()
+        * objective(TokenLosses(*(loss[part] for loss in losses)), valid[part], None, ignore[part], share)
+        for part in parts
+    )
+    torch.testing.assert_close(added / valid.sum(), whole)
+
+
+def test_loss_with_call_in_the_softmax() -> None:
+    """The loss of the true token over the whole vocabulary is cross-entropy, also where <CALL> has almost all of it."""
+    logits = torch.randn(1, 30, VOCABULARY, dtype=torch.float64)
+    logits[0, :3, CALL] = torch.tensor([-90.0, 30.0, 60.0], dtype=torch.float64)
+    targets = torch.randint(0, CALL, (1, 30))
+    expected = F.cross_entropy(logits[0], targets[0], reduction="none")
+    torch.testing.assert_close(token_losses(logits, targets, CALL).true_with_call[0], expected, rtol=1e-9, atol=1e-9)
+
+
+def test_losses_of_a_model_without_call() -> None:
+    """A vocabulary that ends before <CALL> gives plain cross-entropy; one that has it leaves it out."""
+    logits, targets = torch.randn(2, 9, VOCABULARY), torch.randint(0, CALL, (2, 9))
+    expected = F.cross_entropy(logits[..., :CALL].flatten(0, 1), targets.flatten(), reduction="none").view(2, 9)
+    torch.testing.assert_close(true_losses(logits[..., :CALL], targets, CALL), expected)
+    torch.testing.assert_close(true_losses(logits, targets, CALL), expected)
+
+
+def test_chunks_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Handling three positions at a time gives the numbers of handling all at once."""
+    logits = torch.randn(2, 10, VOCABULARY, dtype=torch.float64, requires_grad=True)
+    targets = torch.randint(0, CALL, (2, 10))
+    weights = torch.rand(2, 2, 10, dtype=torch.float64)
+
+    def run() -> tuple[torch.Tensor, ...]:
+        losses = token_losses(logits, targets, CALL)
+        total = (losses.true * weights[0] + losses.call * weights[1]).sum()
+        return (*losses, *torch.autograd.grad(total, logits))
+
+    whole = run()
+    monkeypatch.setitem(losses_module._CHUNK, "cpu", 3 * VOCABULARY)
+    for one, other in zip(whole, run(), strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_extreme_logits_stay_finite() -> None:
+    """A <CALL> probability of almost 1 or 0 gives finite losses and gradients."""
+    logits = torch.zeros(1, 2, VOCABULARY)
+    logits[0, 0, CALL], logits[0, 1, CALL] = 200.0, -200.0
+    logits.requires_grad_()
+    losses = token_losses(logits, torch.zeros(1, 2, dtype=torch.long), CALL)
+    (losses.true.sum() + losses.call.sum()).backward()
+    assert torch.isfinite(torch.stack(losses)).all() and torch.isfinite(logits.grad).all()
+    assert losses.call[0].tolist() == pytest.approx([0, 203.69], abs=0.01)
+
+
+def test_bf16_logits_are_summed_in_fp32() -> None:
+    """bf16 logits give float32 losses, equal to those of the same values in float32."""
+    logits = torch.randn(1, 16, VOCABULARY).bfloat16()
+    targets = torch.randint(0, CALL, (1, 16))
+    half, full = token_losses(logits, targets, CALL), token_losses(logits.float(), targets, CALL)
+    assert half.true.dtype == torch.float32
+    torch.testing.assert_close(half.true, full.true)
+
+
+def test_padding_has_no_part_in_the_mean() -> None:
+    """The mean is over valid targets; a row of padding alone gives 0, not NaN."""
+    losses = TokenLosses(torch.tensor([1.0, 2.0, 99.0]), torch.tensor([5.0, 6.0, 99.0]))
+    call, valid = torch.tensor([False, True, False]), torch.tensor([True, True, False])
+    assert objective(losses, valid, call).item() == pytest.approx((1 + 6) / 2)
+    assert objective(losses, torch.zeros(3, dtype=torch.bool), call).item() == 0
+    assert objective(losses, torch.zeros(3, dtype=torch.bool), None, call).item() == 0
