@@ -1,0 +1,127 @@
+"""What a model does at each target of a held-out set, and the losses that follow (appendix A.4.3, figures 3 and 5).
+
+logits --token_table--> arrays [n] --losses--> call, non-call and total loss, on its own mask or another's
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from annotator import FactClass
+from lacy_stream.losses import IGNORED_LABEL, token_losses, true_losses
+from lacy_stream.metrics import CallScores, call_scores, own_call_mask
+
+
+class TokenTable(NamedTuple):
+    """One entry for each target, [n]; losses in nats.
+
+    target: int32, its id. token_class: uint8, ``FactClass``.
+    loss: float32, <CALL> excluded. loss_with_call: float32, over the whole vocabulary.
+    proposal: int32, the most likely token other than <CALL>.
+    call_logit: float32, and call_leads: bool, whether it is the highest of all; for a model without <CALL> -inf and
+        False.
+    """
+
+    target: NDArray[np.int32]
+    token_class: NDArray[np.uint8]
+    loss: NDArray[np.float32]
+    loss_with_call: NDArray[np.float32]
+    proposal: NDArray[np.int32]
+    call_logit: NDArray[np.float32]
+    call_leads: NDArray[np.bool_]
+
+    @property
+    def correct(self) -> NDArray[np.bool_]:
+        return self.proposal == self.target
+
+
+@torch.no_grad()
+def token_table(logits_BTV: Tensor, labels_BT: Tensor, token_class_BT: Tensor, call_token_id: int) -> TokenTable:
+    """The targets of one batch.
+
+    Args:
+        logits_BTV: [B, T, V], with or without an entry for <CALL>.
+        labels_BT: not shifted, -100 where there is nothing, as the loader yields them. token_class_BT: as those.
+        call_token_id: id of <CALL>, the number of pieces.
+    """
+    logits = logits_BTV[:, :-1]
+    targets = labels_BT[:, 1:]
+    valid = targets != IGNORED_LABEL
+    if call_token_id < logits.shape[-1]:
+        losses = token_losses(logits, targets, call_token_id)
+        loss, with_call = losses.true, losses.true_with_call
+        scores = call_scores(logits, call_token_id)
+    else:
+        loss = with_call = true_losses(logits, targets, call_token_id)
+        scores = CallScores(torch.full_like(loss, -torch.inf), torch.zeros_like(valid))
+    proposal = logits[..., :call_token_id].argmax(-1)
+    columns = (targets, token_class_BT[:, 1:], loss, with_call, proposal, *scores)
+    return TokenTable(*(_array(column[valid], hint) for column, hint in zip(columns, _DTYPES, strict=True)))
+
+
+_DTYPES = (np.int32, np.uint8, np.float32, np.float32, np.int32, np.float32, np.bool_)
+
+
+def _array(values: Tensor, dtype: type) -> NDArray:
+    return values.cpu().numpy().astype(dtype)
+
+
+def joined(tables: Iterable[TokenTable]) -> TokenTable:
+    """The tables of several batches as one."""
+    return TokenTable(*(np.concatenate(columns) for columns in zip(*tables, strict=True)))
+
+
+def own_mask(table: TokenTable, fraction: float) -> NDArray[np.bool_]:
+    """What the model itself delegates, see ``metrics.own_call_mask``: bool [n]."""
+    scores = CallScores(torch.from_numpy(table.call_logit), torch.from_numpy(table.call_leads))
+    return own_call_mask(scores, torch.ones(len(table.loss), dtype=torch.bool), fraction).numpy()
+
+
+def losses(table: TokenTable, call: NDArray[np.bool_], own: bool = True) -> dict[str, float]:
+    """Mean losses on a call mask, off it, and over all, in nats (A.5, A.6).
+
+    Args:
+        own: False where the mask is another model's ("matched"): the call loss then leaves <CALL> out, too.
+    """
+    called = (table.loss_with_call if own else table.loss)[call]
+    return {
+        "call_loss": float(called.mean(dtype=np.float64)),
+        "non_call_loss": float(table.loss[~call].mean(dtype=np.float64)),
+        "total_loss": float(table.loss.mean(dtype=np.float64)),
+    }
+
+
+def calls_by_class(table: TokenTable, call: NDArray[np.bool_]) -> dict[str, float]:
+    """Share of the calls in each ``FactClass``; and how the calls fare as guesses of what is a fact."""
+    counts = np.bincount(table.token_class[call], minlength=len(FactClass))
+    facts = table.token_class == FactClass.FACTUAL
+    shares = {kind.name.lower(): float(counts[kind] / max(call.sum(), 1)) for kind in FactClass}
+    return shares | {
+        "precision": float((facts & call).sum() / max(call.sum(), 1)),
+        "recall": float((facts & call).sum() / max(facts.sum(), 1)),
+    }
+
+
+LOSS_BINS = (0.0, 0.5, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0, np.inf)
+"""Edges in nats."""
+
+
+def accuracy_by_loss(table: TokenTable) -> dict[str, list[dict[str, float]]]:
+    """Figure 3, left: of factual and of other targets, the share in each bin of the loss, and how many of them the
+    model's greedy proposal gets right."""
+    rows: dict[str, list[dict[str, float]]] = {}
+    for name, kind in (("factual", True), ("other", False)):
+        among = (table.token_class == FactClass.FACTUAL) == kind
+        rows[name] = []
+        for low, high in zip(LOSS_BINS, LOSS_BINS[1:]):
+            inside = among & (table.loss >= low) & (table.loss < high)
+            count = int(inside.sum())
+            accuracy = float(table.correct[inside].mean()) if count else float("nan")
+            rows[name].append({"from": low, "to": high, "targets": count, "accuracy": accuracy})
+    return rows
