@@ -76,7 +76,9 @@ class Knowledge:
             raise KnowledgeError(f"{self.path} does not exist; make it with `lacy-stream knowledge build`")
         try:
             with closing(self._connect()) as store:
-                identity = [store.execute(f"PRAGMA {name}").fetchone()[0] for name in ("application_id", "user_version")]
+                identity = [
+                    store.execute(f"PRAGMA {name}").fetchone()[0] for name in ("application_id", "user_version")
+                ]
                 self.articles: int = store.execute("SELECT count(*) FROM articles").fetchone()[0]
         except sqlite3.DatabaseError:
             identity = []
@@ -209,9 +211,7 @@ def _articles(
 
 
 def _reported(
-    articles: Iterable[tuple[str, float | None, str, str]],
-    built: Built,
-    on_progress: Callable[[Progress], None] | None,
+    articles: Iterable[tuple[str, float | None, str, str]], built: Built, on_progress: Callable[[Progress], None] | None
 ) -> Iterator[tuple[str, str]]:
     for number, (source, done, title, text) in enumerate(articles):
         if on_progress is not None and number % 100 == 0:
@@ -256,5 +256,3 @@ def _factscore_articles(path: Path) -> Iterator[tuple[str, float | None, str, st
                 yield path.name, number / total, title, "".join(parts).strip()
         except sqlite3.DatabaseError as error:
             raise KnowledgeError(f"{path} has not FActScore's layout, documents(title, text): {error}") from error
-
-

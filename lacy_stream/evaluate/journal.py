@@ -1,8 +1,7 @@
-"""Results that are made one by one, kept in a file as they come, so that a run which is stopped goes on where it was."""
+"""Results that are made one by one, kept in a file as they come: a run that is stopped goes on where it was."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from pathlib import Path
@@ -66,12 +65,3 @@ class Journal:
 def _difference(before: dict[str, Any], now: dict[str, Any]) -> str:
     names = [name for name in {**before, **now} if before.get(name) != now.get(name)]
     return ", ".join(f"{name} was {before.get(name)!r}, is {now.get(name)!r}" for name in names)
-
-
-def file_fingerprint(path: str | os.PathLike[str]) -> str:
-    """Short digest of names, sizes and times of change of a file, or of all files of a folder: a model that was trained
-    on or exported again is another one, without its gigabytes being read."""
-    path = Path(path).resolve()
-    files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
-    stats = [(file.relative_to(path).as_posix(), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-    return hashlib.sha256(json.dumps(stats).encode()).hexdigest()[:16]

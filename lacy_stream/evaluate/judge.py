@@ -10,7 +10,6 @@ import json
 import os
 import sqlite3
 import threading
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -57,7 +56,8 @@ class Judge:
         retries: int = 4,
     ) -> None:
         key = api_key or os.environ.get("OPENAI_API_KEY") or "none"
-        self.url, self.model, self.counts = url, model, Counter[str]()
+        self.url, self.model = url, model
+        self.counts = {"asked": 0, "from_cache": 0, "retried": 0, "failed": 0}
         self._retries = retries
         self._client = openai.OpenAI(base_url=url, api_key=key, timeout=timeout_s, max_retries=retries)
         self._lock, self._failed_in_a_row = threading.Lock(), 0
@@ -103,10 +103,7 @@ class Judge:
 
     def _request(self, question: str, max_tokens: int) -> tuple[str, int]:
         raw = self._client.chat.completions.with_raw_response.create(
-            model=self.model,
-            messages=[{"role": "user", "content": question}],
-            max_tokens=max_tokens,
-            temperature=0.0,
+            model=self.model, messages=[{"role": "user", "content": question}], max_tokens=max_tokens, temperature=0.0
         )
         choices = getattr(raw.parse(), "choices", None)
         if not choices:

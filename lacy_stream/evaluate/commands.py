@@ -1,0 +1,157 @@
+"""The parsers of `lacy-stream evaluate …`. What runs is imported when it runs, so that `--help` answers at once."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from lacy_stream.evaluate.biographies import Biography, Cascade
+    from lacy_stream.evaluate.factscore import Jury
+    from lacy_stream.evaluate.judge import Judge
+
+EVALUATE = """\
+Score models: checkpoints of runs (runs/NAME/latest-rank0.pt) or exported folders, side by side.
+
+Each evaluation writes NAME.json with every item, NAME.md with a table beside the paper's figures, and a picture where
+the paper has a plot. Stopped, however it was, the same command goes on from there.
+"""
+
+Parsers = argparse._SubParsersAction  # of argparse.ArgumentParser
+
+
+def add_evaluate(commands: Parsers) -> None:
+    """Add the command `evaluate` and its sub-commands."""
+    parser = commands.add_parser(
+        "evaluate",
+        help="score models: benchmarks, fact leakage, FActScore, acceptability",
+        description=EVALUATE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parts = parser.add_subparsers(title="evaluations", metavar="EVALUATION", required=True)
+    _add_factscore(parts)
+
+
+def _add(parts: Parsers, name: str, run: Callable[[argparse.Namespace], int], help: str, description: str = ""):
+    """A sub-command with what all have: models, output, device."""
+    parser = parts.add_parser(
+        name,
+        help=help,
+        description=description or f"{help[0].upper()}{help[1:]}.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(run=run, prog=parser.prog)
+    add = parser.add_argument
+    add("models", nargs="+", metavar="MODEL", help="checkpoint or exported folder; as many as you like")
+    add("--out", required=True, metavar="DIR", help="folder of the results, and of what is kept to go on from")
+    add("--device", metavar="NAME", help="torch device (default: cuda where there is one, else cpu)")
+    add("--limit", metavar="N", type=_positive, help="only the first N items")
+    return parser
+
+
+# ---------------------------------------------------------------- judges
+
+
+def _add_judge(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group(
+        "judge: any OpenAI-style chat endpoint; its key is read from OPENAI_API_KEY"
+    ).add_argument
+    add("--judge", required=True, metavar="URL", help="base URL, as http://localhost:8000/v1")
+    add("--judge-model", required=True, metavar="NAME", help="name that the endpoint knows the model by")
+    add("--judge-timeout", type=float, default=60.0, metavar="S", help="seconds for one attempt (default: 60)")
+    add("--judge-retries", type=int, default=4, metavar="N", help="further attempts after a failure (default: 4)")
+    add("--judge-cache", metavar="FILE", help="where answers are kept (default: DIR/judge.sqlite); runs may share it")
+    add("--threads", type=_positive, default=8, metavar="N", help="questions at a time (default: 8)")
+
+
+def _judge(args: argparse.Namespace) -> Judge:
+    from pathlib import Path
+
+    from lacy_stream.evaluate.judge import Judge
+
+    return Judge(
+        args.judge,
+        args.judge_model,
+        args.judge_cache or Path(args.out) / "judge.sqlite",
+        timeout_s=args.judge_timeout,
+        retries=args.judge_retries,
+    )
+
+
+# ---------------------------------------------------------------- factscore
+
+FACTSCORE = """\
+Biographies by each MODEL and its partner, broken into atomic facts and judged against Wikipedia (section 5.2).
+
+A MODEL may also be a JSONL file of texts that exist, with name and text, or FActScore's topic and output.
+The names are FActScore's 183: labeled prompt_entities.txt of its data, one a line.
+"""
+
+
+def _add_factscore(parts: Parsers) -> None:
+    parser = _add(parts, "factscore", _factscore, "factual precision of biographies, by a judge", FACTSCORE)
+    _add_jury(parser)
+    add = parser.add_argument_group("how the texts are written").add_argument
+    add("--partner", metavar="SPEC", help="model that answers calls, as in `lacy-stream generate`; none: no calls")
+    add("--delegate", default="call", metavar="HOW", help="who decides what is delegated (default: call)")
+    add("--call-rate", type=float, default=0.15, metavar="F", help="target share of calls (default: 0.15)")
+    add("--max-new-tokens", type=_positive, default=256, metavar="N", help="longest text (default: 256)")
+
+
+def _add_jury(parser: argparse.ArgumentParser) -> None:
+    _add_judge(parser)
+    add = parser.add_argument_group("what is judged, and by what").add_argument
+    add("--names", metavar="FILE", help="names to write about, one a line")
+    add("--knowledge", required=True, metavar="FILE", help="articles, by `lacy-stream knowledge build`")
+    add("--demonstrations", metavar="FILE", help="JSON of sentence: [fact, …] in place of the package's own")
+    add("--gamma", type=int, default=10, metavar="N", help="facts below which a text is penalised (default: 10)")
+
+
+def _jury(args: argparse.Namespace) -> Jury:
+    from lacy_stream.evaluate.atomic_facts import load_demonstrations
+    from lacy_stream.evaluate.factscore import Jury
+    from lacy_stream.knowledge import Knowledge
+
+    knowledge, demonstrations = Knowledge(args.knowledge), load_demonstrations(args.demonstrations)
+    return Jury(_judge(args), knowledge, demonstrations, args.threads, args.gamma)
+
+
+def _factscore(args: argparse.Namespace) -> int:
+    from lacy_stream.evaluate.biographies import Cascade
+    from lacy_stream.evaluate.factscore import evaluate_factscore
+    from lacy_stream.evaluate.models import labels
+
+    models, jury = labels(args.models), _jury(args)
+    cascade = Cascade(args.partner, args.delegate, args.call_rate, args.max_new_tokens)
+    texts = {label: _texts(label, path, cascade, args) for label, path in models.items()}
+    evaluate_factscore(texts, jury, args.out)
+    return 0
+
+
+def _texts(label: str, path: str, cascade: Cascade, args: argparse.Namespace) -> list[Biography]:
+    from pathlib import Path
+
+    from lacy_stream.evaluate.biographies import read_biographies, read_names, write_biographies
+
+    if path.endswith(".jsonl"):
+        return read_biographies(path, args.limit)
+    if args.names is None:
+        raise ValueError("--names is missing: a file of names to write about, one a line")
+    names, journal = read_names(args.names, args.limit), Path(args.out) / f"biographies-{label}.jsonl"
+    return write_biographies(label, path, names, cascade, journal, _device(args))
+
+
+# ---------------------------------------------------------------- values
+
+
+def _device(args: argparse.Namespace) -> str:
+    import torch
+
+    return args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number above 0")
+    return int(text)
