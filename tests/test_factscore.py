@@ -150,7 +150,11 @@ def files(tmp_path: Path) -> Path:
     """A folder with texts.jsonl in FActScore's format and articles of all names but one in k.db."""
     rows = [{"topic": name, "output": text} for name, text in TEXTS.items()]
     (tmp_path / "texts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    facts = {"Ada Lovelace": "wrote letters and died in London", "Charles Babbage": "built engines", "Silent Sam": "sat"}
+    facts = {
+        "Ada Lovelace": "wrote letters and died in London",
+        "Charles Babbage": "built engines",
+        "Silent Sam": "sat",
+    }
     articles = [{"title": name, "text": f"{name} {did}."} for name, did in facts.items()]
     (tmp_path / "articles.jsonl").write_text("".join(json.dumps(row) + "\n" for row in articles))
     build([tmp_path / "articles.jsonl"], tmp_path / "k.db")
@@ -158,7 +162,7 @@ def files(tmp_path: Path) -> Path:
 
 
 def honest(question: str, _: int = 0) -> Reply:
-    """A judge by rule: each sentence is one fact, "Silent Sam is" none; a fact holds if its last word is in the text."""
+    """A judge by rule: a sentence is a fact, "Silent Sam is" none; it holds if its last word is in the evidence."""
     if question.startswith("Please breakdown"):
         sentence = question.rsplit(ASK_FACTS, 1)[1]
         return Reply("I see no facts." if sentence == "Silent Sam is" else f"- {sentence}")

@@ -60,15 +60,16 @@ def read_biographies(path: str | os.PathLike[str], limit: int | None = None) -> 
         ValueError: a line is neither, or there is none.
     """
     biographies = []
-    for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), 1):
-        try:
-            row = json.loads(line)
-            name, text = row.get("name", row.get("topic")), row.get("text", row.get("output"))
-        except (ValueError, AttributeError):
-            name = text = None
-        if not isinstance(name, str) or not isinstance(text, str):
-            raise ValueError(f"line {number} of {os.fspath(path)} has neither name and text nor topic and output")
-        biographies.append(Biography(name, text, row.get("call_rate")))
+    with open(path, encoding="utf-8") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                row = json.loads(line)
+                name, text = row.get("name", row.get("topic")), row.get("text", row.get("output"))
+            except (ValueError, AttributeError):
+                name = text = None
+            if not isinstance(name, str) or not isinstance(text, str):
+                raise ValueError(f"line {number} of {os.fspath(path)} has neither name and text nor topic and output")
+            biographies.append(Biography(name, text, row.get("call_rate")))
     if not biographies:
         raise ValueError(f"{os.fspath(path)} holds no biographies")
     return biographies[:limit]

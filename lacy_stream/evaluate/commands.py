@@ -30,7 +30,10 @@ def add_evaluate(commands: Parsers) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parts = parser.add_subparsers(title="evaluations", metavar="EVALUATION", required=True)
+    _add_leakage(parts)
+    _add_nlu(parts)
     _add_factscore(parts)
+    _add_acceptability(parts)
 
 
 def _add(parts: Parsers, name: str, run: Callable[[argparse.Namespace], int], help: str, description: str = ""):
@@ -48,6 +51,50 @@ def _add(parts: Parsers, name: str, run: Callable[[argparse.Namespace], int], he
     add("--device", metavar="NAME", help="torch device (default: cuda where there is one, else cpu)")
     add("--limit", metavar="N", type=_positive, help="only the first N items")
     return parser
+
+
+# ---------------------------------------------------------------- leakage and nlu
+
+NLU = """\
+ARC-Easy, HellaSwag, PIQA and SIQA by lm-eval, <CALL> banned (section 5.5). Without --data from the Hugging Face hub;
+--data DIR holds arc_easy_test.jsonl, hellaswag_val.jsonl.gz, piqa_valid.jsonl and siqa_dev.jsonl.
+"""
+LEAKAGE = """\
+Answers that a model gives by itself, <CALL> banned: QA Wikidata and PopQA long tail, three shots (section 5.3).
+--data DIR holds popqa_longtail.jsonl (question, answers) and bigbench_qa_wikidata.jsonl (context, continuation).
+"""
+
+
+def _add_leakage(parts: Parsers) -> None:
+    parser = _add(parts, "leakage", _leakage, "facts that a model tells although it may not call", LEAKAGE)
+    parser.add_argument("--data", required=True, metavar="DIR", help="folder of the questions")
+    parser.add_argument("--batch-size", type=_positive, default=8, metavar="N", help="sequences at a time (default: 8)")
+
+
+def _add_nlu(parts: Parsers) -> None:
+    parser = _add(parts, "nlu", _nlu, "language understanding, by lm-eval", NLU)
+    parser.add_argument("--data", metavar="DIR", help="folder of the benchmarks, for a run without network")
+    parser.add_argument("--batch-size", type=_positive, default=8, metavar="N", help="sequences at a time (default: 8)")
+
+
+def _leakage(args: argparse.Namespace) -> int:
+    from lacy_stream.evaluate.leakage import evaluate_leakage
+
+    return _by_lm_eval(evaluate_leakage, args)
+
+
+def _nlu(args: argparse.Namespace) -> int:
+    from lacy_stream.evaluate.nlu import evaluate_nlu
+
+    return _by_lm_eval(evaluate_nlu, args)
+
+
+def _by_lm_eval(evaluate: Callable[..., None], args: argparse.Namespace) -> int:
+    from lacy_stream.evaluate.models import labels
+
+    options = {"device": _device(args), "batch_size": args.batch_size, "limit": args.limit}
+    evaluate(labels(args.models), args.out, data=args.data, **options)
+    return 0
 
 
 # ---------------------------------------------------------------- judges
@@ -140,6 +187,38 @@ def _texts(label: str, path: str, cascade: Cascade, args: argparse.Namespace) ->
         raise ValueError("--names is missing: a file of names to write about, one a line")
     names, journal = read_names(args.names, args.limit), Path(args.out) / f"biographies-{label}.jsonl"
     return write_biographies(label, path, names, cascade, journal, _device(args))
+
+
+# ---------------------------------------------------------------- acceptability
+
+ACCEPTABILITY = """\
+What each MODEL proposes for the tokens of validation documents: right, or at least acceptable to a judge, by loss,
+facts against the rest (section 3, figure 3). The documents are held-out ones of the model's run, or those of --texts.
+"""
+
+
+def _add_acceptability(parts: Parsers) -> None:
+    parser = _add(
+        parts, "acceptability", _acceptability, "which proposed tokens are acceptable, by a judge", ACCEPTABILITY
+    )
+    _add_judge(parser)
+    add = parser.add_argument
+    add("--texts", metavar="FILE", help="documents, JSONL or Parquet (default: the run's held-out data)")
+    add("--documents", type=_positive, default=112, metavar="N", help="how many (default: 112, as in the paper)")
+    add("--parser", default="en_core_web_sm", metavar="NAME", help="spaCy pipeline (default: en_core_web_sm)")
+
+
+def _acceptability(args: argparse.Namespace) -> int:
+    from lacy_stream.evaluate.acceptability import evaluate_acceptability, score_documents
+    from lacy_stream.evaluate.models import labels
+
+    models, judge, device = labels(args.models), _judge(args), _device(args)
+    count = min(args.documents, args.limit or args.documents)
+    scored = {
+        label: score_documents(label, path, args.texts, count, args.parser, device) for label, path in models.items()
+    }
+    evaluate_acceptability(scored, judge, args.out, args.threads)
+    return 0
 
 
 # ---------------------------------------------------------------- values

@@ -10,8 +10,8 @@ from pathlib import Path
 
 
 def labels(paths: Sequence[str]) -> dict[str, str]:
-    """Label -> path. The label is the folder's name, of a checkpoint that of its run; several checkpoints of one run
-    are told apart by their own names.
+    """Label -> path. The label is the name of the folder or file, of a checkpoint (.pt) that of its run; several
+    checkpoints of one run are told apart by their own names.
 
     Raises:
         ValueError: a model does not exist, or is given twice.
@@ -25,7 +25,7 @@ def labels(paths: Sequence[str]) -> dict[str, str]:
                 f"{path} does not exist: give a checkpoint, such as runs/NAME/latest-rank0.pt, or a folder"
             )
         absolute = Path(os.path.abspath(path))
-        label = absolute.name if absolute.is_dir() else absolute.parent.name or absolute.stem
+        label = absolute.parent.name if absolute.suffix == ".pt" else absolute.stem
         for longer in (label, f"{label}-{absolute.stem}", "-".join(absolute.parts[1:])):
             if longer not in labelled:
                 labelled[longer] = path

@@ -72,12 +72,13 @@ def _line(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
 
 
-def publish(out: str | os.PathLike[str], name: str, content: Mapping[str, Any], table: Table) -> None:
-    """Write OUT/NAME.json (`content`) and OUT/NAME.md, and print the table."""
+def publish(out: str | os.PathLike[str], name: str, content: Mapping[str, Any], *tables: Table) -> None:
+    """Write OUT/NAME.json (`content`) and OUT/NAME.md, and print the tables."""
     out = Path(out)
     write(out / f"{name}.json", json.dumps(content, ensure_ascii=False, indent=1) + "\n")
-    write(out / f"{name}.md", table.markdown())
-    table.show()
+    write(out / f"{name}.md", "\n".join(table.markdown() for table in tables))
+    for table in tables:
+        table.show()
     print(f"written: {out / name}.json, .md" + (", .png" if (out / f"{name}.png").exists() else ""))
 
 
