@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import json
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import NamedTuple
 
 
@@ -88,3 +91,17 @@ def scripted_judge(script: Callable[[str, int], Reply]) -> Iterator[ScriptedJudg
         yield judge
     finally:
         judge.close()
+
+
+@contextlib.contextmanager
+def model_judge(folder: Path) -> Iterator[str]:
+    """A real model in a process of its own; yields the endpoint's URL."""
+    command = [sys.executable, str(Path(__file__).with_name("chat_server.py")), str(folder)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as server:
+        assert server.stdout is not None and server.stderr is not None
+        port = server.stdout.readline()
+        assert port, server.stderr.read().decode()
+        try:
+            yield f"http://127.0.0.1:{int(port)}/v1"
+        finally:
+            server.kill()

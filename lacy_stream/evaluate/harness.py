@@ -63,7 +63,7 @@ class LacyLM(HFLM):
 def hf_tokenizer(path: str | os.PathLike[str]) -> LlamaTokenizer:
     """Hugging Face's view of a SentencePiece file. This class calls SentencePiece itself; the fast one converts the
     file, which needs a protobuf that fits, and encodes white space otherwise unless it is told not to."""
-    return LlamaTokenizer(vocab_file=os.fspath(path), legacy=True, add_bos_token=False)
+    return LlamaTokenizer(vocab_file=os.fspath(path), legacy=True, add_bos_token=False, split_special_tokens=True)
 
 
 @dataclass(frozen=True)
