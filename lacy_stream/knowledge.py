@@ -123,7 +123,7 @@ def passages(text: str) -> list[str]:
     return textwrap.wrap(text, PASSAGE_CHARACTERS, replace_whitespace=False, break_on_hyphens=False)
 
 
-def rank(texts: Sequence[str], query: str) -> list[str]:
+def rank(texts: list[str], query: str) -> list[str]:
     """All texts, those with words of the query first, by bm25 (SQLite's FTS5, with Porter's stemmer)."""
     with closing(sqlite3.connect(":memory:")) as store:
         store.execute("CREATE VIRTUAL TABLE texts USING fts5(text, tokenize='porter unicode61')")

@@ -40,7 +40,7 @@ def load_demonstrations(path: str | Path | None = None) -> Demonstrations:
     Raises:
         ValueError: the file has another layout.
     """
-    source = files(__package__) / "factscore_demonstrations.json" if path is None else Path(path)
+    source = files("lacy_stream.evaluate") / "factscore_demonstrations.json" if path is None else Path(path)
     try:
         demonstrations = json.loads(source.read_text(encoding="utf-8"))
         return {str(s): [str(fact) for fact in f] for s, f in list(demonstrations.items())[:DEMONSTRATIONS]}

@@ -34,6 +34,7 @@ def add_evaluate(commands: Parsers) -> None:
     _add_nlu(parts)
     _add_factscore(parts)
     _add_acceptability(parts)
+    _add_sweep(parts)
 
 
 def _add(parts: Parsers, name: str, run: Callable[[argparse.Namespace], int], help: str, description: str = ""):
@@ -139,11 +140,16 @@ The names are FActScore's 183: labeled prompt_entities.txt of its data, one a li
 def _add_factscore(parts: Parsers) -> None:
     parser = _add(parts, "factscore", _factscore, "factual precision of biographies, by a judge", FACTSCORE)
     _add_jury(parser)
-    add = parser.add_argument_group("how the texts are written").add_argument
-    add("--partner", metavar="SPEC", help="model that answers calls, as in `lacy-stream generate`; none: no calls")
+    add = _add_writing(parser)
     add("--delegate", default="call", metavar="HOW", help="who decides what is delegated (default: call)")
     add("--call-rate", type=float, default=0.15, metavar="F", help="target share of calls (default: 0.15)")
+
+
+def _add_writing(parser: argparse.ArgumentParser) -> Callable[..., argparse.Action]:
+    add = parser.add_argument_group("how the texts are written").add_argument
+    add("--partner", metavar="SPEC", help="model that answers calls, as in `lacy-stream generate`; none: no calls")
     add("--max-new-tokens", type=_positive, default=256, metavar="N", help="longest text (default: 256)")
+    return add
 
 
 def _add_jury(parser: argparse.ArgumentParser) -> None:
@@ -218,6 +224,47 @@ def _acceptability(args: argparse.Namespace) -> int:
         label: score_documents(label, path, args.texts, count, args.parser, device) for label, path in models.items()
     }
     evaluate_acceptability(scored, judge, args.out, args.threads)
+    return 0
+
+
+# ---------------------------------------------------------------- sweep
+
+SWEEP = """\
+FActScore at several call rates of each MODEL (table 8), and of --baseline models with delegation that is decided at
+inference time only (table 9).
+"""
+
+
+def _add_sweep(parts: Parsers) -> None:
+    parser = _add(parts, "sweep", _sweep, "FActScore by call rate and by delegation", SWEEP)
+    _add_jury(parser)
+    add = _add_writing(parser)
+    add("--rates", type=float, nargs="+", metavar="F", help="target call rates (default: those of table 8)")
+    add("--baseline", action="append", default=[], metavar="MODEL", help="model for table 9; may be given again")
+    add("--methods", nargs="+", metavar="HOW", help="delegation of table 9 (default: random and both i-LaCy)")
+    add("--method-rate", type=float, default=0.22, metavar="F", help="their call rate (default: 0.22)")
+
+
+def _sweep(args: argparse.Namespace) -> int:
+    from lacy_stream.evaluate.biographies import Cascade
+    from lacy_stream.evaluate.models import labels
+    from lacy_stream.evaluate.sweep import METHODS, RATES, Run, evaluate_sweep, run_label
+
+    if args.partner is None:
+        raise ValueError("--partner is missing: a sweep asks what delegation brings")
+    jury = _jury(args)
+
+    def runs(models: dict[str, str], cascades: list[Cascade]) -> list[Run]:
+        return [
+            Run(label, cascade, _texts(run_label(label, cascade), path, cascade, args))
+            for label, path in models.items()
+            for cascade in cascades
+        ]
+
+    tokens = args.max_new_tokens
+    rates = [Cascade(args.partner, "call", rate, tokens) for rate in args.rates or RATES]
+    methods = [Cascade(args.partner, method, args.method_rate, tokens) for method in args.methods or METHODS]
+    evaluate_sweep(runs(labels(args.models), rates), runs(labels(args.baseline), methods), jury, args.out)
     return 0
 
 
