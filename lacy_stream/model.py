@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 
-from composer.models import HuggingFaceModel
+from composer.models import HuggingFaceModel, huggingface
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from lacy_stream.metrics import CallLoss, MaskModel, MatchedCallLoss, MatchedNonCallLoss, NonCallLoss, TotalLoss
@@ -53,4 +55,20 @@ def build_model(
         metrics += [metric(call_token_id, call_fraction, mask_from=mask_from) for metric in matched]
     # Composer warns that checkpoints lack a Hugging Face tokenizer: ours is SentencePiece's own, named in the recipe.
     logging.getLogger("composer.models.huggingface").setLevel(logging.ERROR)
-    return HuggingFaceModel(gpt2, use_logits=True, metrics=[], eval_metrics=metrics, shift_labels=True)
+    with _known_to_be_causal():
+        return HuggingFaceModel(gpt2, use_logits=True, metrics=[], eval_metrics=metrics, shift_labels=True)
+
+
+@contextmanager
+def _known_to_be_causal() -> Iterator[None]:
+    """Keep Composer from importing all 170 causal models of transformers to find that GPT-2 is one of them.
+
+    It only wants to warn where ``shift_labels`` does not fit. One of these modules is decorated with torch.compile, which
+    starts a pool of compiler processes as well.
+    """
+    original = huggingface._is_registered_causal_lm
+    huggingface._is_registered_causal_lm = lambda model: True
+    try:
+        yield
+    finally:
+        huggingface._is_registered_causal_lm = original

@@ -236,6 +236,30 @@ def test_334m_recipe_trains_a_step_on_a_cpu(corpus: Path, tmp_path: Path) -> Non
     )
 
 
+def test_model_is_built_without_all_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPT-2 is built without the import of every causal model of transformers, and Composer's own check, which
+    imports them, is in place again for others."""
+    from composer.models import huggingface
+    from transformers.models.auto import modeling_auto
+
+    from lacy_stream.model import build_model
+    from lacy_stream.recipe import Model
+
+    class Imported(Exception):
+        pass
+
+    class Mapping:
+        def values(self) -> None:
+            raise Imported
+
+    monkeypatch.setattr(modeling_auto, "MODEL_FOR_CAUSAL_LM_MAPPING", Mapping())
+    config = Model(d_model=16, n_heads=2, n_layers=1)
+    model = build_model(config, vocab_size=101, max_seq_len=8, call_token_id=100, eos_id=2)
+    assert model.shift_labels
+    with pytest.raises(Imported):
+        huggingface.HuggingFaceModel(model.model)
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [
