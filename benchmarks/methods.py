@@ -316,31 +316,17 @@ def draw(found: dict[str, list[dict[str, float]]], baselines: list[Run], out: Pa
     """Figure 5, the calls by class, and figure 3 (left), as PNG."""
     from matplotlib.figure import Figure
 
+    from lacy_stream.evaluate.losses import draw as draw_losses
     from lacy_stream.evaluate.token_table import LOSS_BINS, accuracy_by_loss
 
     calling = {method: rows for method, rows in found.items() if method != "baseline"}
     places, names = np.arange(len(calling)), list(calling)
 
-    def spread(name: str) -> tuple[list[float], list[float]]:
-        values = [[row[name] for row in rows] for rows in calling.values()]
-        return [statistics.mean(v) for v in values], [statistics.stdev(v) if len(v) > 1 else 0.0 for v in values]
-
-    figure = Figure(figsize=(12, 4.5), layout="constrained")
-    for axes, name, title in zip(figure.subplots(1, 2), ("call_loss", "non_call_loss"), ("Call loss", "Non-call loss")):
-        own, own_spread = spread(name)
-        matched, matched_spread = spread(f"matched_{name}")
-        axes.bar(places - 0.2, own, 0.4, yerr=own_spread, color="#3b6ea5", label="the model")
-        axes.bar(places + 0.2, matched, 0.4, yerr=matched_spread, color="#b9cde4", label="the baseline on its mask")
-        axes.set_ylim(bottom=min(own + matched) * 0.8)
-        axes.set_xticks(places, names, rotation=35, ha="right")
-        axes.set(title=title, ylabel="nats")
-        axes.legend()
-    figure.savefig(out / "losses.png", dpi=150)
-
+    draw_losses(out / "losses.png", calling)
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes, bottom = figure.subplots(), np.zeros(len(calling))
     for kind, colour in (("factual", "#c8553d"), ("other", "#c9c9c9"), ("grammatical", "#588b8b")):
-        shares = np.array(spread(kind)[0])
+        shares = np.array([statistics.mean(row[kind] for row in rows) for rows in calling.values()])
         axes.bar(places, shares, bottom=bottom, color=colour, label=kind)
         bottom += shares
     axes.set_xticks(places, names, rotation=35, ha="right")

@@ -122,7 +122,8 @@ class AnnotatedDataset(IterableDataset):
             raise ValueError(f"the tokenizer {pool.tokenizer} has no end-of-sentence piece to put between documents")
         self.pool, self.report = pool, pool.report
         self.max_seq_len = max_seq_len
-        self._corpus, self._batch_size, self._lanes, self._repeat = corpus, batch_size, lanes, repeat
+        self.corpus = corpus
+        self._batch_size, self._lanes, self._repeat = batch_size, lanes, repeat
         self._eos_id, self._accept_changes = eos_id, accept_changes
         self._rank, self._ranks = dist.get_global_rank(), ranks
         self._rows_ahead = max(1, -(-(prefetch_rows or 4 * batch_size) * ranks // lanes))
@@ -191,9 +192,9 @@ class AnnotatedDataset(IterableDataset):
     def _documents(self, lane: int, first: int) -> Iterator[Document]:
         """The documents of a lane, from its ``first``-th on."""
         for position in itertools.count(lane + first * self._lanes, self._lanes):
-            if not self._repeat and position >= len(self._corpus):
+            if not self._repeat and position >= len(self.corpus):
                 return
-            yield self._corpus.document(position)
+            yield self.corpus.document(position)
 
     def stats(self) -> StreamStats:
         ahead = sum(lane.documents_ahead for lane in self._open)
@@ -204,7 +205,7 @@ class AnnotatedDataset(IterableDataset):
     def _identity(self) -> dict[str, Any]:
         """All that the order of rows depends on; a resumed run must have the same."""
         settings = {"lanes": self._lanes, "max_seq_len": self.max_seq_len}
-        return self._corpus.identity | settings | self.pool.identity()
+        return self.corpus.identity | settings | self.pool.identity()
 
     def state_dict(self, num_samples: int | None = None, from_beginning: bool = True) -> dict[str, str]:
         """The position behind the last delivered row, on all ranks: one JSON string under one key, since

@@ -18,11 +18,11 @@ import torch
 
 from annotator import Annotator, Document, FactClass
 from annotator.tokens import Tokenizer
-from lacy_stream.call_mask import token_losses
 from lacy_stream.checkpoint import CallingModel, load_model
 from lacy_stream.evaluate.judge import Judge, in_parallel
 from lacy_stream.evaluate.progress import progress
 from lacy_stream.evaluate.results import Table, publish
+from lacy_stream.losses import token_losses
 from lacy_stream.recipe import Recipe
 from lacy_stream.show_calls import held_out_documents
 from lacy_stream.sources import ReadOptions, find_inputs, read_rows

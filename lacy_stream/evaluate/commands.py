@@ -25,11 +25,12 @@ def add_evaluate(commands: Parsers) -> None:
     """Add the command `evaluate` and its sub-commands."""
     parser = commands.add_parser(
         "evaluate",
-        help="score models: benchmarks, fact leakage, FActScore, acceptability",
+        help="score models: held-out losses, benchmarks, fact leakage, FActScore, acceptability",
         description=EVALUATE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parts = parser.add_subparsers(title="evaluations", metavar="EVALUATION", required=True)
+    _add_losses(parts)
     _add_leakage(parts)
     _add_nlu(parts)
     _add_factscore(parts)
@@ -52,6 +53,44 @@ def _add(parts: Parsers, name: str, run: Callable[[argparse.Namespace], int], he
     add("--device", metavar="NAME", help="torch device (default: cuda where there is one, else cpu)")
     add("--limit", metavar="N", type=_positive, help="only the first N items")
     return parser
+
+
+# ---------------------------------------------------------------- losses
+
+LOSSES = """\
+Call, non-call and total loss of each MODEL on held-out text, on its own call mask; with --baseline, also that model's
+losses on the same masks ("matched", appendix A.4.3 and figure 5).
+"""
+
+
+def _add_losses(parts: Parsers) -> None:
+    parser = _add(parts, "losses", _losses, "held-out losses on call masks", LOSSES)
+    add = parser.add_argument
+    add("--baseline", metavar="MODEL", help="model to compare with on each mask; it need not know <CALL>")
+    add("--data", metavar="DIR", help="MDS shards (default: the held-out data of the first model's run)")
+    add("--split", metavar="NAME", default="val", help="of DIR (default: val; '' for DIR itself)")
+    add("--call-fraction", type=float, default=0.15, metavar="F", help="targets on a call mask (default: 0.15)")
+    add("--parser", default="en_core_web_sm", metavar="NAME", help="spaCy pipeline (default: en_core_web_sm)")
+    add("--batch-size", type=_positive, default=8, metavar="N", help="rows at a time (default: 8)")
+
+
+def _losses(args: argparse.Namespace) -> int:
+    from lacy_stream.evaluate.losses import evaluate_losses
+    from lacy_stream.evaluate.models import labels
+
+    evaluate_losses(
+        labels(args.models),
+        args.out,
+        baseline=args.baseline,
+        data=args.data,
+        split=args.split or None,
+        fraction=args.call_fraction,
+        parser=args.parser,
+        rows=args.limit,
+        batch_size=args.batch_size,
+        device=_device(args),
+    )
+    return 0
 
 
 # ---------------------------------------------------------------- leakage and nlu

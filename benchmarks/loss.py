@@ -1,0 +1,145 @@
+"""What does the objective cost beside plain cross-entropy as Hugging Face computes it: time and peak memory?
+
+    python benchmarks/loss.py --rows 8 --length 512 --rounds 7
+    python benchmarks/loss.py --rows 16 --length 1024 --dtype bfloat16 --device cuda
+
+From the logits [rows, length, 32001] to their gradient, in turn, each in a process of its own for the peak of memory:
+
+- hf: ``transformers.loss.loss_utils.ForCausalLMLoss``: logits to float32, cross-entropy;
+- a3: ours with a call mask (equation A.3);
+- a4: ours with a call mask and an ignore mask (A.4).
+
+The peak is what comes on top of the logits, whose gradient (as large as they are) is a part of every peak.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import platform
+import resource
+import statistics
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+VOCABULARY, CALL = 32_001, 32_000
+WAYS = ("hf", "a3", "a4")
+
+
+def step(way: str, logits: Any, labels: Any, masks: Any) -> None:
+    """Loss and gradient of one batch."""
+    from transformers.loss.loss_utils import ForCausalLMLoss
+
+    from lacy_stream.losses import objective, token_losses
+
+    if way == "hf":
+        loss = ForCausalLMLoss(logits, labels, VOCABULARY)
+    else:
+        import torch.nn.functional as F
+
+        targets = F.pad(labels[:, 1:], (0, 1), value=-100)
+        losses = token_losses(logits, targets, CALL)
+        loss = objective(losses, targets != -100, masks[0], masks[1] if way == "a4" else None)
+    loss.backward()
+
+
+def batch(args: argparse.Namespace) -> tuple[Any, Any, Any]:
+    import torch
+
+    generator = torch.Generator().manual_seed(0)
+    shape = (args.rows, args.length)
+    logits = torch.randn(*shape, VOCABULARY, generator=generator, dtype=torch.float32)
+    draw = torch.rand(shape, generator=generator)
+    labels = torch.randint(0, CALL, shape, generator=generator)
+    masks = (draw < 0.15, draw > 0.85)
+    logits = logits.to(args.device, getattr(torch, args.dtype)).requires_grad_()
+    return logits, labels.to(args.device), [mask.to(args.device) for mask in masks]
+
+
+def peak(way: str, args: argparse.Namespace, results: Any) -> None:
+    """MB above the logits that one step holds at most."""
+    import torch
+
+    torch.set_num_threads(args.threads)
+    small = argparse.Namespace(**(vars(args) | {"rows": 1, "length": 2}))
+    step(way, *batch(small))  # imports, threads and the like
+    logits, labels, masks = batch(args)
+    if args.device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        step(way, logits, labels, masks)
+        results.put((torch.cuda.max_memory_allocated() - before) >> 20)
+        return
+    with open("/proc/self/clear_refs", "w") as file:  # the peak counts from here
+        file.write("5")
+    before = _status("VmRSS")
+    step(way, logits, labels, masks)
+    results.put((_status("VmHWM") - before) >> 10)
+
+
+def _status(name: str) -> int:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(name):
+            return int(line.split()[1])
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, default=8)
+    parser.add_argument("--length", type=int, default=512)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--json", type=Path, help="write the figures here, too")
+    args = parser.parse_args()
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # as training does
+    context = multiprocessing.get_context("spawn")
+    peaks = {}
+    for way in WAYS:
+        results = context.Queue()
+        process = context.Process(target=peak, args=(way, args, results))
+        process.start()
+        peaks[way] = results.get()
+        process.join()
+
+    import torch
+
+    torch.set_num_threads(args.threads)
+    logits, labels, masks = batch(args)
+    seconds: dict[str, list[float]] = {way: [] for way in WAYS}
+    for number in range(args.rounds + 1):
+        print(f"round {number} of {args.rounds}", file=sys.stderr)
+        for way in WAYS:
+            logits.grad = None
+            start = time.perf_counter()
+            step(way, logits, labels, masks)
+            if args.device == "cuda":
+                torch.cuda.synchronize()
+            if number:  # the first warms up
+                seconds[way].append(time.perf_counter() - start)
+    size = logits.numel() * logits.element_size()
+    figures = {
+        "logits_mb": size >> 20,
+        "ms": {way: round(1000 * statistics.median(values), 1) for way, values in seconds.items()},
+        "times_hf": {
+            way: round(statistics.median(a / b for a, b in zip(values, seconds["hf"], strict=True)), 2)
+            for way, values in seconds.items()
+        },
+        "peak_mb_above_logits": peaks,
+        "peak_in_copies_of_the_logits": {way: round(value / (size >> 20), 2) for way, value in peaks.items()},
+        "settings": {key: str(value) for key, value in vars(args).items() if key != "json"},
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}",
+    }
+    print(json.dumps(figures, indent=2))
+    if args.json:
+        args.json.write_text(json.dumps(figures, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,217 @@
+"""Held-out losses on each model's own call mask, and of a baseline on that mask (A.4.3, figure 5)."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from lacy_stream.checkpoint import CallingModel, load_model
+from lacy_stream.evaluate.journal import Journal
+from lacy_stream.evaluate.models import fingerprint
+from lacy_stream.evaluate.progress import progress
+from lacy_stream.evaluate.results import OURS, Table, publish
+from lacy_stream.evaluate.token_table import TokenTable, calls_by_class, joined, losses, own_mask, token_table
+from lacy_stream.pool import AnnotationPool
+from lacy_stream.recipe import Dataset
+
+PAPER = [["LaCy, 334M", "5.72", None, None, None, None, None, None]]
+COLUMNS = (
+    "model",
+    "call loss",
+    "baseline there",
+    "non-call loss",
+    "baseline there",
+    "total loss",
+    "calls that are facts, %",
+    "facts that are called, %",
+)
+PART_BATCHES = 50
+"""Batches between two that are kept: a run that is stopped loses no more than these."""
+
+
+def evaluate_losses(
+    models: Mapping[str, str],
+    out: str | os.PathLike[str],
+    *,
+    baseline: str | None = None,
+    data: str | None = None,
+    split: str | None = "val",
+    fraction: float = 0.15,
+    parser: str = "en_core_web_sm",
+    rows: int | None = None,
+    batch_size: int = 8,
+    device: str = "cpu",
+) -> None:
+    """Losses of models on the same held-out rows, side by side; writes losses.json, .md and .png to ``out``.
+
+    Args:
+        models: label -> checkpoint or exported folder, each with <CALL> and all with one tokenizer.
+        baseline: the model whose losses on the others' masks are also wanted ("matched").
+        data: folder of MDS shards, of which ``split``; default, the held-out data of the first model's run.
+        fraction: of the targets that a mask delegates.
+        parser: spaCy pipeline that tells which targets are facts.
+        rows: at most so many; default, all.
+
+    Raises:
+        ValueError: a model without <CALL>, other tokenizers, or no data.
+    """
+    out = Path(out)
+    everyone = dict(models) | ({"baseline": baseline} if baseline else {})
+    loaded = {label: load_model(path) for label, path in everyone.items()}
+    _check(loaded, models)
+    first = next(iter(loaded.values()))
+    dataset = _dataset(first, data, split)
+    length = min(model.max_seq_len for model in loaded.values())
+    tables = {}
+    with AnnotationPool(first.tokenizer, parser, label_cache=out / "labels") as pool:
+        for label, model in loaded.items():
+            settings = {
+                "model": fingerprint(everyone[label]),
+                "data": str(dataset),
+                "length": length,
+                "rows": rows,
+                "batch_size": batch_size,
+                "annotation": pool.identity(),
+            }
+            journal = Journal(out / f"losses-{label}" / "parts.jsonl", settings)
+            tables[label] = _table(label, model, pool, dataset, length, rows, batch_size, device, journal)
+    found = {label: _figures(tables[label], fraction, tables.get("baseline") if baseline else None) for label in models}
+    draw(out / "losses.png", {label: [row] for label, row in found.items()})
+    table = Table(
+        "Held-out losses, nats",
+        COLUMNS,
+        [_row(label, row) for label, row in found.items()],
+        PAPER,
+        "figure 5",
+        [f"{len(next(iter(tables.values())).loss):,} targets; {fraction:.0%} of them on each call mask."],
+    )
+    content = {"targets": len(tables[next(iter(models))].loss), "call_fraction": fraction, "models": found}
+    publish(out, "losses", content, table)
+
+
+def _check(loaded: Mapping[str, CallingModel], calling: Mapping[str, str]) -> None:
+    digests = {label: hashlib.sha256(model.tokenizer.read_bytes()).hexdigest() for label, model in loaded.items()}
+    first = next(iter(digests))
+    for label, model in loaded.items():
+        if label in calling and model.call_token_id is None:
+            raise ValueError(f"{label} has no <CALL> in its vocabulary, and so no call mask: give it as --baseline")
+        if digests[label] != digests[first]:
+            raise ValueError(f"{label} has another tokenizer than {first}: their targets cannot be compared")
+
+
+def _dataset(model: CallingModel, data: str | None, split: str | None) -> Dataset:
+    if data is not None:
+        return Dataset(local=data, split=split)
+    if model.recipe is None or model.recipe.eval_loader is None:
+        raise ValueError(f"{model.name} names no held-out data: give --data, a folder of MDS shards")
+    return model.recipe.eval_loader.dataset
+
+
+def _table(
+    label: str,
+    model: CallingModel,
+    pool: AnnotationPool,
+    dataset: Dataset,
+    length: int,
+    rows: int | None,
+    batch_size: int,
+    device: str,
+    journal: Journal,
+) -> TokenTable:
+    """What a model does at each target: from the parts that are there, and from the model for the rest."""
+    from lacy_stream.batches import annotated_dataloader
+    from lacy_stream.train import corpus_arguments
+
+    folder = journal.path.parent
+    loader = annotated_dataloader(
+        pool=pool, batch_size=batch_size, max_seq_len=length, repeat=False, **corpus_arguments(dataset)
+    )
+    limit = None if rows is None else -(-rows // batch_size)
+    done = sum(part["batches"] for part in journal.results)
+    network = model.model.to(device)
+    pending: list[TokenTable] = []
+    documents = pool.stats().documents
+    total = len(loader.dataset.corpus)  # type: ignore[attr-defined]
+    with progress(f"{label}: documents", total) as advance:
+        for number, batch in enumerate(_first(loader, limit)):
+            now = pool.stats().documents
+            advance(min(now - documents, total))
+            documents = now
+            if number < done:
+                continue
+            pending.append(_of_batch(network, model, batch, device))
+            if len(pending) == PART_BATCHES:
+                _keep(pending, folder, journal)
+    if pending:
+        _keep(pending, folder, journal)
+    journal.close()
+    return joined(TokenTable(**np.load(folder / part["file"])) for part in journal.results)
+
+
+def _first(batches: Any, limit: int | None) -> Iterator[dict[str, torch.Tensor]]:
+    for number, batch in enumerate(batches):
+        if limit is not None and number >= limit:
+            return
+        yield batch
+
+
+@torch.no_grad()
+def _of_batch(network: Any, model: CallingModel, batch: Mapping[str, torch.Tensor], device: str) -> TokenTable:
+    ids, seen = batch["input_ids"].to(device), batch["attention_mask"].to(device)
+    logits = network(input_ids=ids, attention_mask=seen).logits
+    call_token_id = logits.shape[-1] if model.call_token_id is None else model.call_token_id
+    return token_table(logits, batch["labels"].to(device), batch["token_class"].to(device), call_token_id)
+
+
+def _keep(pending: list[TokenTable], folder: Path, journal: Journal) -> None:
+    """Write the pending tables as one part, and forget them."""
+    name = f"part-{len(journal.results):05d}.npz"
+    with open(folder / name, "wb") as file:
+        np.savez(file, **joined(pending)._asdict())
+    journal.add({"file": name, "batches": len(pending)})
+    pending.clear()
+
+
+def _figures(table: TokenTable, fraction: float, baseline: TokenTable | None) -> dict[str, float]:
+    """The losses of one model and, on its mask, of the baseline; what the calls are."""
+    call = own_mask(table, fraction)
+    found = losses(table, call) | calls_by_class(table, call)
+    if baseline is not None:
+        matched = losses(baseline, call, own=False)
+        found |= {f"matched_{name}": matched[name] for name in ("call_loss", "non_call_loss")}
+    return found
+
+
+def _row(label: str, found: Mapping[str, float]) -> list[str | None]:
+    names = ("call_loss", "matched_call_loss", "non_call_loss", "matched_non_call_loss", "total_loss")
+    shares = [f"{100 * found[name]:.1f}" for name in ("precision", "recall")]
+    return [label, *(f"{found[name]:.2f}" if name in found else None for name in names), *shares]
+
+
+def draw(path: Path, found: Mapping[str, Sequence[Mapping[str, float]]]) -> None:
+    """Figure 5 as PNG: for each model the mean over its runs, with their spread, beside the baseline on its mask."""
+    from matplotlib.figure import Figure
+
+    figure, places = Figure(figsize=(4 + 1.1 * len(found), 4.5), layout="constrained"), np.arange(len(found))
+    for axes, name, title in zip(figure.subplots(1, 2), ("call_loss", "non_call_loss"), ("Call loss", "Non-call loss")):
+        lowest = []
+        for side, key, colour in ((-0.2, name, OURS), (0.2, f"matched_{name}", "#b9cde4")):
+            values = [[row[key] for row in rows if key in row] for rows in found.values()]
+            if not all(values):
+                continue
+            means, spreads = [np.mean(v) for v in values], [np.std(v, ddof=1) if len(v) > 1 else 0.0 for v in values]
+            label = "the model" if key == name else "the baseline on its mask"
+            axes.bar(places + side, means, 0.4, yerr=spreads if any(spreads) else None, color=colour, label=label)
+            lowest += means
+        axes.set_ylim(bottom=0.8 * min(lowest))
+        axes.set_xticks(places, found, rotation=35, ha="right")
+        axes.set(title=title, ylabel="nats")
+        axes.legend()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=150)

@@ -1,0 +1,58 @@
+"""A web page of texts, token by token: kinds of tokens coloured, what is known of each on hover."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+from annotator.terminal import printable
+
+
+class Token(NamedTuple):
+    """A piece of text; the name of its kind, '' for none; what is shown on hover, '' for nothing."""
+
+    text: str
+    kind: str = ""
+    hover: str = ""
+
+
+_STYLE = """
+body { font: 1rem/1.7 Georgia, serif; max-width: 46rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
+h2 { font: 600 1rem sans-serif; border-bottom: 1px solid #ddd; margin-top: 2.5rem; }
+p.text { white-space: pre-wrap; overflow-wrap: anywhere; }
+p.legend span { padding: 0 .4rem; margin-right: .8rem; }
+span[title]:hover { outline: 1px solid #888; }
+"""
+
+
+def token_page(title: str, documents: Iterable[tuple[str, Iterable[Token]]], kinds: Mapping[str, str]) -> str:
+    """HTML of documents, each a heading and its tokens in order.
+
+    Args:
+        title: of the page.
+        kinds: name of a kind -> its CSS, as ``background: #f99``; they are listed at the top.
+    """
+    numbers = {kind: f"k{number}" for number, kind in enumerate(kinds)}
+    styles = "".join(f".{numbers[kind]} {{ {css} }}\n" for kind, css in kinds.items())
+    legend = "".join(f'<span class="{numbers[kind]}">{_safe(kind)}</span>' for kind in kinds)
+    body = "".join(
+        f'<h2>{_safe(heading)}</h2>\n<p class="text">{"".join(_span(token, numbers) for token in tokens)}</p>\n'
+        for heading, tokens in documents
+    )
+    return (
+        f'<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{_safe(title)}</title>\n'
+        f'<style>{_STYLE}{styles}</style>\n</head>\n<body>\n<p class="legend">{legend}</p>\n{body}</body>\n</html>\n'
+    )
+
+
+def _span(token: Token, numbers: Mapping[str, str]) -> str:
+    if not token.kind and not token.hover:
+        return _safe(token.text)
+    kind = f' class="{numbers[token.kind]}"' if token.kind else ""
+    hover = f' title="{_safe(token.hover)}"' if token.hover else ""
+    return f"<span{kind}{hover}>{_safe(token.text)}</span>"
+
+
+def _safe(text: str) -> str:
+    return html.escape(printable(text))
