@@ -57,7 +57,6 @@ def read_spans(value: Any, text: str) -> NDArray[np.int32]:
     return pairs.astype(np.int32)
 
 
-
 def factual_tokens(offsets: NDArray[np.int32], text: str, spans: NDArray[np.int32]) -> NDArray[np.bool_]:
     """Which tokens are facts; bool [n].
 

@@ -51,12 +51,14 @@ class Tokenizer:
 @dataclass
 class Annotation:
     """``model``: spaCy pipeline, or null to tokenise only. ``engine``: what runs it: auto, numba or spacy.
-    ``num_workers``: processes per rank; null: the
-    cores that the rank can use. ``label_cache``: folder that keeps the labels of each document, so that from the
-    second epoch on nothing is parsed; ``label_cache_limit_gb``: what it may take."""
+    ``labeller``: what marks the facts instead of it: the name of an entry point, or package.module:callable, see
+    ``annotator.labellers``. ``num_workers``: processes per rank; null: the cores that the rank can use.
+    ``label_cache``: folder that keeps the labels of each document, so that from the second epoch on nothing is parsed;
+    ``label_cache_limit_gb``: what it may take."""
 
     model: Optional[str] = "en_core_web_sm"
     engine: str = "auto"
+    labeller: Optional[str] = None
     num_workers: Optional[int] = None
     label_cache: Optional[str] = None
     label_cache_limit_gb: float = 20.0
@@ -74,6 +76,7 @@ class Source:
     tokens_column: Optional[str] = None
     token_encoding_type: str = "int64"
     annotate: bool = True
+    spans_column: Optional[str] = None
 
 
 @dataclass
@@ -484,16 +487,32 @@ def _problems(recipe: Recipe) -> Iterator[str]:
         yield f"device_train_microbatch_size: {recipe.device_train_microbatch_size!r} is neither a number nor auto"
     if isinstance(recipe.device_train_microbatch_size, int) and recipe.device_train_microbatch_size < 1:
         yield f"device_train_microbatch_size: {recipe.device_train_microbatch_size!r} must be greater than 0"
-    if recipe.algorithms.call_mask.method == "lacy" and recipe.annotator.model is None:
-        yield "annotator.model: null gives no facts to delegate; name a spaCy pipeline, or use method: baseline"
+    if recipe.algorithms.call_mask.method == "lacy" and not _has_facts(recipe):
+        yield (
+            "annotator.model: null gives no facts to delegate; name a spaCy pipeline, an annotator.labeller, or the "
+            "spans_column of labels that come with the data, or use method: baseline"
+        )
     for key in ("train_loader", "eval_loader"):
         if (loader := _get(recipe, key)) is not None:
             yield from _dataset_problems(f"{key}.dataset", loader.dataset)
     yield from _rank_problems(recipe, int(os.environ.get("WORLD_SIZE", "1")))
 
 
+def _has_facts(recipe: Recipe) -> bool:
+    """Whether anything says what of the training data is a fact."""
+    dataset = recipe.train_loader.dataset
+    comes_with_spans = any(source.spans_column for source in (dataset, *(dataset.streams or {}).values()))
+    return recipe.annotator.model is not None or recipe.annotator.labeller is not None or comes_with_spans
+
+
 def _dataset_problems(where: str, dataset: Dataset) -> Iterator[str]:
     streams = dataset.streams or {}
+    sources = {where: dataset} | {f"{where}.streams.{name}": stream for name, stream in streams.items()}
+    for place, source in sources.items():
+        if source.spans_column is not None and source.tokens_column is not None:
+            yield f"{place}.spans_column: {source.spans_column!r} counts characters of a text; tokens_column has none"
+        if source.spans_column is not None and not source.annotate:
+            yield f"{place}.spans_column: {source.spans_column!r} brings labels, and annotate: false wants none"
     if dataset.local is None and not streams:
         yield f"{where}.local: missing; give a folder of MDS shards, or several of them by name in {where}.streams"
     for name, stream in streams.items():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -48,7 +48,7 @@ def held_out_documents(checkpoint: Checkpoint, count: int) -> list[Document]:
 def mark(checkpoint: Checkpoint, annotator: Annotator, document: Document) -> Marked:
     """Find the tokens of a document that the model delegates: the run's call fraction of them, by the rule of
     the validation losses (A.4.3). Texts longer than the model's context are read in pieces of that length."""
-    labelled = annotator.annotate([document.text])[0]
+    labelled = annotator.label([replace(document, ids=None)])[0]
     length, parts = checkpoint.recipe.max_seq_len, []
     for start in range(0, len(labelled), length):
         targets = torch.from_numpy(labelled.ids[start : start + length]).long()
@@ -133,7 +133,8 @@ def show_calls(
     if documents < 1:
         raise ValueError(f"--documents is {documents}: show at least one")
     checkpoint = load_checkpoint(checkpoint_path)
-    annotator = Annotator(checkpoint.tokenizer, model=checkpoint.recipe.annotator.model or "en_core_web_sm")
+    settings = checkpoint.recipe.annotator
+    annotator = Annotator(checkpoint.tokenizer, settings.model or "en_core_web_sm", labeller=settings.labeller)
     if files:
         chosen = [Document(name, Path(name).read_text(encoding="utf-8")) for name in files]
     else:
