@@ -487,10 +487,10 @@ def _problems(recipe: Recipe) -> Iterator[str]:
         yield f"device_train_microbatch_size: {recipe.device_train_microbatch_size!r} is neither a number nor auto"
     if isinstance(recipe.device_train_microbatch_size, int) and recipe.device_train_microbatch_size < 1:
         yield f"device_train_microbatch_size: {recipe.device_train_microbatch_size!r} must be greater than 0"
-    if recipe.algorithms.call_mask.method == "lacy" and not _has_facts(recipe):
+    if recipe.algorithms.call_mask.method == "lacy" and (unlabelled := _unlabelled(recipe)) is not None:
         yield (
-            "annotator.model: null gives no facts to delegate; name a spaCy pipeline, an annotator.labeller, or the "
-            "spans_column of labels that come with the data, or use method: baseline"
+            f"annotator.model: null gives no facts to delegate in {unlabelled}; name a spaCy pipeline, an "
+            "annotator.labeller, or the spans_column of labels that come with the data, or use method: baseline"
         )
     for key in ("train_loader", "eval_loader"):
         if (loader := _get(recipe, key)) is not None:
@@ -498,17 +498,22 @@ def _problems(recipe: Recipe) -> Iterator[str]:
     yield from _rank_problems(recipe, int(os.environ.get("WORLD_SIZE", "1")))
 
 
-def _has_facts(recipe: Recipe) -> bool:
-    """Whether anything says what of the training data is a fact."""
-    dataset = recipe.train_loader.dataset
-    comes_with_spans = any(source.spans_column for source in (dataset, *(dataset.streams or {}).values()))
-    return recipe.annotator.model is not None or recipe.annotator.labeller is not None or comes_with_spans
+def _unlabelled(recipe: Recipe) -> str | None:
+    """The first source of training data of which nothing says what is a fact, although it is to be annotated."""
+    if recipe.annotator.model is not None or recipe.annotator.labeller is not None:
+        return None
+    sources = _sources("train_loader.dataset", recipe.train_loader.dataset)
+    return next((place for place, source in sources.items() if source.annotate and not source.spans_column), None)
+
+
+def _sources(where: str, dataset: Dataset) -> Mapping[str, Source]:
+    """The sources of a dataset by their place in the recipe."""
+    return {f"{where}.streams.{name}": stream for name, stream in (dataset.streams or {}).items()} or {where: dataset}
 
 
 def _dataset_problems(where: str, dataset: Dataset) -> Iterator[str]:
     streams = dataset.streams or {}
-    sources = {where: dataset} | {f"{where}.streams.{name}": stream for name, stream in streams.items()}
-    for place, source in sources.items():
+    for place, source in _sources(where, dataset).items():
         if source.spans_column is not None and source.tokens_column is not None:
             yield f"{place}.spans_column: {source.spans_column!r} counts characters of a text; tokens_column has none"
         if source.spans_column is not None and not source.annotate:

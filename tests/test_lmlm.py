@@ -109,9 +109,7 @@ def test_other_spelling(annotated: str, found: str) -> None:
     assert values(annotated) == [found] and placed(annotated) == [Placed.OTHER_SPELLING]
 
 
-@pytest.mark.parametrize(
-    "annotated", [f'film {call("Up")} "Up", he', f"film {call('%sUp%s' % (chr(34), chr(34)))} Up, he"]
-)
+@pytest.mark.parametrize("annotated", [f'film {call("Up")} "Up", he', f"film [dblookup('E', 'R') -> \"Up\"] Up, he"])
 def test_quotes_around_a_value(annotated: str) -> None:
     """Quotes around the value, in the text or in the call alone, are no part of it."""
     assert values(annotated) == ["Up"] and placed(annotated) == [Placed.AT_ONCE]
@@ -131,7 +129,7 @@ def test_value_a_few_words_later() -> None:
 
 
 def test_list_in_parts() -> None:
-    """A list whose parts stand in the text one behind the other is marked in parts, and not at all if one is missing."""
+    """A list whose parts stand in the text one behind the other is marked in parts, and not at all where one misses."""
     annotated = f"by {call('Will Smith, James Lassiter, Jay-Z')} Will Smith, his friend James Lassiter, and Jay-Z."
     assert values(annotated) == ["Will Smith", "James Lassiter", "Jay-Z"] and placed(annotated) == [Placed.LIST]
     assert values(f"he {call('rewrote, produced')} rewrote and produced it") == ["rewrote", "produced"]

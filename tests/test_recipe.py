@@ -75,6 +75,17 @@ def test_streams() -> None:
     assert (arguments["epoch_size"], arguments["shuffle"]) == (500, True) and "local" not in arguments
 
 
+def test_facts_need_no_parser_where_labels_come_otherwise() -> None:
+    """Without a spaCy pipeline a recipe may name a labeller, or the column of spans of each stream with facts."""
+    judged, wiki, code = "{local: a, spans_column: s}", "{local: b}", "{local: c, annotate: false}"
+    load_recipe(DEMO, ["annotator.model=null", "annotator.labeller=chemistry"])
+    recipe = load_recipe(DEMO, ["annotator.model=null", f"train_loader.dataset={judged}"])
+    assert recipe.train_loader.dataset.spans_column == "s"
+    load_recipe(DEMO, ["annotator.model=null", f"train_loader.dataset={{streams: {{a: {judged}, c: {code}}}}}"])
+    with pytest.raises(RecipeError, match="no facts to delegate in train_loader.dataset.streams.b; .*spans_column"):
+        load_recipe(DEMO, ["annotator.model=null", f"train_loader.dataset={{streams: {{a: {judged}, b: {wiki}}}}}"])
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [
@@ -104,7 +115,9 @@ def test_streams() -> None:
         ("algorithms.call_mask.call_fraction=1", "algorithms.call_mask.call_fraction: 1.0 must lie between 0 and 1"),
         ("algorithms.call_mask.call_fraction=0", "algorithms.call_mask.call_fraction: 0.0 .*method: baseline"),
         ("algorithms.call_mask.method=lac", "algorithms.call_mask.method: 'lac' is not one of"),
-        ("annotator.model=null", "annotator.model: null gives no facts"),
+        ("annotator.model=null", "annotator.model: null gives no facts to delegate in train_loader.dataset;"),
+        ("train_loader.dataset={local: x, spans_column: s, tokens_column: t}", "spans_column: 's' counts characters"),
+        ("eval_loader.dataset={local: x, spans_column: s, annotate: false}", "spans_column: 's' brings labels"),
         ("annotator.engine=fast", "annotator.engine: 'fast' is not one of"),
         ("annotator.num_workers=0", "annotator.num_workers: 0 must be greater than 0"),
         ("run_name='${oc.env:HOME}'", "interpolation"),

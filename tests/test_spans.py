@@ -131,8 +131,8 @@ def test_part_of_a_piece_marks_it(plain: Annotator) -> None:
 
 
 def test_spans_stand_in_for_the_parser(annotator: Annotator) -> None:
-    """In a batch, a document with spans has theirs and no other facts, its neighbours have the parser's, and one that is
-    not to be annotated has none."""
+    """In a batch, a document with spans has theirs and no other facts, its neighbours have the parser's, and one that
+    is not to be annotated has none."""
     texts = ["Ada Lovelace was born in London.", "Charles Babbage was born in London.", "Anna lived in Rome."]
     documents = [
         Document("spans", texts[0], spans="[[4, 12]]"),
