@@ -8,7 +8,7 @@ import itertools
 import json
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, TextIO
@@ -50,14 +50,23 @@ _FAMILIES = (
     ),
 )
 _FAMILY_OF = {rule: family for family in _FAMILIES for rule in family.rules}
+_LABELLED = _Family("marked by the labeller", (), "bold black on green", "#8fd694")
 
 
 class _Mark(NamedTuple):
-    """Neighbouring words under one rule: code points of the text."""
+    """Neighbouring words under one rule, or what a labeller marks (no rule): code points of the text."""
 
     start: int
     end: int
-    rule: Rule
+    rule: Rule | None
+
+    @property
+    def family(self) -> _Family:
+        return _LABELLED if self.rule is None else _FAMILY_OF[self.rule]
+
+    @property
+    def factual(self) -> bool:
+        return self.rule is None or class_of_rule(np.array([self.rule]))[0] == FactClass.FACTUAL
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -66,7 +75,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     tally = _Tally()
     try:
-        annotator = Annotator(args.tokenizer or _default_tokenizer(), args.model)
+        annotator = Annotator(args.tokenizer or _default_tokenizer(), args.model, labeller=args.labeller)
         with _open(args.file) as file:
             explained = _explained(annotator, file, args.file, tally)
             if args.json:
@@ -74,7 +83,7 @@ def main(argv: list[str] | None = None) -> int:
             elif args.html:
                 _write_page(explained, args.html)
             else:
-                _write_terminal(explained)
+                _write_terminal(explained, _FAMILIES if args.labeller is None else (_LABELLED,))
     except BrokenPipeError:  # `| head` has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except UnicodeDecodeError as error:
@@ -103,13 +112,20 @@ def _argument_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--model", default="en_core_web_sm", metavar="NAME", help="spaCy pipeline (default: %(default)s)"
     )
+    parser.add_argument(
+        "--labeller",
+        metavar="NAME",
+        help="what marks the facts instead of the pipeline and the rules: an entry point of the group "
+        "lacy_stream.labellers, or package.module:callable",
+    )
     output = parser.add_mutually_exclusive_group()
     output.add_argument("--html", metavar="OUT", help="write a web page instead, each mark with its rule")
     output.add_argument(
         "--json",
         action="store_true",
         help='write one line per document instead: {"id", "text", "words": [[start, end, class, rule], ...], '
-        '"tokens": [[id, start, end, class], ...]}, offsets in code points',
+        '"tokens": [[id, start, end, class], ...]}, offsets in code points; with --labeller, "spans": '
+        "[[start, end], ...] instead of words",
     )
     return parser
 
@@ -186,7 +202,9 @@ def _record(line: str) -> dict | None:
 
 
 def _marks(found: Explanation) -> list[_Mark]:
-    """Words that a family of rules colours, neighbours under one rule together."""
+    """Words that a family of rules colours, neighbours under one rule together; or what a labeller marks."""
+    if found.spans is not None:
+        return _disjoint(found.spans.tolist())
     marks: list[_Mark] = []
     words = found.words
     for start, end, code in zip(words.start.tolist(), words.end.tolist(), found.rules.tolist(), strict=True):
@@ -200,7 +218,18 @@ def _marks(found: Explanation) -> list[_Mark]:
     return marks
 
 
-def _write_terminal(explained: Iterable[tuple[Document, Explanation]]) -> None:
+def _disjoint(spans: list[list[int]]) -> list[_Mark]:
+    """Spans in the order of the text; those that overlap together, and none that is empty."""
+    marks: list[_Mark] = []
+    for start, end in sorted(spans):
+        if marks and start < marks[-1].end:
+            marks[-1] = marks[-1]._replace(end=max(end, marks[-1].end))
+        elif start < end:
+            marks.append(_Mark(start, end, None))
+    return marks
+
+
+def _write_terminal(explained: Iterable[tuple[Document, Explanation]], families: Sequence[_Family]) -> None:
     console = Console(highlight=False, soft_wrap=True)
     factual = total = 0
     for doc, found in explained:
@@ -209,7 +238,7 @@ def _write_terminal(explained: Iterable[tuple[Document, Explanation]]) -> None:
         factual += int(np.count_nonzero(found.tokens.classes == FactClass.FACTUAL))
         total += len(found.tokens)
     console.rule()
-    for family in _FAMILIES:
+    for family in families:
         console.print(Text(f" {family.name} ", style=family.style))
     if console.color_system is None:
         console.print(Text("facts stand in [brackets]"))
@@ -223,8 +252,7 @@ def _highlighted(found: Explanation, brackets: bool) -> Text:
     for mark in _marks(found):
         out.append(text[last : mark.start])
         shown = text[mark.start : mark.end]
-        fact = class_of_rule(np.array([mark.rule]))[0] == FactClass.FACTUAL
-        out.append(f"[{shown}]" if brackets and fact else shown, style=_FAMILY_OF[mark.rule].style)
+        out.append(f"[{shown}]" if brackets and mark.factual else shown, style=mark.family.style)
         last = mark.end
     return out.append(text[last:])
 
@@ -232,7 +260,7 @@ def _highlighted(found: Explanation, brackets: bool) -> Text:
 def _write_page(explained: Iterable[tuple[Document, Explanation]], path: str) -> None:
     from annotator.words import highlight_page
 
-    colors = {_label(rule): family.color for rule, family in _FAMILY_OF.items()}
+    colors = {_label(rule): family.color for rule, family in (_FAMILY_OF | {None: _LABELLED}).items()}
     documents = [
         {
             "title": doc.id,
@@ -244,29 +272,27 @@ def _write_page(explained: Iterable[tuple[Document, Explanation]], path: str) ->
     Path(path).write_text(highlight_page(documents, colors, "lacy-stream: facts"), encoding="utf-8")
 
 
-def _label(rule: Rule) -> str:
+def _label(rule: Rule | None) -> str:
     # displaCy looks its colours up by the label in capitals.
-    return rule.name.replace("_", " ")
+    return "LABELLER" if rule is None else rule.name.replace("_", " ")
 
 
 def _write_json(explained: Iterable[tuple[Document, Explanation]]) -> None:
     names = [c.name.lower() for c in FactClass]
     for doc, found in explained:
         words, tokens = found.words, found.tokens
-        classes = [names[c] for c in class_of_rule(found.rules)]
-        rules = [Rule(code).name.lower() for code in found.rules]
+        record: dict[str, object] = {"id": doc.id, "text": found.text}
+        if found.spans is None:
+            classes = [names[c] for c in class_of_rule(found.rules)]
+            rules = [Rule(code).name.lower() for code in found.rules]
+            record["words"] = list(zip(words.start.tolist(), words.end.tolist(), classes, rules, strict=True))
+        else:
+            record["spans"] = found.spans.tolist()
         of_token = [names[c] for c in tokens.classes]
-        record = {
-            "id": doc.id,
-            "text": found.text,
-            "words": list(zip(words.start.tolist(), words.end.tolist(), classes, rules, strict=True)),
-            "tokens": [
-                [token, start, end, name]
-                for token, (start, end), name in zip(
-                    tokens.ids.tolist(), tokens.offsets.tolist(), of_token, strict=True
-                )
-            ],
-        }
+        record["tokens"] = [
+            [token, start, end, name]
+            for token, (start, end), name in zip(tokens.ids.tolist(), tokens.offsets.tolist(), of_token, strict=True)
+        ]
         print(json.dumps(record))
 
 

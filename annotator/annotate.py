@@ -8,13 +8,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from annotator.facts import RULES_VERSION, class_of_rule, fired_rules
-from annotator.records import Document, LabelledTokens, Words
+from annotator.records import Document, FactClass, LabelledTokens, Words
+from annotator.spans import factual_tokens, read_spans
 
 if TYPE_CHECKING:
     from annotator.tokens import Pieces
@@ -22,12 +23,25 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Explanation:
-    """One text with its words, the ``Rule`` that decided on each (uint8 [n]), and its labelled tokens."""
+    """One text with its words, the ``Rule`` that decided on each (uint8 [n]), and its labelled tokens.
+
+    spans: int32 [m, 2], what a labeller marked; there are no words then. None where the rules decided.
+    """
 
     text: str
     words: Words
     rules: NDArray[np.uint8]
     tokens: LabelledTokens
+    spans: NDArray[np.int32] | None = None
+
+
+class _Task(NamedTuple):
+    """A document on its way to its labels: one or several texts; whether the parser or the labeller is to see them;
+    and the spans that the only text came with."""
+
+    segments: list[Pieces]
+    annotate: bool = True
+    spans: NDArray[np.int32] | None = None
 
 
 def fingerprint(identity: dict[str, str]) -> str:
@@ -42,19 +56,31 @@ class Annotator:
         tokenizer: path of a SentencePiece model.
         model: name or path of an English spaCy pipeline; None for tokens without fact labels, all OTHER.
         engine: what runs the pipeline: "spacy"; "numba", several times as fast; or "auto", see ``words.Parser``.
+        labeller: name of what marks the facts instead of the pipeline and the rules, see ``annotator.labellers``;
+            ``model`` is not loaded then.
 
     Raises:
         FileNotFoundError: the tokenizer's file is not there.
-        ValueError: the tokenizer is not a SentencePiece model, or the spaCy pipeline is not usable.
+        ValueError: the tokenizer is not a SentencePiece model, or the spaCy pipeline or the labeller is not usable.
     """
 
-    def __init__(self, tokenizer: str | Path, model: str | None = "en_core_web_sm", engine: str = "auto") -> None:
+    def __init__(
+        self,
+        tokenizer: str | Path,
+        model: str | None = "en_core_web_sm",
+        engine: str = "auto",
+        labeller: str | None = None,
+    ) -> None:
         # Here, so that `import annotator` stays light: spaCy takes seconds to import.
         from annotator.tokens import Tokenizer
 
         self._tokenizer = Tokenizer(tokenizer)
-        self._parser = None
-        if model is not None:
+        self._parser = self._labeller = None
+        if labeller is not None:
+            from annotator.labellers import Labeller
+
+            self._labeller = Labeller(labeller)
+        elif model is not None:
             from annotator.words import Parser
 
             self._parser = Parser(model, engine)
@@ -75,6 +101,8 @@ class Annotator:
         from annotator.tokens import VERSION
 
         tokens = {"tokenizer": self._tokenizer.sha256, "sentencepiece": VERSION}
+        if self._labeller is not None:
+            return tokens | self._labeller.identity
         if self._parser is None:
             return tokens
         return tokens | {"rules": str(RULES_VERSION), "files": self._parser.sha256} | self._parser.versions
@@ -102,7 +130,7 @@ class Annotator:
         """
         if isinstance(texts, str):
             raise ValueError("texts: got one string. Give a list of texts.")
-        return self._label([(self._pieces(text, f"text {n}"), True) for n, text in enumerate(texts)])
+        return self._label([_Task(self._pieces(text, f"text {n}")) for n, text in enumerate(texts)])
 
     def annotate_ids(self, rows: Iterable[NDArray[np.integer]]) -> list[LabelledTokens]:
         """Label token ids that another tool has made with the same tokenizer, as they are.
@@ -123,37 +151,49 @@ class Annotator:
         Raises:
             ValueError: an id that the tokenizer does not have; names the row and position.
         """
-        return self._label([(self._segments(row, f"row {n}"), True) for n, row in enumerate(rows)])
+        return self._label([_Task(self._segments(row, f"row {n}")) for n, row in enumerate(rows)])
 
     def label(self, documents: Iterable[Document]) -> list[LabelledTokens]:
         """Label texts as ``annotate`` does, and rows of ids as ``annotate_ids`` does, each document on its own.
 
         Where ``annotate`` of a document is false, it is only tokenised: all is OTHER but the control ids of a row.
+        A document with ``spans`` is FACTUAL where they cover it (``spans.factual_tokens``), and OTHER elsewhere.
 
         Returns:
             ``LabelledTokens`` for each document, in order.
 
         Raises:
-            ValueError: as ``annotate`` and ``annotate_ids``; names the document.
+            ValueError: as ``annotate`` and ``annotate_ids``; or spans that are none of the text; names the document.
         """
-        return self._label([(self._read(document), document.annotate) for document in documents])
+        return self._label([self._read(document) for document in documents])
 
     def explain(self, text: str) -> Explanation:
         """The label of every word and token of one text, with the rule behind it.
 
         Raises:
-            ValueError: as ``annotate``; or the annotator has no spaCy pipeline.
+            ValueError: as ``annotate``; or the annotator has neither a spaCy pipeline nor a labeller.
         """
+        (pieces,) = self._pieces(text, "text")
+        if self._labeller is not None:
+            spans = self._labeller.spans(text)
+            return Explanation(text, Words.empty(), np.zeros(0, np.uint8), self._covered(pieces, spans), spans)
         if self._parser is None:
             raise ValueError("model: None has no words to explain. Use an English spaCy pipeline.")
-        (pieces,) = self._pieces(text, "text")
         words = next(self._parser.parse([text]))
         rules = fired_rules(words)
         return Explanation(text, words, rules, self._tokenizer.classify(pieces, words, class_of_rule(rules)))
 
-    def _read(self, document: Document) -> list[Pieces]:
+    def _read(self, document: Document) -> _Task:
         name = f"document {document.id!r}"
-        return self._pieces(document.text, name) if document.ids is None else self._segments(document.ids, name)
+        if document.ids is not None:
+            return _Task(self._segments(document.ids, name), document.annotate)
+        pieces = self._pieces(document.text, name)
+        if document.spans is None or not document.annotate:
+            return _Task(pieces, document.annotate)
+        try:
+            return _Task(pieces, spans=read_spans(document.spans, document.text))
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from error
 
     def _pieces(self, text: str, name: str) -> list[Pieces]:
         _check_text(text, name)
@@ -165,18 +205,30 @@ class Annotator:
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from error
 
-    def _label(self, documents: list[tuple[list[Pieces], bool]]) -> list[LabelledTokens]:
-        """Label documents of one or several texts; the parser sees those that are marked."""
-        texts = [pieces.text for segments, marked in documents if marked for pieces in segments]
+    def _label(self, tasks: list[_Task]) -> list[LabelledTokens]:
+        """Label documents of one or several texts; the parser sees those that need it."""
+        texts = [pieces.text for task in tasks if task.annotate and task.spans is None for pieces in task.segments]
         words_of = None if self._parser is None else self._parser.parse(texts)
 
-        def labelled(pieces: Pieces, marked: bool) -> LabelledTokens:
-            if words_of is None or not marked:
-                return self._tokenizer.classify(pieces)
-            words = next(words_of)
-            return self._tokenizer.classify(pieces, words, class_of_rule(fired_rules(words)))
+        def labelled(pieces: Pieces, task: _Task) -> LabelledTokens:
+            if task.spans is not None:
+                return self._covered(pieces, task.spans)
+            if task.annotate and self._labeller is not None:
+                return self._covered(pieces, self._labeller.spans(pieces.text))
+            if task.annotate and words_of is not None:
+                words = next(words_of)
+                return self._tokenizer.classify(pieces, words, class_of_rule(fired_rules(words)))
+            return self._tokenizer.classify(pieces)
 
-        return [_joined([labelled(pieces, marked) for pieces in segments]) for segments, marked in documents]
+        return [_joined([labelled(pieces, task) for pieces in task.segments]) for task in tasks]
+
+    def _covered(self, pieces: Pieces, spans: NDArray[np.int32]) -> LabelledTokens:
+        """The tokens of a text, FACTUAL where spans cover them; control pieces stay GRAMMATICAL."""
+        tokens = self._tokenizer.classify(pieces)
+        factual = factual_tokens(tokens.offsets, pieces.text, spans) & (tokens.classes == FactClass.OTHER)
+        return LabelledTokens(
+            tokens.ids, np.where(factual, np.uint8(FactClass.FACTUAL), tokens.classes), tokens.offsets
+        )
 
 
 def _joined(segments: list[LabelledTokens]) -> LabelledTokens:

@@ -87,12 +87,15 @@ class Document:
 
     ids:      integers [n], where the data set holds tokens instead of a text; ``text`` is then empty.
     annotate: False where no token is to be FACTUAL: the parser does not see the text.
+    spans:    what of the text is factual, where the data set says so, as it says it (``spans.read_spans``): JSON, or
+              integers [n, 2] or [2n]. The parser does not see the text.
     """
 
     id: str
     text: str
     ids: NDArray[np.integer] | None = None
     annotate: bool = True
+    spans: str | NDArray[np.integer] | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)

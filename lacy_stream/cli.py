@@ -52,6 +52,10 @@ SOURCE is one or more of
 
 The text of a document is its title, a blank line, and its body. A row that is no document (no text, broken
 UTF-8, not JSON, an id seen before, ...) is refused, counted, and listed in DIR/refused.jsonl.
+
+Labels that were made elsewhere are kept in a column spans, for `spans_column: spans` in a recipe: pairs [start, end)
+of code points of the text. They come from a column (--spans-column), or from lookup calls in the text (--inline-calls),
+which are taken out; how many of their values were found in the text, and where, is counted.
 DIR appears when everything is written, or not at all; the same command again does nothing.
 """
 
@@ -62,6 +66,9 @@ examples:
   lacy-stream prepare posts.jsonl.zst --out data/posts --text-column body --id-column url
   lacy-stream prepare wikimedia/wikipedia --hf-config 20231101.simple --out data/simple
   lacy-stream prepare downloads/wikipedia/20231101.simple --out data/simple
+  lacy-stream prepare judged.jsonl --out data/judged --spans-column spans
+  lacy-stream prepare kilian-group/LMLM-pretrain-dwiki6.1M --out data/lmlm --inline-calls lmlm \\
+      --text-column annotated_text
 """
 
 
@@ -110,6 +117,16 @@ def _add_prepare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     add("--id-column", metavar="NAME", help="default: id if there is one, else FILE:ROW")
     add("--title-column", metavar="NAME", help="default: title if there is one; '' for no titles")
     add("--text-column", metavar="NAME", default="text", help="default: text")
+
+    group = parser.add_argument_group("labels that were made elsewhere")
+    add = group.add_argument
+    add("--spans-column", metavar="NAME", help="pairs [[start, end], ...] of code points of the text column: facts")
+    add(
+        "--inline-calls",
+        choices=["lmlm"],
+        help="the text column holds LMLM's lookup calls, [dblookup('E', 'R') -> V] V or "
+        "<|db_entity|>E<|db_relationship|>R<|db_return|>V<|db_end|> V: the values V are facts",
+    )
 
     group = parser.add_argument_group("output")
     add = group.add_argument
@@ -196,6 +213,8 @@ def _prepare(args: argparse.Namespace) -> int:
         size_limit=args.size_limit,
         hf_config=args.hf_config,
         hf_split=args.hf_split,
+        spans_column=args.spans_column,
+        inline_calls=args.inline_calls,
     )
     with _progress(args.prog) as on_progress:
         summary = prepare(args.sources, args.out, options=options, overwrite=args.overwrite, on_progress=on_progress)
@@ -301,6 +320,7 @@ def _print_summary(summary: Summary, out: str) -> None:
     for name, part in (("train", summary.train), ("val", summary.val), ("all", summary)):
         table.add_row(name, f"{part.documents:,}", f"{part.characters:,}")
     console.print(table)
+    _print_labels(console, summary)
     if summary.refused:
         table = Table("refused because", "rows", "first of them", title="refused rows")
         for reason, refused in summary.refused.items():
@@ -310,6 +330,20 @@ def _print_summary(summary: Summary, out: str) -> None:
         console.print(f"All {summary.refused_rows:,} of them: {out}/refused.jsonl", markup=False)
     for warning in summary.warnings:
         console.print(f"warning: {warning}", style="yellow", markup=False)
+
+
+def _print_labels(console: Console, summary: Summary) -> None:
+    """What became of labels that came with the documents."""
+    from rich.table import Table
+
+    if summary.calls:
+        calls = sum(summary.calls.values())
+        table = Table("value of a lookup call", "calls", "share", title=f"{calls:,} calls -> {summary.spans:,} spans")
+        for how, count in summary.calls.items():
+            table.add_row(how, f"{count:,}", f"{count / max(calls, 1):.1%}")
+        console.print(table)
+    elif summary.spans:
+        console.print(f"{summary.spans:,} spans of facts", markup=False)
 
 
 if __name__ == "__main__":

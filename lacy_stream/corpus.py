@@ -8,6 +8,7 @@ sample once; what is left over is drawn anew in each epoch. Then Streaming's own
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from streaming.base.shuffle import get_shuffle
 from streaming.base.stream import Stream
 
 from annotator import Document
+from annotator.spans import SPANS_VERSION
 from lacy_stream.report import Report
 from lacy_stream.shards import DataError, Shards
 
@@ -34,6 +36,9 @@ class Source:
     tokens_column: instead of the text, token ids of a fixed length: an ``ndarray``, or ``bytes`` of the dtype
         ``token_encoding_type`` (LLM Foundry's). Each row is labelled as a text of its own.
     annotate: False for data that is to have no calls, such as code: it is only tokenised.
+    spans_column: what of the text is factual (``annotator.spans``), for labels that were made elsewhere: JSON, or an
+        array. The texts are not parsed. Spans that do not fit their text leave their document without fact labels,
+        and it is named like any other that cannot be annotated.
     """
 
     local: str | os.PathLike[str]
@@ -47,6 +52,7 @@ class Source:
     tokens_column: str | None = None
     token_encoding_type: str = "int64"
     annotate: bool = True
+    spans_column: str | None = None
 
 
 DEFAULT_NAME = "data"  # of the only stream, where nobody names it
@@ -107,6 +113,7 @@ class Corpus:
         data = [
             f"{choose} of {len(shards)} documents, {shards.digest}, column {source.tokens_column or source.text_column}"
             + ("" if source.annotate else ", not annotated")
+            + (f", spans (rule {SPANS_VERSION}) in column {source.spans_column}" if source.spans_column else "")
             for shards, source, choose in zip(self._shards, self._sources, self._choose, strict=True)
         ]
         named = dict(zip(self._names, data, strict=True))
@@ -137,7 +144,8 @@ class Corpus:
         text = row[source.text_column]
         if not isinstance(text, str):
             raise DataError(f"column {source.text_column!r} of {where} is {type(text).__name__}, not text")
-        return Document(name, text, annotate=source.annotate)
+        spans = None if source.spans_column is None else _spans(row[source.spans_column], source, where)
+        return Document(name, text, annotate=source.annotate, spans=spans)
 
     def _look_ahead(self, position: int) -> None:
         """Have the shards of the documents that follow fetched, half a look-ahead at a time, within the epoch."""
@@ -247,6 +255,8 @@ def _check_column(shards: Shards, source: Source) -> None:
     if column not in shards.columns:
         hint = "; for token ids, set tokens_column: tokens" if "tokens" in shards.columns else ""
         raise DataError(f"{shards.where} has no column {column!r}; it has {sorted(shards.columns)}{hint}")
+    if source.spans_column is not None:
+        _check_spans_column(shards, source)
     if source.tokens_column is not None:
         try:
             if np.dtype(source.token_encoding_type).kind not in "iu":
@@ -255,6 +265,28 @@ def _check_column(shards: Shards, source: Source) -> None:
             raise DataError(
                 f"token_encoding_type is {source.token_encoding_type!r}; it must be an integer type such as int64"
             ) from None
+
+
+def _check_spans_column(shards: Shards, source: Source) -> None:
+    column = source.spans_column
+    if source.tokens_column is not None:
+        raise DataError(f"spans_column {column!r} counts characters of a text, and tokens_column names no text")
+    if not source.annotate:
+        raise DataError(f"spans_column {column!r} brings labels, and annotate: false wants none; leave one of them out")
+    if column not in shards.columns:
+        raise DataError(
+            f"{shards.where} has no column {column!r}; it has {sorted(shards.columns)}. `lacy-stream prepare` writes "
+            "one with --spans-column or --inline-calls"
+        )
+
+
+def _spans(value: Any, source: Source, where: str) -> str | NDArray[np.integer]:
+    """The spans of one row as the data set has them; whether they fit the text is found where they are used."""
+    if isinstance(value, list):  # of a column of MDS's type json
+        value = json.dumps(value)
+    if not isinstance(value, str | np.ndarray):
+        raise DataError(f"column {source.spans_column!r} of {where} is {type(value).__name__}, neither JSON nor array")
+    return value
 
 
 def _ids(value: Any, source: Source, where: str) -> NDArray[np.integer]:

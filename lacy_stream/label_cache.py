@@ -43,6 +43,7 @@ import lmdb
 import numpy as np
 
 from annotator.records import Document, LabelledTokens
+from annotator.spans import SPANS_VERSION
 from lacy_stream.report import Report
 
 COMMIT_BYTES = 1 << 20
@@ -278,12 +279,23 @@ def _key(document: Document) -> bytes | None:
         kind = b"T" if document.annotate else b"t"
         try:
             content = document.text.encode()
+            if document.annotate and document.spans is not None:
+                kind, content = b"S", _with_spans(content, document.spans)
         except UnicodeEncodeError:
             return None
     else:
         kind = b"I" if document.annotate else b"i"
         content = np.ascontiguousarray(document.ids, dtype="<i8").tobytes()
     return hashlib.blake2b(kind + content, digest_size=16).digest()
+
+
+def _with_spans(text: bytes, spans: str | np.ndarray) -> bytes:
+    """A text and its spans as they came; the length of the text tells where the one ends and the other begins."""
+    if isinstance(spans, str):
+        written = spans.encode()
+    else:
+        written = f"{spans.dtype.str} {spans.shape} ".encode() + np.ascontiguousarray(spans).tobytes()
+    return struct.pack("<IQ", SPANS_VERSION, len(text)) + text + written
 
 
 def _encoded(key: bytes, document: Document, labelled: LabelledTokens) -> bytes:

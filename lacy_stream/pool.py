@@ -18,7 +18,7 @@ import os
 import threading
 from collections import deque
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from lacy_stream.report import Report
@@ -105,6 +105,7 @@ class AnnotationPool:
         tokenizer: path of a SentencePiece model.
         model: spaCy pipeline, or None to tokenise only (every class is OTHER).
         engine: what runs it, see ``Annotator``.
+        labeller: what marks the facts instead of it, see ``annotator.labellers``.
         num_workers: processes; default, the cores that this process may use. They start in the background.
         quarantine_limit: documents that may go without fact labels before the pool fails; 0: fail at the first.
         timeout_s: a batch may take this long, and a second more per 1,000 characters, before its worker is
@@ -120,6 +121,7 @@ class AnnotationPool:
         num_workers: int | None = None,
         *,
         engine: str = "auto",
+        labeller: str | None = None,
         quarantine_limit: int = 100,
         timeout_s: float = 60.0,
         report: Report | None = None,
@@ -131,7 +133,8 @@ class AnnotationPool:
             raise ValueError(f"num_workers is {num_workers}: the pool needs at least one worker")
         self.num_workers = num_workers
         self.tokenizer, self._model, self._engine = str(tokenizer), model, engine
-        self.annotates = model is not None
+        self._labeller = labeller
+        self.annotates = model is not None or labeller is not None
         self._quarantine_limit, self._timeout_s = quarantine_limit, timeout_s
         self.report = Report() if report is None else report
         self._cache_settings = None if label_cache is None else (label_cache, label_cache_limit)
@@ -247,7 +250,7 @@ class AnnotationPool:
         deaths = []
         while len(deaths) < STARTS and self._error is None:
             try:
-                worker = Worker(f"annotator-{index}", self.tokenizer, self._model, self._engine)
+                worker = Worker(f"annotator-{index}", self.tokenizer, self._model, self._engine, self._labeller)
             except WorkerCannotStart as error:
                 raise AnnotationError(f"annotation worker {index} could not start: {error}") from None
             except WorkerDied as death:
@@ -323,7 +326,8 @@ class AnnotationPool:
 
         plain = Annotator(self.tokenizer, model=None)
         try:
-            labels, event, reason = plain.label([job.document])[0], "document_quarantined", result
+            unlabelled = replace(job.document, annotate=False)  # its spans may be what is wrong with it
+            labels, event, reason = plain.label([unlabelled])[0], "document_quarantined", result
         except ValueError:
             labels, event, reason = plain.annotate([""])[0], "document_skipped", f"it cannot be tokenised: {result}"
         self.report.add(event, job.document.id, reason)

@@ -24,6 +24,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+from lacy_stream.lmlm import Placed
 from lacy_stream.sources import RECORD, REFUSED, Input, PrepareError, ReadOptions, Row, find_inputs, read_rows
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ class Options(ReadOptions):
     size_limit: int = 1 << 26
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 0 <= self.val_fraction < 1:
             raise PrepareError(
                 f"--val-fraction is {self.val_fraction}; it is the share of documents held out for "
@@ -79,12 +81,18 @@ class Count:
 
 @dataclass
 class Summary:
-    """What a run wrote. `refused` maps each reason to its rows; all of them are in OUT/refused.jsonl."""
+    """What a run wrote. `refused` maps each reason to its rows; all of them are in OUT/refused.jsonl.
+
+    `spans`: how many the documents came with. `calls`: how many lookup calls were in their texts, by where their
+    values were found (`lmlm.Placed`).
+    """
 
     train: Count = field(default_factory=Count)
     val: Count = field(default_factory=Count)
     refused: dict[str, Refused] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
+    spans: int = 0
+    calls: dict[str, int] = field(default_factory=dict)
     already_prepared: bool = False
 
     @property
@@ -118,7 +126,8 @@ def prepare(
     overwrite: bool = False,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> Summary:
-    """Write `sources` as MDS shards (columns id, text; zstd; hashed) to `out`/train and `out`/val.
+    """Write `sources` as MDS shards (columns id, text, and spans where documents come with labels, as JSON; zstd;
+    hashed) to `out`/train and `out`/val.
 
     In: JSONL files (plain, .gz, .zst), Parquet files, folders of such files (of `options.hf_split` where their
     names say the split), folders written by `Dataset.save_to_disk`, or hub names "owner/name". A document's
@@ -172,7 +181,7 @@ def _write(
 ) -> Summary:
     """Write shards and refused.jsonl into the new folder `data`."""
     data.mkdir()
-    summary = Summary()
+    summary = Summary(calls={how.value: 0 for how in Placed} if options.inline_calls else {})
     writers: dict[str, MDSWriter] = {}
     seen: set[int] = set()
     with open(data / REFUSED, "w", encoding="utf-8") as refused:
@@ -185,10 +194,14 @@ def _write(
             held_out = is_validation(row.id, options.val_fraction)
             split, count = ("val", summary.val) if held_out else ("train", summary.train)
             if split not in writers:  # its folder appears with the first document, so it is never empty
-                writers[split] = _shard_writer(data / split, options.size_limit)
-            writers[split].write({"id": row.id, "text": row.text})
+                writers[split] = _shard_writer(data / split, options)
+            labels = {"spans": json.dumps(row.spans)} if options.labelled else {}
+            writers[split].write({"id": row.id, "text": row.text, **labels})
             count.documents += 1
             count.characters += len(row.text)
+            summary.spans += len(row.spans or ())
+            for how, calls in row.placed.items():
+                summary.calls[how.value] += calls
     if not summary.documents:
         raise PrepareError(f"no document in the sources{_refused_text(summary)}")
     for writer in writers.values():
@@ -212,7 +225,7 @@ def _all_rows(
         before += source.bytes
 
 
-def _shard_writer(folder: Path, size_limit: int) -> MDSWriter:
+def _shard_writer(folder: Path, options: Options) -> MDSWriter:
     from streaming import MDSWriter
 
     class Writer(MDSWriter):
@@ -222,11 +235,11 @@ def _shard_writer(folder: Path, size_limit: int) -> MDSWriter:
                 super().flush_shard()
 
     return Writer(
-        columns={"id": "str", "text": "str"},
+        columns={"id": "str", "text": "str"} | ({"spans": "str"} if options.labelled else {}),
         out=str(folder),
         compression="zstd",
         hashes=["sha1", "xxh64"],
-        size_limit=size_limit,
+        size_limit=options.size_limit,
     )
 
 
@@ -412,4 +425,5 @@ def _problems(out: Path, record: dict[str, Any], plan: dict[str, Any]) -> Iterat
 def _read_summary(saved: dict[str, Any]) -> Summary:
     refused = {reason: Refused(**value) for reason, value in saved["refused"].items()}
     train, val = Count(**saved["train"]), Count(**saved["val"])
-    return Summary(train, val, refused, saved["warnings"], already_prepared=True)
+    spans, calls = saved.get("spans", 0), saved.get("calls", {})  # an earlier version wrote none
+    return Summary(train, val, refused, saved["warnings"], spans, calls, already_prepared=True)

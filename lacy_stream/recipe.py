@@ -51,12 +51,14 @@ class Tokenizer:
 @dataclass
 class Annotation:
     """``model``: spaCy pipeline, or null to tokenise only. ``engine``: what runs it: auto, numba or spacy.
-    ``num_workers``: processes per rank; null: the
-    cores that the rank can use. ``label_cache``: folder that keeps the labels of each document, so that from the
-    second epoch on nothing is parsed; ``label_cache_limit_gb``: what it may take."""
+    ``labeller``: what marks the facts instead of it: the name of an entry point, or package.module:callable, see
+    ``annotator.labellers``. ``num_workers``: processes per rank; null: the cores that the rank can use.
+    ``label_cache``: folder that keeps the labels of each document, so that from the second epoch on nothing is parsed;
+    ``label_cache_limit_gb``: what it may take."""
 
     model: Optional[str] = "en_core_web_sm"
     engine: str = "auto"
+    labeller: Optional[str] = None
     num_workers: Optional[int] = None
     label_cache: Optional[str] = None
     label_cache_limit_gb: float = 20.0
@@ -74,6 +76,7 @@ class Source:
     tokens_column: Optional[str] = None
     token_encoding_type: str = "int64"
     annotate: bool = True
+    spans_column: Optional[str] = None
 
 
 @dataclass
@@ -508,8 +511,16 @@ def _method_problems(recipe: Recipe) -> Iterator[str]:
             f"{where}.ignore_fraction: {mask.ignore_fraction!r} must lie between 0 and what call_fraction, "
             f"{mask.call_fraction!r}, leaves of 1 (the paper: 0.15)"
         )
-    if mask.method in _NEED_FACTS and recipe.annotator.model is None:
-        yield "annotator.model: null gives no facts to delegate; name a spaCy pipeline, or use method: baseline"
+    if mask.method in _NEED_FACTS and (unlabelled := _unlabelled(recipe)) is not None:
+        yield (
+            f"annotator.model: null gives no facts to delegate in {unlabelled}; name a spaCy pipeline, an "
+            "annotator.labeller, or the spans_column of labels that come with the data, or use method: baseline"
+        )
+    if mask.method == "llm-judge" and recipe.annotator.labeller is None and not _has_spans(recipe):
+        yield (
+            f"{where}.method: llm-judge takes labels that come with the data: name their spans_column in "
+            "train_loader.dataset (lacy-stream prepare makes one), or an annotator.labeller"
+        )
     if mask.method in _NEED_REFERENCE and mask.reference is None:
         yield (
             f"{where}.reference: {mask.method} compares with a reference model, and none is named: give a checkpoint "
@@ -519,8 +530,31 @@ def _method_problems(recipe: Recipe) -> Iterator[str]:
         yield f"{where}.reference: {mask.method} uses no reference model; leave it out, or use one of {_NEED_REFERENCE}"
 
 
+def _unlabelled(recipe: Recipe) -> str | None:
+    """The first source of training data of which nothing says what is a fact, although it is to be annotated."""
+    if recipe.annotator.model is not None or recipe.annotator.labeller is not None:
+        return None
+    sources = _sources("train_loader.dataset", recipe.train_loader.dataset)
+    return next((place for place, source in sources.items() if source.annotate and not source.spans_column), None)
+
+
+def _sources(where: str, dataset: Dataset) -> Mapping[str, Source]:
+    """The sources of a dataset by their place in the recipe."""
+    return {f"{where}.streams.{name}": stream for name, stream in (dataset.streams or {}).items()} or {where: dataset}
+
+
+def _has_spans(recipe: Recipe) -> bool:
+    """Whether labels come with a source of the training data."""
+    return any(source.spans_column for source in _sources("train_loader.dataset", recipe.train_loader.dataset).values())
+
+
 def _dataset_problems(where: str, dataset: Dataset) -> Iterator[str]:
     streams = dataset.streams or {}
+    for place, source in _sources(where, dataset).items():
+        if source.spans_column is not None and source.tokens_column is not None:
+            yield f"{place}.spans_column: {source.spans_column!r} counts characters of a text; tokens_column has none"
+        if source.spans_column is not None and not source.annotate:
+            yield f"{place}.spans_column: {source.spans_column!r} brings labels, and annotate: false wants none"
     if dataset.local is None and not streams:
         yield f"{where}.local: missing; give a folder of MDS shards, or several of them by name in {where}.streams"
     for name, stream in streams.items():

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -74,7 +74,7 @@ def held_out_documents(recipe: Recipe, count: int) -> list[Document]:
 def mark(checkpoint: Checkpoint, annotator: Annotator, document: Document) -> Marked:
     """Find the tokens of a document that the model delegates: the run's call fraction of them, by the rule of
     the validation losses (A.4.3). Texts longer than the model's context are read in pieces of that length."""
-    labelled = annotator.annotate([document.text])[0]
+    labelled = annotator.label([replace(document, ids=None)])[0]
     length, losses, scores = checkpoint.recipe.max_seq_len, [], []
     for start in range(0, len(labelled), length):
         targets = torch.from_numpy(labelled.ids[start : start + length]).long()
@@ -175,7 +175,8 @@ def show_calls(
     if documents < 1:
         raise ValueError(f"--documents is {documents}: show at least one")
     checkpoint = load_checkpoint(checkpoint_path)
-    annotator = Annotator(checkpoint.tokenizer, model=checkpoint.recipe.annotator.model or "en_core_web_sm")
+    settings = checkpoint.recipe.annotator
+    annotator = Annotator(checkpoint.tokenizer, settings.model or "en_core_web_sm", labeller=settings.labeller)
     if files:
         chosen = [Document(name, Path(name).read_text(encoding="utf-8")) for name in files]
     else:

@@ -2,6 +2,7 @@
 
     SOURCE... --find_inputs--> Input --read_rows--> Row (a document, or the reason why it is none)
 
+Labels that came with a row, spans in a column or lookup calls in its text, go with the document.
 What becomes of the documents is the business of prepare.py.
 """
 
@@ -16,12 +17,15 @@ import re
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import chain, islice
 from pathlib import Path
 from typing import IO, Any
 
 import zstandard
+
+from annotator.spans import read_spans
+from lacy_stream.lmlm import Placed, convert
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")
 SPLIT_NAMES = ("train", "validation", "test")  # split names that files carry whatever --hf-split says
@@ -42,7 +46,8 @@ class ReadOptions:
     """Which columns are read, and which part of a Hugging Face data set.
 
     `id_column` and `title_column` None: the column "id" or "title" where a source has it. Named: every
-    source must have it. `title_column` "": no title.
+    source must have it. `title_column` "": no title. `spans_column`: labels, as spans of the text column (see
+    `annotator.spans`). `inline_calls` "lmlm": the text column holds lookup calls (see `lmlm`), which become spans.
     """
 
     id_column: str | None = None
@@ -50,6 +55,21 @@ class ReadOptions:
     text_column: str = "text"
     hf_config: str | None = None
     hf_split: str = "train"
+    spans_column: str | None = None
+    inline_calls: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.inline_calls not in (None, "lmlm"):
+            raise PrepareError(f"--inline-calls is {self.inline_calls!r}; known is 'lmlm'")
+        if self.inline_calls and self.spans_column:
+            raise PrepareError(
+                "--spans-column and --inline-calls both say which characters are facts; give one of them"
+            )
+
+    @property
+    def labelled(self) -> bool:
+        """Whether documents come with spans."""
+        return bool(self.spans_column or self.inline_calls)
 
     @property
     def columns(self) -> tuple[str, str, str]:
@@ -60,7 +80,11 @@ class ReadOptions:
     @property
     def required(self) -> dict[str, str]:
         """Option -> column that every source must have."""
-        wanted = {"--id-column": self.id_column, "--title-column": self.title_column}
+        wanted = {
+            "--id-column": self.id_column,
+            "--title-column": self.title_column,
+            "--spans-column": self.spans_column,
+        }
         return {"--text-column": self.text_column} | {o: c for o, c in wanted.items() if c}
 
 
@@ -85,7 +109,8 @@ class Row:
     """One row of an input: a document (`id`, `text`), or the reason why it is `refused`.
 
     `number` counts from 1 (the line number in JSONL); `done` is the share of the input read so far. The id
-    of a refused row is "" where it could not be read.
+    of a refused row is "" where it could not be read. `spans`: of code points of `text`, where documents come with
+    labels; `placed`: where the values of its lookup calls were found.
     """
 
     number: int
@@ -93,6 +118,8 @@ class Row:
     id: str = ""
     text: str = ""
     refused: str = ""
+    spans: list[tuple[int, int]] | None = None
+    placed: Counter[Placed] = field(default_factory=Counter)
 
 
 # ---------------------------------------------------------------- SOURCE -> Input
@@ -264,7 +291,33 @@ def _read_fields(number: int, done: float, fields: dict[str, Any], source: Input
     title, text = _unless_blank(title), _unless_blank(body)
     if not text:
         return Row(number, done, id, refused="no text" if body is None else "empty text")
-    return Row(number, done, id, f"{title}\n\n{text}" if title else text)
+    title = f"{title}\n\n" if title else ""
+    if not options.labelled:
+        return Row(number, done, id, title + text)
+    try:
+        text, spans, placed = _read_labels(text, fields, options)
+    except ValueError as error:
+        return Row(number, done, id, refused=str(error))
+    if not _unless_blank(text):
+        return Row(number, done, id, refused="nothing but lookup calls")
+    spans = [(start + len(title), end + len(title)) for start, end in spans]
+    return Row(number, done, id, title + text, spans=spans, placed=placed)
+
+
+def _read_labels(
+    text: str, fields: dict[str, Any], options: ReadOptions
+) -> tuple[str, list[tuple[int, int]], Counter[Placed]]:
+    """The text itself, and what of it is a fact. Raises ValueError with one of a few reasons."""
+    if options.inline_calls:
+        return convert(text)
+    value = fields.get(options.spans_column or "")
+    if value is None:
+        raise ValueError("no spans")
+    try:
+        spans = read_spans(value, text)
+    except ValueError:
+        raise ValueError("spans are not pairs [start, end) of code points of the text") from None
+    return text, [(start, end) for start, end in spans.tolist()], Counter()
 
 
 def _string_problem(column: str, value: Any) -> str:
@@ -304,7 +357,7 @@ def _used_columns(present: Iterable[str], source: Input, options: ReadOptions) -
             raise PrepareError(
                 f"{source.path} has no column {column!r} ({option}); it has {', '.join(map(repr, present))}{hint}"
             )
-    return sorted({*options.columns} & {*present})
+    return sorted({*options.columns, options.spans_column} & {*present})
 
 
 # ---------------------------------------------------------------- JSONL

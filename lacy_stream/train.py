@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from annotator import Annotator
+from annotator.labellers import find_labeller
 from annotator.pipelines import find_model
 from lacy_stream.pool import AnnotationPool, default_num_workers
-from lacy_stream.recipe import Dataset, Loader, Recipe, RecipeError, dump_recipe, tokenizer_path
+from lacy_stream.recipe import Annotation, Dataset, Loader, Recipe, RecipeError, dump_recipe, tokenizer_path
 from lacy_stream.recipe import Source as RecipeSource
 from lacy_stream.report import Report
 
@@ -38,11 +39,7 @@ def train(recipe: Recipe) -> None:
             f"model.vocab_size: {recipe.model.vocab_size}, but the tokenizer {tokenizer.name} has {pieces} pieces and "
             f"<CALL> takes one more id: it must be {pieces + 1} (or leave it out)"
         )
-    if recipe.annotator.model is not None:
-        try:
-            find_model(recipe.annotator.model)
-        except ValueError as error:
-            raise RecipeError(f"annotator.{error}") from None
+    _check_annotator(recipe.annotator)
     for key, path in _other_models(recipe).items():
         if not Path(path).exists():
             raise RecipeError(f"{key}: there is no file or folder {path!r}")
@@ -56,6 +53,7 @@ def train(recipe: Recipe) -> None:
         recipe.annotator.model,
         workers,
         engine=recipe.annotator.engine,
+        labeller=recipe.annotator.labeller,
         report=Report(_report_path(recipe)),
         label_cache=recipe.annotator.label_cache,
         label_cache_limit=int(recipe.annotator.label_cache_limit_gb * 1e9),
@@ -79,6 +77,17 @@ def _other_models(recipe: Recipe) -> dict[str, str]:
         "eval_mask_from": recipe.eval_mask_from,
     }
     return {key: path for key, path in named.items() if path is not None}
+
+
+def _check_annotator(settings: Annotation) -> None:
+    """Refuse, before anything is loaded, a labeller or a pipeline that is not there."""
+    try:
+        if settings.labeller is not None:
+            find_labeller(settings.labeller)
+        elif settings.model is not None:
+            find_model(settings.model)
+    except ValueError as error:
+        raise RecipeError(f"annotator.{error}") from None
 
 
 def _local_save_folder(recipe: Recipe) -> Path | None:

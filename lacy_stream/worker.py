@@ -37,7 +37,7 @@ class WorkerDied(Exception):
 
 
 class WorkerCannotStart(Exception):
-    """The process cannot load its tokenizer or parser, and no other will; the text says why."""
+    """The process cannot load its tokenizer, parser or labeller, and no other will; the text says why."""
 
 
 class Worker:
@@ -50,11 +50,13 @@ class Worker:
         WorkerCannotStart, WorkerDied: from the constructor, which waits until the parser is loaded.
     """
 
-    def __init__(self, name: str, tokenizer: str, model: str | None, engine: str = "auto") -> None:
+    def __init__(
+        self, name: str, tokenizer: str, model: str | None, engine: str = "auto", labeller: str | None = None
+    ) -> None:
         context = SpawnContext()
         self._pipe, child_pipe = context.Pipe(duplex=True)
         self.process = context.Process(
-            target=_work, args=(child_pipe, tokenizer, model, engine, os.getpid()), name=name, daemon=True
+            target=_work, args=(child_pipe, tokenizer, model, engine, labeller, os.getpid()), name=name, daemon=True
         )
         with _without_main_script():
             self.process.start()
@@ -138,19 +140,21 @@ _starting = threading.Lock()  # one start at a time, since it changes a function
 # --- in the process ----------------------------------------------------------------------------------------
 
 
-def _work(pipe: Connection, tokenizer: str, model: str | None, engine: str, parent_pid: int) -> None:
+def _work(
+    pipe: Connection, tokenizer: str, model: str | None, engine: str, labeller: str | None, parent_pid: int
+) -> None:
     """Main function of a worker: batches of documents in, one result or error text per document out."""
     _die_with(parent_pid)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the trainer decides
     for variable in _THREAD_VARIABLES:
         os.environ[variable] = "1"
-    if model is None or not model.endswith("_trf"):
+    if labeller is None and (model is None or not model.endswith("_trf")):
         sys.modules["torch"] = None  # type: ignore[assignment]  # thinc would import it, unused: 4 s, 0.4 GB
     with contextlib.suppress(EOFError, OSError):  # the parent has closed the pipe: the end, not an error
         try:
             from annotator import Annotator
 
-            annotator = Annotator(tokenizer, model=model, engine=engine)
+            annotator = Annotator(tokenizer, model=model, engine=engine, labeller=labeller)
         except Exception as error:
             _send(pipe, "failed", f"{type(error).__name__}: {error}")
             return

@@ -16,7 +16,9 @@ from random import Random
 
 import numpy as np
 import pytest
+import sentencepiece
 import torch
+from streaming import MDSWriter
 from torch.utils.data import DataLoader
 
 from annotator import Annotator, FactClass
@@ -404,6 +406,65 @@ def test_second_epoch_comes_from_the_label_cache(corpus: Path, tokenizer_path: P
         batches = list(islice(train_loader(corpus, parsing), 20))
     plain = torch.stack([torch.stack([batch["input_ids"], batch["token_class"].long()]) for batch in batches])
     assert torch.equal(plain, whole[:20])
+
+
+JUDGED = "Ada Lovelace wrote to Charles Babbage in London."
+
+
+@pytest.fixture
+def judged(tmp_path: Path) -> Path:
+    """A data set with spans, train and val: in document n, the word that a judge delegates; one has bad spans."""
+    for split, count in (("train", 12), ("val", 5)):
+        with MDSWriter(
+            out=str(tmp_path / "judged" / split), columns=dict.fromkeys(("id", "text", "spans"), "str")
+        ) as out:
+            for number in range(count):
+                spans = "[[0, 999]]" if number == 3 else "[[13, 18]]"
+                out.write({"id": f"{split}-{number}", "text": f"{JUDGED} {number}", "spans": spans})
+    return tmp_path / "judged"
+
+
+def factual_texts(batches: list[dict], tokenizer_path: Path) -> str:
+    """What the factual tokens of the batches spell."""
+    ids = torch.cat([batch["input_ids"][batch["token_class"] == FactClass.FACTUAL] for batch in batches])
+    return sentencepiece.SentencePieceProcessor(str(tokenizer_path)).decode(ids.tolist())
+
+
+def test_validation_with_spans(judged: Path, pool: AnnotationPool, tokenizer_path: Path) -> None:
+    """A loader of judged documents needs no parser: its facts are the judge's, those of a document with bad spans being
+    none; that one keeps its tokens and is named."""
+    before = dict(pool.quarantine)
+    batches = list(val_loader(judged, pool, spans_column="spans", lanes=1))
+    assert factual_texts(batches, tokenizer_path) == " ".join(["wrote"] * 4)
+    written = sum(int((batch["labels"] >= 0).sum()) for batch in batches)
+    plain = sum(int((batch["labels"] >= 0).sum()) for batch in val_loader(judged, pool, lanes=1))
+    assert written == plain, "no token is lost"
+    assert {name: why for name, why in pool.quarantine.items() if name not in before}.keys() == {"val-3"}
+    assert "document 'val-3': spans: (0, 999) is no span of a text of" in pool.quarantine["val-3"]
+
+
+def test_mixture_of_judged_and_parsed_streams(judged: Path, tokenizer_path: Path, annotator: Annotator) -> None:
+    """In one run, a stream with spans has the judge's facts, and another one the parser's."""
+    sources = {"judged": Source(judged, split="val", spans_column="spans"), "parsed": Source(judged, split="train")}
+    with AnnotationPool(tokenizer_path, num_workers=1) as parsing:
+        loader = annotated_dataloader(sources, parsing, batch_size=1, max_seq_len=SEQ_LEN, lanes=1, repeat=False)
+        text = factual_texts(list(loader), tokenizer_path)
+        assert list(parsing.quarantine) == ["judged/val-3"]
+        assert set(loader.dataset.state_dict()) == {"lacy_stream"}
+        assert "spans (rule 1) in column spans" in loader.dataset.state_dict()["lacy_stream"]
+    expected = ["wrote"] * 4
+    for number in range(12):
+        (tokens,) = annotator.annotate([f"{JUDGED} {number}"])
+        ids = tokens.ids[tokens.classes == FactClass.FACTUAL].tolist()
+        expected.append(sentencepiece.SentencePieceProcessor(str(tokenizer_path)).decode(ids))
+    assert text.split() == " ".join(expected).split() and "Lovelace" in text
+
+
+def test_resume_with_other_labels_is_refused(judged: Path, pool: AnnotationPool) -> None:
+    """A position of the stream with spans does not fit the same data without them, and the data is named."""
+    state = train_loader(judged, pool, spans_column="spans").dataset.state_dict()
+    with pytest.raises(PositionError, match="data: .*, spans .rule 1. in column spans' in the checkpoint"):
+        train_loader(judged, pool).dataset.load_state_dict(state)
 
 
 def test_bad_settings_are_refused(corpus: Path, pool: AnnotationPool, monkeypatch: pytest.MonkeyPatch) -> None:

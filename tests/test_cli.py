@@ -95,7 +95,23 @@ def test_options_reach_the_data_set(source: Path, tmp_path: Path):
         "size_limit": 65536,
         "hf_config": "c",
         "hf_split": "s",
+        "spans_column": None,
+        "inline_calls": None,
     }
+
+
+def test_what_became_of_lookup_calls_is_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """A table says how many values were found, and where; a column of spans is one line."""
+    source = tmp_path / "a.jsonl"
+    rows = [{"text": "In [dblookup('E', 'R') -> 1815] 1815, [dblookup('E', 'R') -> no] so.", "spans": [[0, 2], [3, 4]]}]
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert main(["prepare", str(source), "--out", str(tmp_path / "calls"), "--inline-calls", "lmlm"]) == 0
+    printed = capsys.readouterr().out
+    assert "2 calls -> 1 spans" in printed
+    for how, share in (("at once", "50.0%"), ("part by part", "0.0%"), ("not placed", "50.0%")):
+        assert any(how in line and share in line for line in printed.splitlines())
+    assert main(["prepare", str(source), "--out", str(tmp_path / "spans"), "--spans-column", "spans"]) == 0
+    assert "2 spans of facts" in capsys.readouterr().out
 
 
 def test_user_errors_are_one_message(source: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]):
@@ -114,6 +130,9 @@ def test_user_errors_are_one_message(source: Path, tmp_path: Path, capfd: pytest
         ((source, *out, "--id-column", "url"), "has no column 'url' (--id-column)"),
         ((source, *out, "--title-column", "titel"), "did you mean 'title'?"),
         ((tmp_path / "none.jsonl", *out), "1 x empty text: x (none.jsonl row 1)"),
+        ((source, *out, "--spans-column", "facts"), "has no column 'facts' (--spans-column)"),
+        ((source, *out, "--inline-calls", "json"), "invalid choice: 'json'"),
+        ((source, *out, "--inline-calls", "lmlm", "--spans-column", "spans"), "give one of them"),
         ((source, *out, "--val-fraction", "1"), "--val-fraction is 1.0"),
         ((source, *out, "--val-fraction=-0.1"), "--val-fraction is -0.1"),
         ((source, *out, "--val-fraction", "nan"), "--val-fraction is nan"),

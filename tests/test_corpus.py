@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from streaming import MDSWriter
 
+from annotator.spans import read_spans
 from lacy_stream.corpus import Corpus, Order, Source, open_corpus
 from lacy_stream.shards import DataError
 
@@ -111,6 +112,40 @@ def test_wrong_token_encoding_is_refused(tmp_path: Path) -> None:
             open_corpus(folder, tokens_column="tokens", token_encoding_type=kind)
     with pytest.raises(DataError, match="is str, not token ids"):
         open_corpus(folder, tokens_column="text").document(0)
+
+
+@pytest.mark.parametrize("encoding", ["str", "json", "ndarray:int32", "ndarray:uint16:1,2"])
+def test_spans(tmp_path: Path, encoding: str) -> None:
+    """Spans in a column of text, JSON or arrays go with their document, and the identity names the column."""
+    row = {"text": "Ada wrote.", "judge": "[[0, 3]]"}
+    if encoding != "str":
+        row["judge"] = [[0, 3]] if encoding == "json" else np.array([[0, 3]], encoding.split(":")[1])
+    folder = write(tmp_path / "data", [row], {"text": "str", "judge": encoding})
+    corpus, plain = open_corpus(folder, spans_column="judge"), open_corpus(folder)
+    document = corpus.document(0)
+    assert document.text == "Ada wrote." and read_spans(document.spans, document.text).tolist() == [[0, 3]]
+    assert plain.document(0).spans is None
+    assert "spans (rule 1) in column judge" in corpus.identity["data"] and corpus.identity != plain.identity
+
+
+def test_spans_that_do_not_fit_their_text_are_left_to_the_pool(tmp_path: Path) -> None:
+    """One bad row must not end the run: it comes through as it is, and is found where the spans are used."""
+    folder = write(tmp_path / "data", [{"text": "Ada", "spans": "[[0, 99]]"}], {"text": "str", "spans": "str"})
+    assert open_corpus(folder, spans_column="spans").document(0).spans == "[[0, 99]]"
+
+
+def test_spans_column_that_cannot_be_right(tmp_path: Path) -> None:
+    """A column that is missing or of another kind, spans of token ids, and spans of a stream without labels."""
+    rows = [{"text": "a", "n": 5, "tokens": b"\0" * 8}]
+    folder = write(tmp_path / "data", rows, {"text": "str", "n": "int", "tokens": "bytes"})
+    with pytest.raises(DataError, match=r"no column 'spans'; it has \['n', 'text', 'tokens'\].*--spans-column"):
+        open_corpus(folder, spans_column="spans")
+    with pytest.raises(DataError, match="column 'n' of .* is int, neither JSON nor array"):
+        open_corpus(folder, spans_column="n").document(0)
+    with pytest.raises(DataError, match="tokens_column names no text"):
+        open_corpus(folder, spans_column="spans", tokens_column="tokens")
+    with pytest.raises(DataError, match="annotate: false wants none"):
+        open_corpus(folder, spans_column="n", annotate=False)
 
 
 def mixture(tmp_path: Path, weights: dict[str, dict], **options) -> Corpus:

@@ -252,6 +252,32 @@ def test_annotator_settings_are_part_of_the_key(tmp_path: Path) -> None:
     cache.close()
 
 
+def test_spans_are_part_of_the_key(tmp_path: Path) -> None:
+    """Other spans of the same text, the text without spans, and a text that ends as the spans begin are other
+    documents; where nothing is annotated the spans do not matter."""
+    text, spans = "Ada wrote.", np.array([[0, 3]], np.int32)
+    documents = [
+        Document("x", text),
+        Document("x", text, spans="[[0, 3]]"),
+        Document("x", text, spans="[[0, 4]]"),
+        Document("x", text + "[[0, 3]]", spans=""),
+        Document("x", text, spans=spans),
+        Document("x", text, spans=spans.reshape(-1)),
+        Document("x", text, spans=spans.astype(np.int64)),
+        Document("x", text, spans=spans + 1),
+    ]
+    cache = LabelCache(tmp_path, FINGERPRINT, 1 << 30)
+    labels = [document(number, 30)[1] for number in range(len(documents))]
+    for each, labelled in zip(documents, labels, strict=True):
+        assert cache.get(each) is None
+        cache.put(each, labelled)
+    for each, labelled in zip(documents, labels, strict=True):
+        assert_same(cache.get(each), labelled)
+    keys = {label_cache._key(Document("x", text, annotate=False, spans=s)) for s in (None, "[[0, 3]]", spans)}
+    assert len(keys) == 1
+    cache.close()
+
+
 def test_another_fingerprint_misses(tmp_path: Path) -> None:
     """Labels of another annotator are never served, and come back with their own."""
     filled(tmp_path, 10)

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from lacy_stream.corpus import open_corpus
 from lacy_stream.prepare import Options, PrepareError, Progress, Summary, id_hash, is_validation, prepare
 
 ARTICLES = [{"id": f"doc-{n}", "title": f"Title {n}", "text": f"Body of {n}, été.\n"} for n in range(40)]
@@ -138,6 +139,74 @@ def test_progress_tells_the_share_and_the_counts(tmp_path: Path):
     ]
     shares = [p.done or 0.0 for p in seen]
     assert shares == sorted(shares) and shares[-1] <= 1
+
+
+# ---------------------------------------------------------------- labels that come with the rows
+
+
+def read_spans(folder: Path) -> dict[str, list[str]]:
+    """id -> what the spans of each document cover, in the order of the shards."""
+    corpus = open_corpus(folder, spans_column="spans")
+    documents = [corpus.document(place) for place in range(len(corpus))]
+    return {d.id: [d.text[start:end] for start, end in json.loads(str(d.spans))] for d in documents}
+
+
+def test_a_column_of_spans_reaches_the_stream(tmp_path: Path):
+    """Spans of the rows are spans of the documents of both splits, titles included; without them there is no column."""
+    rows = [row | {"spans": [[5, 8]]} for row in ARTICLES] + [{"id": "bad", "text": "t", "spans": [[0, 9]]}]
+    source = write_jsonl(tmp_path / "a.jsonl", rows)
+    summary = prepare([source], tmp_path / "out", options=Options(val_fraction=0.3, spans_column="spans"))
+    found = read_spans(tmp_path / "out" / "train") | read_spans(tmp_path / "out" / "val")
+    assert found == {f"doc-{n}": [f"of {n},"[:3]] for n in range(40)} and (summary.val.documents or 0) > 0
+    assert summary.spans == 40 and summary.calls == {} and refused(tmp_path / "out")[0][1] == "bad"
+    prepare([source], tmp_path / "plain", options=NO_VAL)
+    with pytest.raises(ValueError, match="no column 'spans'"):
+        open_corpus(tmp_path / "plain", split="train", spans_column="spans")
+
+
+def test_lookup_calls_are_counted(tmp_path: Path):
+    """Where the values of the calls were found stands in the summary and in prepare.json, those of refused rows not;
+    a second run tells the same."""
+    lookup = "[dblookup('E', 'R') -> {}] {}"
+    rows = [
+        {"id": "a", "text": "In " + lookup.format("1815", "1815 and by ") + lookup.format("Bob, Eve", "Bob and Eve.")},
+        {"id": "a", "text": "In " + lookup.format("1815", "1815.")},
+        {"id": "b", "text": "At " + lookup.format("Rome", "last in Rome. ") + lookup.format("no", "So.")},
+    ]
+    source = write_jsonl(tmp_path / "a.jsonl", rows)
+    options = Options(val_fraction=0, inline_calls="lmlm")
+    summary = prepare([source], tmp_path / "out", options=options)
+    expected = {
+        "at once": 1,
+        "at once, in other case or quotes": 0,
+        "a few words later": 1,
+        "part by part": 1,
+        "not placed": 1,
+    }
+    assert (summary.calls, summary.spans) == (expected, 4)
+    assert json.loads((tmp_path / "out" / "prepare.json").read_text())["summary"]["calls"] == expected
+    assert read_split(tmp_path / "out" / "train") == [
+        ("a", "In 1815 and by Bob and Eve."),
+        ("b", "At last in Rome. So."),
+    ]
+    assert read_spans(tmp_path / "out" / "train") == {"a": ["1815", "Bob", "Eve"], "b": ["Rome"]}
+    again = prepare([source], tmp_path / "out", options=options)
+    assert again.already_prepared and (again.calls, again.spans) == (expected, 4)
+
+
+def test_what_an_earlier_version_prepared_is_still_prepared(tmp_path: Path):
+    """A record without the options and counts of labels is recognised: nobody has to prepare data anew."""
+    source = write_jsonl(tmp_path / "a.jsonl", ARTICLES)
+    prepare([source], tmp_path / "out")
+    record = json.loads((tmp_path / "out" / "prepare.json").read_text())
+    for part, names in (
+        (record["plan"]["options"], ("spans_column", "inline_calls")),
+        (record["summary"], ("spans", "calls")),
+    ):
+        for name in names:
+            del part[name]
+    (tmp_path / "out" / "prepare.json").write_text(json.dumps(record))
+    assert prepare([source], tmp_path / "out").already_prepared
 
 
 # ---------------------------------------------------------------- the hold-out

@@ -85,6 +85,17 @@ def test_streams() -> None:
     assert (arguments["epoch_size"], arguments["shuffle"]) == (500, True) and "local" not in arguments
 
 
+def test_facts_need_no_parser_where_labels_come_otherwise() -> None:
+    """Without a spaCy pipeline a recipe may name a labeller, or the column of spans of each stream with facts."""
+    judged, wiki, code = "{local: a, spans_column: s}", "{local: b}", "{local: c, annotate: false}"
+    load_recipe(DEMO, ["annotator.model=null", "annotator.labeller=chemistry"])
+    recipe = load_recipe(DEMO, ["annotator.model=null", f"train_loader.dataset={judged}"])
+    assert recipe.train_loader.dataset.spans_column == "s"
+    load_recipe(DEMO, ["annotator.model=null", f"train_loader.dataset={{streams: {{a: {judged}, c: {code}}}}}"])
+    with pytest.raises(RecipeError, match="no facts to delegate in train_loader.dataset.streams.b; .*spans_column"):
+        load_recipe(DEMO, ["annotator.model=null", f"train_loader.dataset={{streams: {{a: {judged}, b: {wiki}}}}}"])
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [
@@ -120,7 +131,10 @@ def test_streams() -> None:
         ),
         ("algorithms.call_mask.method=rho-1", "call_mask.reference: rho-1 compares with a reference model, and none"),
         ("algorithms.call_mask.reference=x.pt", "call_mask.reference: lacy uses no reference model"),
-        ("annotator.model=null", "annotator.model: null gives no facts"),
+        ("annotator.model=null", "annotator.model: null gives no facts to delegate in train_loader.dataset;"),
+        ("train_loader.dataset={local: x, spans_column: s, tokens_column: t}", "spans_column: 's' counts characters"),
+        ("eval_loader.dataset={local: x, spans_column: s, annotate: false}", "spans_column: 's' brings labels"),
+        ("algorithms.call_mask.method=llm-judge", "method: llm-judge takes labels that come with the data"),
         ("annotator.engine=fast", "annotator.engine: 'fast' is not one of"),
         ("annotator.num_workers=0", "annotator.num_workers: 0 must be greater than 0"),
         ("run_name='${oc.env:HOME}'", "interpolation"),

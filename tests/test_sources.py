@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import zstandard
 
+from lacy_stream.lmlm import Placed
 from lacy_stream.sources import PrepareError, ReadOptions, Row, _split_name, find_inputs, read_rows
 
 ARTICLES = [{"id": f"doc-{n}", "title": f"Title {n}", "text": f"Body of {n}, été.\n"} for n in range(40)]
@@ -261,6 +262,71 @@ def test_two_files_of_one_name_cannot_make_ids(tmp_path: Path):
         write_jsonl(tmp_path / folder / "part.jsonl", [{"text": folder}])
     with pytest.raises(PrepareError, match=r"en/part.jsonl has no id.*would clash.*--id-column"):
         read(tmp_path / "en", tmp_path / "de")
+
+
+# ---------------------------------------------------------------- labels that come with the rows
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet", "saved"])
+def test_spans_count_from_the_beginning_of_the_whole_text(kind: str, tmp_path: Path):
+    """Spans of the text column are shifted by the title before it, in every container."""
+    rows = [
+        {"id": "titled", "title": "Ada", "text": "Ada wrote.", "facts": [[0, 3], [4, 9]]},
+        {"id": "plain", "title": None, "text": "Ada wrote.", "facts": [[0, 3]]},
+        {"id": "none", "title": "Ada", "text": "So it was.", "facts": []},
+    ]
+    path = write_jsonl(tmp_path / "a.jsonl", rows)
+    if kind != "jsonl":
+        from datasets import Dataset
+
+        data, path = Dataset.from_list(rows), tmp_path / f"b.{kind}"
+        data.to_parquet(path) if kind == "parquet" else data.save_to_disk(path)
+    found = read(path, spans_column="facts")
+    assert [row.spans for row in found] == [[(5, 8), (9, 14)], [(0, 3)], []]
+    assert [found[0].text[start:end] for start, end in found[0].spans or []] == ["Ada", "wrote"]
+    assert [row.spans for row in read(path)] == [None] * 3
+
+
+def test_rows_whose_labels_are_wrong_are_refused(tmp_path: Path):
+    """No spans, spans outside the text and things that are no spans each have a reason, and cost their row only."""
+    values = [None, [[0, 4]], "[[0, 1]]", [[0, 1, 2]], "x", {"start": 0}, [[1, 0]]]
+    rows = [{"id": str(n), "text": "Ada", "spans": value} for n, value in enumerate(values)] + [
+        {"id": "7", "text": "t"}
+    ]
+    found = read(write_jsonl(tmp_path / "a.jsonl", rows), spans_column="spans")
+    wrong = "spans are not pairs [start, end) of code points of the text"
+    assert [(row.id, row.refused) for row in found if row.refused] == [
+        ("0", "no spans"),
+        *[(str(n), wrong) for n in (1, 3, 4, 5, 6)],
+        ("7", "no spans"),
+    ]
+    assert [(row.id, row.spans) for row in found if not row.refused] == [("2", [(0, 1)])]
+    with pytest.raises(PrepareError, match=r"no column 'judge' \(--spans-column\); it has"):
+        read(tmp_path / "a.jsonl", spans_column="judge")
+
+
+def test_lookup_calls_become_spans(tmp_path: Path):
+    """Calls are taken out of the text, their values are spans behind the title; a broken call costs its row only."""
+    rows = [
+        {
+            "title": "Ada",
+            "text": "Born in [dblookup('Ada', 'Born') -> 1815] 1815, [dblookup('A', 'B') -> yes] she wrote.",
+        },
+        {"text": "Cut off [dblookup('Ada'"},
+        {"text": "[dblookup('Ada', 'Born') -> 1815]"},
+        {"text": "Without calls."},
+    ]
+    first, *others = read(write_jsonl(tmp_path / "a.jsonl", rows), inline_calls="lmlm")
+    assert (first.text, first.spans) == ("Ada\n\nBorn in 1815, she wrote.", [(13, 17)])
+    assert first.placed == {Placed.AT_ONCE: 1, Placed.NOWHERE: 1}
+    assert [row.refused for row in others] == ["a lookup call without a value", "nothing but lookup calls", ""]
+    assert (others[-1].spans, others[-1].placed) == ([], {})
+    for options, message in [
+        ({"inline_calls": "x"}, "known is 'lmlm'"),
+        ({"inline_calls": "lmlm"}, "give one of them"),
+    ]:
+        with pytest.raises(PrepareError, match=message):
+            ReadOptions(spans_column="spans", **options)
 
 
 # ---------------------------------------------------------------- refusals

@@ -1,0 +1,101 @@
+"""Labellers of other domains: a Python callable ``text -> spans`` in the place of the parser and the fact rules.
+
+Appendix D of the paper: what makes a token worth delegating depends on the domain, and the rules of appendix A.2.1 are
+one approximation, for Wikipedia. A labeller is named by an entry point of the group ``lacy_stream.labellers``, or as
+``package.module:callable``. It is called with one text at a time, in the worker processes, and returns or yields pairs
+(start, end) in code points; see ``annotator.spans``. A class is called once without arguments, in each worker, and
+its instance is the labeller: the place to load what it needs. A labeller must give the same spans for the same text.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import sys
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from annotator.spans import SPANS_VERSION, read_spans
+
+GROUP = "lacy_stream.labellers"
+
+
+def find_labeller(name: str) -> EntryPoint:
+    """Where a labeller is, without importing it.
+
+    Raises:
+        ValueError: there is none of this name, or several; says which there are.
+    """
+    module, colon, _ = name.partition(":")
+    if colon:
+        if not _exists(module.partition(".")[0]):
+            raise ValueError(f"labeller: {name!r}: there is no module {module!r}. Install it, or mend the name.")
+        return EntryPoint(name, name, GROUP)
+    installed = entry_points(group=GROUP)
+    found = {entry.value: entry for entry in installed if entry.name == name}
+    if len(found) > 1:
+        raise ValueError(f"labeller: {name!r} is the name of several, {', '.join(found)}. Name the one that is meant.")
+    if not found:
+        known = ", ".join(sorted({entry.name for entry in installed})) or "none"
+        raise ValueError(
+            f"labeller: {name!r} is no entry point of the group {GROUP} (installed: {known}). Install the package that "
+            "brings it, or give package.module:callable."
+        )
+    return next(iter(found.values()))
+
+
+class Labeller:
+    """A labeller, imported and ready.
+
+    Args:
+        name: see above.
+
+    Raises:
+        ValueError: there is no such labeller, or it cannot be imported or called.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        entry = find_labeller(name)
+        try:
+            found = entry.load()
+            self._label = found() if isinstance(found, type) else found
+        except Exception as error:  # of the labeller's own: whatever its import or constructor raises
+            raise ValueError(f"labeller: {name!r} cannot be loaded: {type(error).__name__}: {error}") from error
+        if not callable(self._label):
+            raise ValueError(f"labeller: {name!r} is {type(self._label).__name__}. Give a callable: text -> spans.")
+        self.identity = _identity(entry, self._label)
+        """What its spans depend on beside the text, by name: the callable, the installed version of its package, its
+        attribute ``version`` where it has one, and the file that it is written in."""
+
+    def spans(self, text: str) -> NDArray[np.int32]:
+        """The spans of a text, int32 [n, 2].
+
+        Raises:
+            ValueError: what the labeller gave are no spans of this text. What the labeller raises, comes through.
+        """
+        found = self._label(text)
+        try:
+            return read_spans(found if isinstance(found, np.ndarray) else list(found), text)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"labeller {self._name!r}: {error}") from error
+
+
+def _identity(entry: EntryPoint, label: Any) -> dict[str, str]:
+    identity = {"labeller": entry.value, "spans": str(SPANS_VERSION)}
+    if entry.dist is not None:
+        identity["labeller_package"] = f"{entry.dist.name} {entry.dist.version}"
+    if (version := getattr(label, "version", None)) is not None:
+        identity["labeller_version"] = str(version)
+    file = getattr(sys.modules.get(entry.module), "__file__", None)
+    if file is not None:
+        identity["labeller_file"] = hashlib.sha256(Path(file).read_bytes()).hexdigest()
+    return identity
+
+
+def _exists(module: str) -> bool:
+    return module in sys.modules or (module.isidentifier() and importlib.util.find_spec(module) is not None)

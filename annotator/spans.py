@@ -1,0 +1,93 @@
+"""Character spans -> which tokens are facts: labels that were made elsewhere, aligned like our own.
+
+A span is a pair (start, end) of code points of a text, end exclusive: what it covers is to be delegated. Spans may
+overlap and come in any order; an empty one covers nothing.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+SPANS_VERSION = 1  # raise it when the same spans give other tokens
+
+_WHITE_SPACE = np.array([ord(c) for c in map(chr, range(0x3001)) if c.isspace()], dtype=np.uint32)
+_WAY_OUT = "Give [[start, end], …] in code points of the text."
+
+
+def read_spans(value: Any, text: str) -> NDArray[np.int32]:
+    """Spans as a data set or a labeller gives them, checked against their text.
+
+    Args:
+        value: pairs [[start, end], …], or their numbers one behind the other, as a list, an array of integers, or
+            JSON.
+
+    Returns:
+        int32 [n, 2].
+
+    Raises:
+        ValueError: no such pairs, or one that does not lie in the text; names it.
+    """
+    found = value
+    if isinstance(value, str):
+        try:
+            found = json.loads(value)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"spans: {_shortened(value)} is not JSON ({error}). {_WAY_OUT}") from None
+    try:
+        pairs = np.asarray(found)
+    except (ValueError, TypeError, OverflowError):  # lists of unequal length
+        pairs = np.array(None)
+    if pairs.size == 0 and isinstance(found, list | tuple | np.ndarray):
+        return np.zeros((0, 2), dtype=np.int32)
+    flat = pairs.ndim == 1 and len(pairs) % 2 == 0
+    if pairs.dtype.kind not in "iu" or not (flat or (pairs.ndim == 2 and pairs.shape[1] == 2)) or _has_bool(found):
+        raise ValueError(f"spans: {_shortened(value)} are not pairs of integers. {_WAY_OUT}")
+    pairs = pairs.reshape(-1, 2)
+    wrong = (pairs[:, 0] < 0) | (pairs[:, 1] < pairs[:, 0]) | (pairs[:, 1] > len(text))
+    if wrong.any():
+        start, end = pairs[np.argmax(wrong)].tolist()
+        raise ValueError(
+            f"spans: ({start}, {end}) is no span of a text of {len(text)} code points. Offsets count code points, not "
+            "bytes or UTF-16 units, and a span's end comes after its last one."
+        )
+    return pairs.astype(np.int32)
+
+
+def factual_tokens(offsets: NDArray[np.int32], text: str, spans: NDArray[np.int32]) -> NDArray[np.bool_]:
+    """Which tokens are facts; bool [n].
+
+    A token is one where a span covers at least one code point of it that is no white space. A token of spaces only,
+    or of no code point, counts with what follows it, as in ``Tokenizer.classify``: so the lone space token before the
+    digits of a year that is covered is a fact too, and the one behind it is not.
+
+    Args:
+        offsets: int32 [n, 2], as in ``Pieces``.
+        spans: int32 [m, 2], of this text.
+    """
+    code_points = np.frombuffer(text.encode("utf-32-le"), dtype=np.uint32)
+    edges = np.zeros(len(text) + 1, dtype=np.int32)
+    np.add.at(edges, spans[:, 0], 1)
+    np.add.at(edges, spans[:, 1], -1)
+    covered = (np.cumsum(edges)[:-1] > 0) & ~np.isin(code_points, _WHITE_SPACE)
+    start, end = offsets[:, 0], offsets[:, 1]
+    covered_before = np.append(0, np.cumsum(covered))
+    inked_before = np.append(0, np.cumsum(code_points != 0x20))
+    follows = np.append(covered, False)[end]
+    return np.where(
+        inked_before[end] > inked_before[start], covered_before[end] > covered_before[start], follows
+    ).astype(np.bool_)
+
+
+def _has_bool(value: Any) -> bool:
+    """Whether true or false stands among the numbers: numpy takes them for 1 and 0."""
+    parts = value if isinstance(value, list | tuple) else ()
+    return any(isinstance(part, bool | np.bool_) or _has_bool(part) for part in parts)
+
+
+def _shortened(value: Any) -> str:
+    shown = repr(value)
+    return shown if len(shown) <= 60 else shown[:57] + "..."
