@@ -109,7 +109,7 @@ def test_other_spelling(annotated: str, found: str) -> None:
     assert values(annotated) == [found] and placed(annotated) == [Placed.OTHER_SPELLING]
 
 
-@pytest.mark.parametrize("annotated", [f'film {call("Up")} "Up", he', f"film [dblookup('E', 'R') -> \"Up\"] Up, he"])
+@pytest.mark.parametrize("annotated", [f'film {call("Up")} "Up", he', "film [dblookup('E', 'R') -> \"Up\"] Up, he"])
 def test_quotes_around_a_value(annotated: str) -> None:
     """Quotes around the value, in the text or in the call alone, are no part of it."""
     assert values(annotated) == ["Up"] and placed(annotated) == [Placed.AT_ONCE]
