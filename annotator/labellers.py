@@ -33,7 +33,9 @@ def find_labeller(name: str) -> EntryPoint:
     module, colon, _ = name.partition(":")
     if colon:
         if not _exists(module.partition(".")[0]):
-            raise ValueError(f"labeller: {name!r}: there is no module {module!r}. Install it, or mend the name.")
+            raise ValueError(
+                f"labeller: {name!r}: there is no module {module!r}. Install it, or put its folder on PYTHONPATH."
+            )
         return EntryPoint(name, name, GROUP)
     installed = entry_points(group=GROUP)
     found = {entry.value: entry for entry in installed if entry.name == name}

@@ -133,6 +133,18 @@ def test_class_is_made_once(install: Install, tokenizer_path: Path) -> None:
         assert facts("aa bb cc", tokens) == "aa"
 
 
+def test_control_ids_are_never_facts(install: Install, tokenizer_path: Path) -> None:
+    """A begin-of-text id stands where the first character does, and is not delegated with it; each segment of a row is
+    a text of its own."""
+    install("first", "def letter(text): return [(0, 1)]")
+    annotator = Annotator(tokenizer_path, labeller="first:letter")
+    (tokens,) = Annotator(tokenizer_path, model=None).annotate(["Ada"])
+    (row,) = annotator.annotate_ids([np.array([1, *tokens.ids, 2, *tokens.ids])])
+    fact, other, control = FactClass.FACTUAL, FactClass.OTHER, FactClass.GRAMMATICAL
+    word = [fact] + [other] * (len(tokens) - 1)
+    assert row.classes.tolist() == [control, *word, control, *word]
+
+
 def test_workers_load_neither_spacy_nor_torch(install: Install, tokenizer_path: Path) -> None:
     """A labeller stands in for the parser, which is not loaded; what the labeller imports is its own business."""
     install(

@@ -47,5 +47,5 @@ def test_annotator_alone(here: Path, capsys: pytest.CaptureFixture[str]) -> None
 
 
 def test_no_example_is_left_out() -> None:
-    """Every Python example of the README is one of the two above."""
-    assert len(EXAMPLES) == 2
+    """Every Python example of the README is one of the two above, or the labeller that test_labellers.py runs."""
+    assert len([example for example in EXAMPLES if "def formulas_and_quantities" not in example]) == 2
