@@ -56,7 +56,7 @@ def sample(pool: AnnotationPool) -> Sample:
     trainer = psutil.Process()
     processes = [trainer]
     for worker in list(pool._workers.values()):
-        processes.append(psutil.Process(worker.process.pid))
+        processes.append(psutil.Process(worker.pid))
     memory = [process.memory_info().rss / 1e6 for process in processes]
     return Sample(
         memory[0],
@@ -71,10 +71,10 @@ def stopping(pool: AnnotationPool, done: threading.Event) -> None:
     while not done.is_set():
         for number, seconds in ((signal.SIGSTOP, 0.45), (signal.SIGCONT, 0.05)):
             for worker in list(pool._workers.values()):
-                os.kill(worker.process.pid, number)
+                os.kill(worker.pid, number)
             done.wait(seconds)
     for worker in list(pool._workers.values()):
-        os.kill(worker.process.pid, signal.SIGCONT)
+        os.kill(worker.pid, signal.SIGCONT)
 
 
 def run(args: argparse.Namespace, data: Path, name: str, documents: int, slow: str = "") -> None:

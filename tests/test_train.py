@@ -54,6 +54,9 @@ METRICS = [
     "stream/wait_annotation_s",
     "stream/queue_depth",
     "stream/worker_restarted",
+    "stream/chunk_hit_rate",
+    "stream/vector_hit_rate",
+    "stream/engine_fallback",
     "loss/train/total",
 ]
 
