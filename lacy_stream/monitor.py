@@ -36,7 +36,8 @@ class StreamMonitor(Callback):
     - ``stream/chunk_hit_rate``, ``stream/vector_hit_rate``: what the engine found in its tables of chunks and of word
       vectors, as a share of what it looked up, mean over the workers; absent where spaCy annotates;
     - ``stream/worker_restarted``, ``stream/document_quarantined``, ``stream/document_skipped``,
-      ``stream/engine_fallback``, ``stream/download_retried`` and so on: how often each event of the ``Report`` happened.
+      ``stream/engine_fallback``, ``stream/download_retried`` and so on: how often each event of the ``Report``
+      happened.
 
     At the end of training ``summary`` says in words what the run waited for.
 
