@@ -217,7 +217,7 @@ def _fallbacks(annotator: Annotator) -> float:
 def _annotate(annotator: Annotator, documents: list[Document]) -> list[LabelledTokens | str]:
     """Annotate a batch; where it fails, document by document, so that the error names the right one."""
     try:
-        return annotator.label(documents)
+        return [*annotator.label(documents)]
     except Exception as error:
         if len(documents) == 1:
             return ["".join(traceback.format_exception_only(error)).strip()]
