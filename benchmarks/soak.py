@@ -56,7 +56,7 @@ def sample(pool: AnnotationPool) -> Sample:
     trainer = psutil.Process()
     processes = [trainer]
     for worker in list(pool._workers.values()):
-        processes.append(psutil.Process(worker.process.pid))
+        processes.append(psutil.Process(worker.pid))
     memory = [process.memory_info().rss / 1e6 for process in processes]
     return Sample(
         memory[0],
@@ -71,15 +71,17 @@ def stopping(pool: AnnotationPool, done: threading.Event) -> None:
     while not done.is_set():
         for number, seconds in ((signal.SIGSTOP, 0.45), (signal.SIGCONT, 0.05)):
             for worker in list(pool._workers.values()):
-                os.kill(worker.process.pid, number)
+                os.kill(worker.pid, number)
             done.wait(seconds)
     for worker in list(pool._workers.values()):
-        os.kill(worker.process.pid, signal.SIGCONT)
+        os.kill(worker.pid, signal.SIGCONT)
 
 
 def run(args: argparse.Namespace, data: Path, name: str, documents: int, slow: str = "") -> None:
     done = threading.Event()
-    with AnnotationPool(args.tokenizer, num_workers=args.workers) as pool:
+    model = None if args.engine == "none" else "en_core_web_sm"
+    engine = "auto" if model is None else args.engine
+    with AnnotationPool(args.tokenizer, model, args.workers, engine=engine) as pool:
         loader = annotated_dataloader(data, pool, shuffle=True, batch_size=BATCH, max_seq_len=SEQ_LEN)
         stopper = threading.Thread(target=stopping, args=(pool, done), daemon=True)
         samples, last, start = [], 0.0, time.perf_counter()
@@ -111,6 +113,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tokenizer", type=Path, required=True, help="SentencePiece model")
     parser.add_argument("--documents", type=int, default=20_000, help="at full speed; a tenth for the slow runs")
+    parser.add_argument(
+        "--engine", choices=["auto", "numba", "spacy", "none"], default="auto", help="none: tokenise only"
+    )
     parser.add_argument("--workers", type=int, default=2)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:

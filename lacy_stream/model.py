@@ -63,8 +63,8 @@ def build_model(
 def _known_to_be_causal() -> Iterator[None]:
     """Keep Composer from importing all 170 causal models of transformers to find that GPT-2 is one of them.
 
-    It only wants to warn where ``shift_labels`` does not fit. One of these modules is decorated with torch.compile,
-    which starts a pool of compiler processes as well.
+    It only wants to warn where ``shift_labels`` does not fit. One of these modules uses torch.compile, which starts a
+    pool of compiler processes as well.
     """
     original = huggingface._is_registered_causal_lm
     huggingface._is_registered_causal_lm = lambda model: True

@@ -33,8 +33,11 @@ class StreamMonitor(Callback):
     - ``stream/queue_depth``: documents that wait for a worker;
     - ``stream/documents_ahead``: documents submitted and not yet packed;
     - ``stream/cached_fraction``: documents that came from the label cache, as a share of all;
+    - ``stream/chunk_hit_rate``, ``stream/vector_hit_rate``: what the engine found in its tables of chunks and of word
+      vectors, as a share of what it looked up, mean over the workers; absent where spaCy annotates;
     - ``stream/worker_restarted``, ``stream/document_quarantined``, ``stream/document_skipped``,
-      ``stream/download_retried`` and so on: how often each event of the ``Report`` happened.
+      ``stream/engine_fallback``, ``stream/download_retried`` and so on: how often each event of the ``Report``
+      happened.
 
     At the end of training ``summary`` says in words what the run waited for.
 
@@ -80,7 +83,8 @@ class StreamMonitor(Callback):
             "documents_ahead": stats.documents_ahead,
             "cached_fraction": pool.cached / max(pool.documents, 1),
         }
-        logger.log_metrics({f"stream/{name}": value for name, value in (metrics | dataset.report.counts()).items()})
+        metrics |= pool.hit_rates | dataset.report.counts()
+        logger.log_metrics({f"stream/{name}": value for name, value in metrics.items()})
 
     def fit_end(self, state: State, logger: Logger) -> None:
         dataset = _dataset(state)

@@ -18,11 +18,11 @@ import os
 import threading
 from collections import deque
 from concurrent.futures import Future
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from lacy_stream.report import Report
-from lacy_stream.worker import Worker, WorkerCannotStart, WorkerDied
+from lacy_stream.worker import Answer, Worker, WorkerCannotStart, WorkerDied
 
 if TYPE_CHECKING:
     from annotator import Document, LabelledTokens
@@ -50,10 +50,12 @@ class AnnotationError(RuntimeError):
 
 @dataclass(frozen=True)
 class WorkerRate:
-    """What one worker has annotated, and the CPU time that it took; on a core of its own that is its working time."""
+    """What one worker has annotated, and the CPU time that it took; on a core of its own that is its working time.
+    ``engine``: what ``Annotator.stats`` says in the process that is this worker now."""
 
     tokens: int = 0
     cpu_s: float = 0.0
+    engine: dict[str, float] = field(default_factory=dict)
 
     @property
     def tokens_per_s(self) -> float:
@@ -80,6 +82,14 @@ class PoolStats:
     @property
     def tokens_per_s_per_core(self) -> float:
         return WorkerRate(self.tokens, sum(worker.cpu_s for worker in self.workers)).tokens_per_s
+
+    @property
+    def hit_rates(self) -> dict[str, float]:
+        """The hit rates of the engine's tables by name, each the mean over the workers; none where there is no
+        engine."""
+        engines = [worker.engine for worker in self.workers if worker.engine]
+        names = [name for name in engines[0] if name.endswith("_hit_rate")] if engines else []
+        return {name: sum(engine[name] for engine in engines) / len(engines) for name in names}
 
 
 @dataclass(eq=False)
@@ -221,19 +231,19 @@ class AnnotationPool:
         try:
             worker = self._start(index)
             while batch := self._take():
-                if not worker.process.is_alive():  # it died without work: no document is to blame
+                if not worker.is_alive():  # it died without work: no document is to blame
                     self.report.add("worker_restarted", f"annotation worker {index}", "it died while it had no work")
                     worker.close()
                     worker = self._start(index)
                 characters = sum(_characters(job.document) for job in batch)
                 timeout_s = self._timeout_s + characters / SLOWEST_CHARACTERS_PER_S
                 try:
-                    results, cpu_s = worker.annotate([job.document for job in batch], timeout_s)
+                    answer = worker.annotate([job.document for job in batch], timeout_s)
                 except WorkerDied as death:
                     self._try_again(batch, index, str(death))
                     worker = self._start(index)
                 else:
-                    self._deliver(batch, results, index, cpu_s)
+                    self._deliver(batch, answer, index)
         except AnnotationError as error:
             self._fail(error)
         except Exception as error:  # a bug of ours must reach the consumer, who would wait for ever
@@ -284,8 +294,10 @@ class AnnotationPool:
                         characters += BATCH_CHARACTERS if alone else _characters(job.document)
         return batch
 
-    def _deliver(self, batch: list[_Job], results: list[LabelledTokens | str], index: int, cpu_s: float) -> None:
-        labels = [self._labels(job, result) for job, result in zip(batch, results, strict=True)]
+    def _deliver(self, batch: list[_Job], answer: Answer, index: int) -> None:
+        for document, reason in answer.fallbacks.items():
+            self.report.add("engine_fallback", document, reason)
+        labels = [self._labels(job, result) for job, result in zip(batch, answer.results, strict=True)]
         with self._changed:
             if batch[0] not in self._running:
                 return  # the pool has ended, and the futures with it
@@ -293,7 +305,7 @@ class AnnotationPool:
             self._documents += len(batch)
             rate = self._rates[index]
             tokens = sum(len(label) for label in labels)
-            self._rates[index] = WorkerRate(rate.tokens + tokens, rate.cpu_s + cpu_s)
+            self._rates[index] = WorkerRate(rate.tokens + tokens, rate.cpu_s + answer.cpu_s, answer.engine)
         for job, label in zip(batch, labels, strict=True):
             job.future.set_result(label)
 
@@ -312,7 +324,8 @@ class AnnotationPool:
         held = ", ".join(job.document.id for job in batch)
         self.report.add("worker_restarted", f"annotation worker {index}", f"it {death}; it held {held}")
         if culprit is not None:
-            self._deliver([culprit], [f"it ended {culprit.deaths} workers; the last one {death}"], index, 0.0)
+            reason = f"it ended {culprit.deaths} workers; the last one {death}"
+            self._deliver([culprit], Answer([reason], 0.0, {}, {}), index)
 
     def _labels(self, job: _Job, result: LabelledTokens | str) -> LabelledTokens:
         """The labels that a worker gave, or, where it gave an error, the document's tokens without facts; no tokens

@@ -17,6 +17,7 @@ Event = Literal[
     "worker_restarted",  # it died or hung; its documents are tried again
     "document_quarantined",  # it goes without fact labels
     "document_skipped",  # it has no tokens: left out
+    "engine_fallback",  # a document that made the annotation engine fail: spaCy did it
     "download_retried",  # a file of a remote data set
     "shard_fetched_again",  # its copy in the cache was damaged
     "cache_entry_damaged",  # of the label cache; the document is annotated anew

@@ -17,14 +17,14 @@ import threading
 import time
 import traceback
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 from multiprocess import spawn
 from multiprocess.connection import Connection
 from multiprocess.context import SpawnContext
 
 if TYPE_CHECKING:  # numpy must not be loaded before a worker has limited its threads
-    from annotator import Document, LabelledTokens
+    from annotator import Annotator, Document, LabelledTokens
 
 START_TIMEOUT_S = 300.0
 
@@ -40,11 +40,25 @@ class WorkerCannotStart(Exception):
     """The process cannot load its tokenizer, parser or labeller, and no other will; the text says why."""
 
 
+class Answer(NamedTuple):
+    """What a worker says about one batch.
+
+    results: for each document its labels, or the text of the error that it raised. cpu_s: CPU seconds used.
+    engine: ``Annotator.stats()``, since the worker started. fallbacks: document id -> why spaCy had to do a document
+    that made the engine fail.
+    """
+
+    results: list[LabelledTokens | str]
+    cpu_s: float
+    engine: dict[str, float]
+    fallbacks: dict[str, str]
+
+
 class Worker:
     """The parent's end of one annotation process.
 
     Use it from one thread, which must live as long as the worker: the kernel ties a child's parent-death signal to
-    the thread that started it. ``kill`` may be called from any thread.
+    the thread that started it. ``kill`` may be called from any thread, at any time.
 
     Raises:
         WorkerCannotStart, WorkerDied: from the constructor, which waits until the parser is loaded.
@@ -55,12 +69,15 @@ class Worker:
     ) -> None:
         context = SpawnContext()
         self._pipe, child_pipe = context.Pipe(duplex=True)
-        self.process = context.Process(
+        self._killing = threading.Lock()
+        self._closed = False
+        self._process = context.Process(
             target=_work, args=(child_pipe, tokenizer, model, engine, labeller, os.getpid()), name=name, daemon=True
         )
         with _without_main_script():
-            self.process.start()
+            self._process.start()
         child_pipe.close()
+        self.pid: int = self._process.pid  # type: ignore[assignment]  # it has one once it was started
         with self._limited(START_TIMEOUT_S):
             kind, payload = pickle.loads(self._pipe.recv_bytes())
         if kind == "failed":
@@ -68,11 +85,12 @@ class Worker:
             raise WorkerCannotStart(payload)
         self.identity: dict[str, str] = payload
 
-    def annotate(self, documents: list[Document], timeout_s: float) -> tuple[list[LabelledTokens | str], float]:
-        """Annotate a batch.
+    def is_alive(self) -> bool:
+        """Whether the process runs."""
+        return self._process.is_alive()
 
-        Returns:
-            For each document its labels, or the text of the error that it raised; and the CPU seconds used.
+    def annotate(self, documents: list[Document], timeout_s: float) -> Answer:
+        """Annotate a batch.
 
         Raises:
             WorkerDied: the process ended, or gave no answer in time and was killed.
@@ -80,7 +98,7 @@ class Worker:
         with self._limited(timeout_s):
             self._pipe.send_bytes(pickle.dumps(documents, protocol=pickle.HIGHEST_PROTOCOL))
             _, payload = pickle.loads(self._pipe.recv_bytes())
-        return payload
+        return Answer(*payload)
 
     @contextlib.contextmanager
     def _limited(self, timeout_s: float) -> Iterator[None]:
@@ -90,7 +108,7 @@ class Worker:
 
         def end() -> None:
             overdue.set()
-            self.process.kill()
+            self.kill()
 
         watchdog = threading.Timer(timeout_s, end)
         watchdog.daemon = True
@@ -103,21 +121,30 @@ class Worker:
             watchdog.cancel()
 
     def _raise_death(self, timeout_s: float | None) -> NoReturn:
-        self.process.join(timeout=5)
-        code = self.process.exitcode
+        self._process.join(timeout=5)
+        code = self._process.exitcode
         self.close()
         if timeout_s is not None:
             raise WorkerDied(f"gave no answer within {timeout_s:.0f} s and was killed") from None
         raise WorkerDied(f"died with exit code {code}") from None
 
     def kill(self) -> None:
-        self.process.kill()
+        """End the process, which wakes the thread that waits for it."""
+        with self._killing:
+            if not self._closed:
+                self._process.kill()
 
     def close(self) -> None:
-        """End the process. Safe to call twice."""
+        """End the process and give back its descriptors. Safe to call twice."""
+        if self._closed:
+            return
         self._pipe.close()
-        self.process.kill()
-        self.process.join()
+        self.kill()
+        self._process.join()
+        with self._killing:  # a watchdog may be about to kill it
+            self._closed = True
+            with contextlib.suppress(ValueError):  # somebody else's waitpid took its exit code
+                self._process.close()
 
 
 @contextlib.contextmanager
@@ -162,14 +189,39 @@ def _work(
         while True:
             documents = pickle.loads(pipe.recv_bytes())
             start = time.process_time()
-            results = _annotate(annotator, documents)
-            _send(pipe, "done", (results, time.process_time() - start))
+            results, fallbacks = _annotate_and_name(annotator, documents)
+            _send(pipe, "done", (results, time.process_time() - start, annotator.stats(), fallbacks))
 
 
-def _annotate(annotator: Any, documents: list[Document]) -> list[LabelledTokens | str]:
+def _annotate_and_name(
+    annotator: Annotator, documents: list[Document]
+) -> tuple[list[LabelledTokens | str], dict[str, str]]:
+    """Annotate a batch, and name the documents that spaCy had to do: document id -> reason.
+
+    The parser only counts them. Where the count has risen, which is rare, the documents are annotated once more, each
+    alone: the same labels, and the count tells whose they are.
+    """
+    before = _fallbacks(annotator)
+    results = _annotate(annotator, documents)
+    if _fallbacks(annotator) == before:
+        return results, {}
+    named: dict[str, str] = {}
+    for document in documents:
+        before = _fallbacks(annotator)
+        _annotate(annotator, [document])
+        if count := _fallbacks(annotator) - before:
+            named[document.id] = f"the engine could not annotate {count:.0f} text(s) of it, see the log; spaCy did"
+    return results, named
+
+
+def _fallbacks(annotator: Annotator) -> float:
+    return annotator.stats().get("fallbacks", 0)
+
+
+def _annotate(annotator: Annotator, documents: list[Document]) -> list[LabelledTokens | str]:
     """Annotate a batch; where it fails, document by document, so that the error names the right one."""
     try:
-        return annotator.label(documents)
+        return [*annotator.label(documents)]
     except Exception as error:
         if len(documents) == 1:
             return ["".join(traceback.format_exception_only(error)).strip()]

@@ -90,9 +90,9 @@ def disturbed(pool: AnnotationPool, seed: int) -> Iterator[None]:
             for worker in list(pool._workers.values()):
                 if random.random() < 0.5:
                     with suppress(ProcessLookupError):
-                        os.kill(worker.process.pid, signal.SIGSTOP)
+                        os.kill(worker.pid, signal.SIGSTOP)
                         done.wait(random.uniform(0, 0.1))
-                        os.kill(worker.process.pid, signal.SIGCONT)
+                        os.kill(worker.pid, signal.SIGCONT)
 
     thread = threading.Thread(target=disturb)
     thread.start()
@@ -314,7 +314,7 @@ def test_wait_is_what_the_trainer_waited(corpus: Path, tokenizer_path: Path) -> 
         loader = train_loader(corpus, parsing, prefetch_rows=1)
         rows = iter(loader)
         next(rows)
-        pid = parsing._workers[0].process.pid
+        pid = parsing._workers[0].pid
         before, waited, delay = loader.dataset.stats(), 0.0, 2.0
         os.kill(pid, signal.SIGSTOP)
         threading.Timer(delay, os.kill, (pid, signal.SIGCONT)).start()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import signal
@@ -18,6 +19,7 @@ import pytest
 from annotator import Annotator, Document, FactClass
 from lacy_stream.pool import AnnotationError, AnnotationPool, default_num_workers
 from lacy_stream.report import Report
+from lacy_stream.worker import Worker
 
 TEXTS = [f"Ada Lovelace was born in {1800 + i} in London. She wrote {i} notes about the engine." for i in range(40)]
 
@@ -83,6 +85,47 @@ def test_counters(pool: AnnotationPool) -> None:
     assert (after.queued, after.in_flight) == (0, 0)
 
 
+def test_hit_rates_are_the_means_of_the_workers(pool: AnnotationPool) -> None:
+    """The engine's hit rates come with each answer: after texts that were seen before, most look-ups hit."""
+    for _ in range(2):
+        for future in submit_all(pool, TEXTS):
+            future.result(timeout=60)
+    stats = pool.stats()
+    assert set(stats.hit_rates) == {"chunk_hit_rate", "vector_hit_rate"}
+    for name, rate in stats.hit_rates.items():
+        own = [worker.engine[name] for worker in stats.workers if worker.engine]
+        assert own and rate == pytest.approx(sum(own) / len(own)) and 0.3 < rate <= 1
+
+
+FAILING_ENGINE = """
+from annotator.engine import Engine, InexactError
+words = Engine.words
+def fail(self, segments):
+    if any("Babbage" in text for text, _ in segments):
+        raise InexactError("made up")
+    return words(self, segments)
+Engine.words = fail
+"""
+
+
+def test_document_that_makes_the_engine_fail_is_named(
+    tokenizer_path: Path, tmp_path: Path, annotator: Annotator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A document on which the engine of the worker fails has spaCy's labels, is counted as a fallback, and stands in
+    the report's file by its id; its neighbours in the batch do not."""
+    (tmp_path / "sitecustomize.py").write_text(FAILING_ENGINE)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])]))
+    texts = [*TEXTS[:4], "Charles Babbage was born in London in 1791.", *TEXTS[4:8]]
+    report = Report(tmp_path / "rank0.jsonl")
+    with AnnotationPool(tokenizer_path, num_workers=1, report=report) as pool:
+        for future, expected in zip(submit_all(pool, texts), annotator.annotate(texts), strict=True):
+            np.testing.assert_array_equal(future.result(timeout=120).classes, expected.classes)
+        assert not pool.quarantine
+    assert report.counts()["engine_fallback"] == 1 and sum(report.counts().values()) == 1
+    (event,) = map(json.loads, (tmp_path / "rank0.jsonl").read_text().splitlines())
+    assert (event["event"], event["what"]) == ("engine_fallback", "doc-4") and "spaCy did" in event["reason"]
+
+
 def test_document_that_cannot_be_annotated_is_named(tokenizer_path: Path) -> None:
     """A lone surrogate cannot be encoded: the document has no tokens and is named; its neighbours in the batch are
     annotated. With a limit of 0 it ends the pool."""
@@ -124,9 +167,9 @@ def held(pool: AnnotationPool, not_pid: int = 0) -> int:
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         worker = pool._workers.get(0)
-        if worker is not None and worker.process.pid != not_pid and pool.stats().in_flight:
+        if worker is not None and worker.pid != not_pid and pool.stats().in_flight:
             time.sleep(0.3)  # let it begin
-            return worker.process.pid
+            return worker.pid
         time.sleep(0.02)
     raise AssertionError("no worker took the document")
 
@@ -151,7 +194,7 @@ def test_workers_that_die_without_work_blame_no_document(tokenizer_path: Path) -
             assert all(len(future.result(timeout=60)) for future in submit_all(pool, TEXTS[:4]))
             while len(pool._workers) < 2 or pool.stats().in_flight:
                 time.sleep(0.01)
-            pids = [worker.process.pid for worker in pool._workers.values()]
+            pids = [worker.pid for worker in pool._workers.values()]
             for pid in pids:
                 os.kill(pid, signal.SIGKILL)
             assert gone(pids, 5)
@@ -183,7 +226,7 @@ def test_hung_worker_is_replaced(tokenizer_path: Path, annotator: Annotator) -> 
     """SIGSTOP: when the time limit of its batch has passed, the worker is killed and another one does the work."""
     with AnnotationPool(tokenizer_path, num_workers=1, timeout_s=2) as pool:
         pool.fingerprint()
-        stopped = pool._workers[0].process.pid
+        stopped = pool._workers[0].pid
         os.kill(stopped, signal.SIGSTOP)
         labelled = pool.submit(Document("slow", TEXTS[0])).result(timeout=60)
         np.testing.assert_array_equal(labelled.classes, annotator.annotate(TEXTS[:1])[0].classes)
@@ -194,7 +237,7 @@ def test_stopped_worker_does_not_block_a_large_message(tokenizer_path: Path) -> 
     """A worker that is stopped before it has read a message larger than the pipe is replaced, too."""
     with AnnotationPool(tokenizer_path, model=None, num_workers=1, timeout_s=-1000.0) as pool:
         pool.fingerprint()
-        os.kill(pool._workers[0].process.pid, signal.SIGSTOP)
+        os.kill(pool._workers[0].pid, signal.SIGSTOP)
         large = Document("large", "word " * 200_400)  # 1,002 s by its length: 2 s in all
         assert len(pool.submit(large).result(timeout=60)) > 200_000
         assert restarts(pool) == 1
@@ -211,7 +254,7 @@ def test_close_ends_the_processes(tokenizer_path: Path) -> None:
     """After close, no worker is left, open futures fail instead of waiting, and submit says why it cannot."""
     pool = AnnotationPool(tokenizer_path, num_workers=2)
     submit_all(pool, TEXTS)[-1].result(timeout=60)
-    pids = [worker.process.pid for worker in pool._workers.values()]
+    pids = [worker.pid for worker in pool._workers.values()]
     future = pool.submit(Document("x", "word " * 200_000))
     pool.close()
     pool.close()
@@ -220,6 +263,36 @@ def test_close_ends_the_processes(tokenizer_path: Path) -> None:
         future.result(timeout=5)
     with pytest.raises(RuntimeError, match="closed"):
         pool.submit(Document("y", "text"))
+
+
+def test_closed_pools_leave_no_descriptors(tokenizer_path: Path) -> None:
+    """Descriptors do not wait for the garbage collector, also where a pool is closed at work: as many are open after
+    four pools as after one."""
+
+    def descriptors() -> int:
+        with AnnotationPool(tokenizer_path, model=None, num_workers=1) as pool:
+            pool.fingerprint()
+            pool.submit(Document("large", "word " * 1_000_000))
+            while not pool.stats().in_flight:
+                time.sleep(0.01)
+        return len(os.listdir("/proc/self/fd"))
+
+    gc.collect()
+    gc.disable()
+    try:
+        first = descriptors()
+        assert [descriptors() for _ in range(3)] == [first] * 3
+    finally:
+        gc.enable()
+
+
+def test_closed_worker_can_be_killed_and_closed(tokenizer_path: Path) -> None:
+    """A watchdog that comes late, and a second close, find nothing to do."""
+    worker = Worker("late", str(tokenizer_path), model=None)
+    worker.close()
+    worker.kill()
+    worker.close()
+    assert not psutil.pid_exists(worker.pid)
 
 
 def test_pool_needs_a_worker(tokenizer_path: Path) -> None:
@@ -244,7 +317,7 @@ pool.submit(Document("x", "Anna lived in Rome.")).result(timeout=100)
 while len(pool._workers) < 2:
     time.sleep(0.1)
 import psutil
-pids = [w.process.pid for w in pool._workers.values()]
+pids = [w.pid for w in pool._workers.values()]
 maps = [open(f"/proc/{{pid}}/maps").read() for pid in pids]
 print("torch" if any("libtorch" in m for m in maps) else "no torch", flush=True)
 print("threads", *[psutil.Process(pid).num_threads() for pid in pids], flush=True)
