@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import torch
 import yaml
-from transformers import PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from annotator import Annotator
 from lacy_stream.model import build_model
@@ -19,10 +19,32 @@ from lacy_stream.recipe import Recipe, check_recipe, tokenizer_path
 from lacy_stream.report import Report
 
 LATEST = "latest-rank0.pt"
+SENTENCEPIECE, RECIPE = "tokenizer.model", "recipe.yaml"
+"""Names of files in an exported folder."""
 
 
 class CheckpointError(ValueError):
     """The file is no checkpoint of a lacy-stream run; the message says why."""
+
+
+class CallingModel(NamedTuple):
+    """A causal language model that may know <CALL>.
+
+    model: float32, on the CPU, in eval mode.
+    tokenizer: its SentencePiece file; the folder itself where that holds another tokenizer of transformers.
+    call_token_id: id of <CALL>; None for a model without.
+    eos_id: end of text; it also stands before a text's first token, as in training.
+    max_seq_len: positions.
+    name: for people. recipe: of the run, where known.
+    """
+
+    model: PreTrainedModel
+    tokenizer: Path
+    call_token_id: int | None
+    eos_id: int
+    max_seq_len: int
+    name: str
+    recipe: Recipe | None
 
 
 class Checkpoint(NamedTuple):
@@ -69,6 +91,54 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     except RuntimeError as error:
         raise CheckpointError(f"{os.fspath(path)}: its weights do not fit its recipe: {error}") from None
     return Checkpoint(recipe, tokenizer, wrapper.model.eval(), pieces.vocab_size, annotation)  # type: ignore[arg-type]
+
+
+def load_model(path: str | os.PathLike[str]) -> CallingModel:
+    """Load a checkpoint file of a run, a folder that ``lacy-stream export`` wrote, or any folder with a causal language
+    model of transformers (which has no <CALL>).
+
+    Raises:
+        FileNotFoundError: no such file or folder.
+        CheckpointError: not a checkpoint, or a folder without a model or a tokenizer.
+    """
+    path = Path(path)
+    if path.is_dir():
+        return _from_folder(path)
+    checkpoint = load_checkpoint(path)
+    config = checkpoint.model.config
+    return CallingModel(
+        checkpoint.model,
+        checkpoint.tokenizer,
+        checkpoint.call_token_id,
+        config.eos_token_id,
+        config.max_position_embeddings,
+        checkpoint.recipe.run_name or path.stem,
+        checkpoint.recipe,
+    )
+
+
+def _from_folder(path: Path) -> CallingModel:
+    try:
+        model = AutoModelForCausalLM.from_pretrained(path, torch_dtype="float32", local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} is no folder of a causal language model: {str(error).splitlines()[0]}") from None
+    config = model.config
+    tokenizer = path / SENTENCEPIECE if (path / SENTENCEPIECE).is_file() else path
+    if tokenizer == path and not (path / "tokenizer.json").is_file():
+        raise CheckpointError(f"{path} holds no tokenizer: add its {SENTENCEPIECE} or tokenizer.json")
+    eos_id = config.eos_token_id[0] if isinstance(config.eos_token_id, list) else config.eos_token_id
+    if eos_id is None:
+        raise CheckpointError(f"{path}/config.json: no eos_token_id; add the id that ends a text")
+    recipe = path / RECIPE
+    return CallingModel(
+        model.eval(),
+        tokenizer,
+        getattr(config, "call_token_id", None),
+        eos_id,
+        config.max_position_embeddings,
+        path.name,
+        check_recipe(yaml.safe_load(recipe.read_text(encoding="utf-8"))) if recipe.is_file() else None,
+    )
 
 
 def mend_save_folder(folder: str | os.PathLike[str], report: Report) -> None:
