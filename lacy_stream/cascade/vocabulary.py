@@ -59,7 +59,9 @@ class Vocabulary:
         """Whether each piece of the other has the same id and spelling here. Ids behind them (as <CALL>) may differ."""
         shared = min(len(self.spellings), len(other.spellings))
         apart = abs(len(self.spellings) - len(other.spellings))
-        return apart <= 1 and self.adds_space == other.adds_space and self.spellings[:shared] == other.spellings[:shared]
+        return (
+            apart <= 1 and self.adds_space == other.adds_space and self.spellings[:shared] == other.spellings[:shared]
+        )
 
 
 class SentencePieceVocabulary(Vocabulary):
@@ -93,7 +95,9 @@ class TransformersVocabulary(Vocabulary):
         elif "ByteFallback" in parts or "Metaspace" in parts:
             spell = _sentencepiece
         else:
-            raise ValueError(f"{tokenizer.name_or_path}: a tokenizer that decodes with {sorted(parts)} is not supported")
+            raise ValueError(
+                f"{tokenizer.name_or_path}: a tokenizer that decodes with {sorted(parts)} is not supported"
+            )
         special = {id for id, token in tokenizer.added_tokens_decoder.items() if token.special}
         added = tokenizer.added_tokens_decoder
         self.spellings = [None] * len(tokenizer)
