@@ -25,8 +25,8 @@ class Proposal(NamedTuple):
 def pieces_of(proposal: Proposal, before: str, vocabulary: Vocabulary) -> list[int] | None:
     """The small model's tokens for a partner's token.
 
-    A space behind a space is dropped: where the small model has already written the space before a word (or number), the
-    partner's token still has its own.
+    A space behind a space is dropped: where the small model has already written the space before a word, the partner's
+    token still has its own.
 
     Args:
         proposal: the partner's token.

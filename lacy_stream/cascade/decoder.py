@@ -11,8 +11,8 @@ from transformers import DynamicCache, PreTrainedModel, RepetitionPenaltyLogitsP
 
 
 class Decoder:
-    """Logits behind a row of ids, by a key-value cache. Where the row is not the last one with more behind it, the cache
-    is cropped to what both have in common, and only the rest is read.
+    """Logits behind a row of ids, by a key-value cache: it is cropped to what the row has in common with the last one,
+    and only the rest is read.
 
     Args:
         model: in eval mode.

@@ -158,8 +158,8 @@ def open_score(
 
 
 def default_annotator(model: CallingModel) -> Annotator:
-    """The annotator of the model's run, or where none is known, en_core_web_sm. A model without a SentencePiece file gets
-    the one of mistral-common, which only cuts the parsed words into pieces."""
+    """The annotator of the model's run, or where none is known, en_core_web_sm's. A model without a SentencePiece file
+    gets the one of mistral-common, which only cuts the parsed words into pieces."""
     from lacy_stream.recipe import tokenizer_path
 
     pipeline = model.recipe.annotator.model if model.recipe is not None else None

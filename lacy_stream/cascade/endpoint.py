@@ -76,8 +76,9 @@ class EndpointPartner:
             top = []
         if not top:
             raise PartnerError(
-                f"{self._url} answers without top log-probabilities, which the cascade needs to take the next best token "
-                f"(completions with logprobs={TOP_LOGPROBS}). vLLM and llama.cpp's server give them; answer: {answer[:200]}"
+                f"{self._url} answers without top log-probabilities, which the cascade needs for the next best token "
+                f"(it asks for completions with logprobs={TOP_LOGPROBS}). vLLM and llama.cpp's server give them. "
+                f"The answer: {answer[:200]}"
             )
         return [Proposal(spelling) for _, spelling in sorted(top, key=lambda pair: -pair[0])]
 
@@ -111,8 +112,8 @@ class EndpointSession:
 
 
 def _top_logprobs(logprobs: dict[str, Any]) -> list[tuple[float, bytes | None]]:
-    """(log-probability, spelling) of the candidates for the first token, in either of two layouts: a dictionary (OpenAI's
-    completions, vLLM), or the list of chat completions, which llama.cpp uses for both."""
+    """(log-probability, spelling) of the candidates for the first token, in either of two layouts: a dictionary
+    (OpenAI's completions, vLLM), or the list of chat completions, which llama.cpp uses for both."""
     if "content" in logprobs:
         entries = logprobs["content"][0]["top_logprobs"]
         return [(float(e["logprob"]), _spelling(e["token"], e.get("bytes"))) for e in entries]
@@ -120,8 +121,8 @@ def _top_logprobs(logprobs: dict[str, Any]) -> list[tuple[float, bytes | None]]:
 
 
 def _spelling(token: str, data: list[int] | None) -> bytes | None:
-    """Of a token as an endpoint writes it; None for a special one, and where it is a part of a character and only U+FFFD
-    is left of it."""
+    """Of a token as an endpoint writes it; None for a special one, and for a part of a character of which only U+FFFD
+    is left."""
     if not token or _SPECIAL.fullmatch(token) or ("\ufffd" in token and not data):
         return None
     return bytes(data) if data else token.encode()

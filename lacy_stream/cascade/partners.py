@@ -1,4 +1,4 @@
-"""The larger model that steps in: any causal language model of transformers, or an endpoint; with an article, or not."""
+"""The larger model that steps in: any causal language model of transformers, or an endpoint."""
 
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ class Partner(Protocol):
     """name: for people and for records.
 
     speaks(vocabulary): whether tokens have the same ids there, so that they go over as they are.
-    session(preamble): a new text, with something before it that the partner reads and the small model does not (may name
-        special tokens).
+    session(preamble): a new text. The preamble is what the partner reads before it and the small model does not; it may
+        name special tokens.
     """
 
     name: str
@@ -95,8 +95,8 @@ class TransformersPartner:
 
 
 class TransformersSession:
-    """One text, with its key-value cache. Each call encodes the text anew, and the model reads what has changed: the new
-    tokens, and the last ones of before where they are cut otherwise now."""
+    """One text, with its key-value cache. Each call encodes the text anew, and the model reads what has changed: the
+    new tokens, and the last ones of before where they are cut otherwise now."""
 
     def __init__(self, partner: TransformersPartner, start: list[int]) -> None:
         self._partner, self._start = partner, start

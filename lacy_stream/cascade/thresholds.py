@@ -35,7 +35,7 @@ class Threshold(Protocol):
 
 
 class TrackingThreshold:
-    """A quantile of the latest scores, at a level that is corrected by how far the share of the partner's tokens is off.
+    """A quantile of the latest scores, at a level that is corrected by how far the partner's share is off.
 
     The level is ``rate + (rate * tokens - called) / CORRECTION``, cut to 0..1. At 0 nothing is called and at 1
     everything, so whatever the scores do, the partner's tokens stay within CORRECTION tokens (and the longest call) of
