@@ -15,6 +15,7 @@ from judges import Reply, ScriptedJudge, scripted_judge
 from lacy_stream.cli import main
 from lacy_stream.evaluate.atomic_facts import (
     ASK_FACTS,
+    facts_examples,
     facts_question,
     load_demonstrations,
     parse_facts,
@@ -37,12 +38,15 @@ def test_sentences():
     assert sentences(text) == ["J. R. Smith was born in Washington, D.C. in 1950.", "Dr. Smith died!", "A new line"]
 
 
-def test_facts_question_shows_demonstrations_first():
-    """The question ends with the sentence, after demonstrations in the form that the answer should have."""
+def test_demonstrations_are_earlier_turns():
+    """The package's demonstrations are few and in the form that an answer should have."""
     demonstrations = load_demonstrations()
     assert 5 <= len(demonstrations) <= 8 and all(len(facts) > 2 for facts in demonstrations.values())
-    question = facts_question("Ada wrote.", {"He ran and won.": ["He ran.", "He won."]})
-    assert question == f"{ASK_FACTS}He ran and won.\n- He ran.\n- He won.\n\n{ASK_FACTS}Ada wrote."
+    for (question, answer), (sentence, facts) in zip(
+        facts_examples(demonstrations), demonstrations.items(), strict=True
+    ):
+        assert question == facts_question(sentence) == f"{ASK_FACTS}{sentence}"
+        assert parse_facts(answer) == facts
 
 
 def test_demonstrations_from_a_file(tmp_path: Path):
@@ -197,6 +201,8 @@ def test_an_evaluation_ends_with_a_table(files: Path, capsys: pytest.CaptureFixt
         assert "1 left out, no facts: Silent Sam" in page and "1 left out, no article: Nobody Known" in page
         assert (files / "out" / "factscore.png").read_bytes()[:4] == b"\x89PNG"
         assert "22.7" in printed.out and "biographies judged: 4 of 4" in printed.err
+        shown = [request["messages"][:-1] for request in server.requests if "breakdown" in str(request["messages"][-1])]
+        assert len(shown) == 6 and all(len(turns) == 2 * len(load_demonstrations()) for turns in shown)
         asked = len(server.questions)
         assert run(files, server) == 0 and len(server.questions) == asked  # nothing is asked twice
 

@@ -23,7 +23,6 @@ from transformers import LlamaTokenizer
 from lacy_stream.checkpoint import CallingModel, load_model
 from lacy_stream.evaluate.models import fingerprint
 
-
 _HFLM: Any = HFLM  # its own decorator hides its type
 
 
