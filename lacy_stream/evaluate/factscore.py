@@ -216,7 +216,7 @@ def evaluate_factscore(biographies: Mapping[str, Sequence[Biography]], jury: Jur
     judged = {label: judge_biographies(label, texts, jury) for label, texts in biographies.items()}
     scores = {label: aggregate(items, jury.gamma) for label, items in judged.items()}
     table = Table(
-        title="FActScore",
+        title="FActScore (%)",
         columns=["model", "FActScore", "unpenalised", "responded", "facts per text", "calls"],
         rows=[
             [label, s.score, s.unpenalised, s.responded, s.facts_per_biography, s.call_rate]
