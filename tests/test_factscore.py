@@ -10,7 +10,7 @@ from collections import defaultdict
 from pathlib import Path
 
 import pytest
-from judges import Reply, ScriptedJudge, scripted_judge
+from judges import Reply, ScriptedJudge, model_judge, scripted_judge
 
 from lacy_stream.cli import main
 from lacy_stream.evaluate.atomic_facts import (
@@ -255,6 +255,18 @@ def test_a_question_that_fails_leaves_a_gap_that_is_named(files: Path, capsys: p
     assert model["score"]["unanswered_sentences"] == 1
     assert model["score"]["unpenalised"] == pytest.approx(100 * (1 + 1 / 2) / 2)
     assert "failed for 1 sentences" in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.slow
+def test_a_real_model_as_the_judge(files: Path, tiny_model: Path):
+    """Against a real model's endpoint, though its weights are random, the protocol ends with a table of all names."""
+    with model_judge(tiny_model) as url:
+        command = ["evaluate", "factscore", str(files / "texts.jsonl"), "--out", str(files / "out"), "--judge", url]
+        assert main([*command, "--judge-model", "tiny", "--knowledge", str(files / "k.db")]) == 0
+    result = json.loads((files / "out" / "factscore.json").read_text())
+    assert [item["name"] for item in result["models"][0]["items"]] == list(TEXTS)
+    assert result["jury"]["questions"]["asked"] >= 6 and result["jury"]["questions"]["failed"] == 0
+    assert "4 biographies scored" in (files / "out" / "factscore.md").read_text()
 
 
 def test_user_errors_are_one_message(files: Path, capfd: pytest.CaptureFixture[str]):
