@@ -103,6 +103,7 @@ def test_verdict_question_has_the_nearest_passage_last():
 def test_length_penalty():
     """No penalty above gamma facts; exp(1 - gamma / n) at and below it."""
     assert [length_penalty(n) for n in (11, 10)] == [1.0, 1.0]
+    assert length_penalty(9) == pytest.approx(math.exp(-1 / 9))
     assert length_penalty(5) == pytest.approx(math.exp(-1)) and length_penalty(2, gamma=2) == 1.0
 
 

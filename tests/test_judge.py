@@ -76,6 +76,22 @@ def test_a_dead_endpoint_ends_the_run_and_loses_nothing(tmp_path: Path):
         judge.ask("q", 5)
 
 
+def test_single_failures_end_nothing(tmp_path: Path):
+    """Only failures in a row make an endpoint dead, however many there are."""
+    with scripted_judge(lambda asked, _: Reply("yes") if asked.endswith("0") else Reply("", status=500)) as server:
+        judge = Judge(server.url, "m", tmp_path / "cache.db", retries=0)
+        assert [judge.ask(str(i), 5) for i in (0, 1, 2, 10, 11, 12, 20)] == [
+            "yes",
+            None,
+            None,
+            "yes",
+            None,
+            None,
+            "yes",
+        ]
+        assert judge.counts["failed"] == 4
+
+
 def test_a_slow_endpoint_is_a_failure(tmp_path: Path):
     """An answer that takes longer than the timeout is not waited for."""
     with scripted_judge(lambda *_: Reply("late", delay_s=30)) as server:
