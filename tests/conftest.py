@@ -67,8 +67,8 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory, tokenizer_path: Path) -
     from transformers import GPT2Config, GPT2LMHeadModel
 
     torch.manual_seed(0)
-    sizes = {"n_positions": 512, "n_embd": 16, "n_layer": 1, "n_head": 2}
-    model = GPT2LMHeadModel(GPT2Config(vocab_size=32_001, bos_token_id=2, eos_token_id=2, **sizes))
+    sizes = {"vocab_size": 32_001, "n_positions": 512, "n_embd": 16, "n_layer": 1, "n_head": 2}
+    model = GPT2LMHeadModel(GPT2Config(bos_token_id=2, eos_token_id=2, call_token_id=32_000, **sizes))
     folder = tmp_path_factory.mktemp("tiny")
     model.save_pretrained(folder)
     shutil.copy(tokenizer_path, folder / "tokenizer.model")
