@@ -14,9 +14,12 @@ from importlib.metadata import version
 from time import monotonic
 from typing import TYPE_CHECKING
 
+from lacy_stream.evaluate.commands import add_evaluate
+
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from lacy_stream.knowledge import Built
     from lacy_stream.prepare import Progress, Summary
 
 PROGRESS_SECONDS = 10
@@ -30,6 +33,8 @@ The order in which one uses it:
   2. composer recipes/NAME.yaml                         train on the shards, as the recipe says
      (composer -m lacy_stream recipes/NAME.yaml does the same)
   3. lacy-stream show-calls runs/NAME/latest-rank0.pt   see what the model would delegate
+  4. lacy-stream evaluate EVALUATION MODEL ... --out DIR   score it, beside the paper's figures
+     (lacy-stream knowledge build SOURCE ... --out FILE    articles that biographies are judged against)
 """
 
 PREPARE = """\
@@ -81,6 +86,8 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _add_prepare(commands)
     _add_show_calls(commands)
+    _add_knowledge(commands)
+    add_evaluate(commands)
     return parser
 
 
@@ -140,6 +147,25 @@ def _add_show_calls(commands: argparse._SubParsersAction[argparse.ArgumentParser
     add("files", nargs="*", metavar="FILE", help="texts; default: documents of the run's held-out data")
     add("--documents", type=int, default=1, metavar="N", help="how many held-out documents (default: 1)")
     add("--html", metavar="OUT", help="write a page, too")
+
+
+def _add_knowledge(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser("knowledge", help="make a store of articles, for FActScore")
+    parts = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    parser = parts.add_parser(
+        "build",
+        help="write articles as one SQLite file with full-text search",
+        description="Write articles as one SQLite file with full-text search. SOURCE is what `lacy-stream prepare` "
+        "reads (JSONL, Parquet, folders, hub names such as wikimedia/wikipedia), or FActScore's own .db file.",
+    )
+    parser.set_defaults(run=_knowledge, prog=parser.prog)
+    add = parser.add_argument
+    add("sources", nargs="+", metavar="SOURCE", help="files, folders or hub names of articles")
+    add("--out", required=True, metavar="FILE", help="the file to write")
+    add("--title-column", metavar="NAME", help="default: title")
+    add("--text-column", metavar="NAME", default="text", help="default: text")
+    add("--hf-config", metavar="NAME", help="configuration (subset) of a hub name, as 20231101.en")
+    add("--hf-split", metavar="NAME", default="train", help="split to read, where a SOURCE has splits (default: train)")
 
 
 def _show_calls(args: argparse.Namespace) -> int:
@@ -229,6 +255,36 @@ def _progress_bar(console: Console) -> Iterator[Callable[[Progress], None]]:
             )
 
         yield show
+
+
+# ---------------------------------------------------------------- knowledge
+
+
+def _knowledge(args: argparse.Namespace) -> int:
+    from lacy_stream.knowledge import build
+    from lacy_stream.sources import ReadOptions
+
+    columns = {"title_column": args.title_column, "text_column": args.text_column}
+    options = ReadOptions(**columns, hf_config=args.hf_config, hf_split=args.hf_split)
+    with _progress(args.prog) as on_progress:
+        built = build(args.sources, args.out, options=options, on_progress=on_progress)
+    _print_built(built, args.out)
+    return 0
+
+
+def _print_built(built: Built, out: str) -> None:
+    from rich.console import Console
+
+    from annotator.terminal import printable
+
+    console = Console(highlight=False)
+    console.print(f"{out}: {built.articles:,} articles, {built.characters:,} characters", markup=False)
+    for reason, refused in built.refused.items():
+        examples = printable(", ".join(refused.examples))
+        console.print(f"refused, {reason}: {refused.count:,} ({examples}…)", style="yellow", markup=False)
+
+
+# ---------------------------------------------------------------- the summary of prepare
 
 
 def _print_summary(summary: Summary, out: str) -> None:

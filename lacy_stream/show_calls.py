@@ -15,6 +15,7 @@ from annotator.terminal import printable
 from lacy_stream.checkpoint import Checkpoint, load_checkpoint
 from lacy_stream.corpus import open_corpus
 from lacy_stream.metrics import CallScores, call_scores, own_call_mask
+from lacy_stream.recipe import Recipe
 from lacy_stream.train import corpus_arguments
 
 CALL_STYLE, FACT_STYLE = "bold white on red", "underline"
@@ -31,13 +32,13 @@ class Marked:
     factual_share_of_calls: float
 
 
-def held_out_documents(checkpoint: Checkpoint, count: int) -> list[Document]:
-    """The first documents of the run's validation split.
+def held_out_documents(recipe: Recipe, count: int) -> list[Document]:
+    """The first documents of a run's validation split.
 
     Raises:
         ValueError: the recipe has none.
     """
-    loader = checkpoint.recipe.eval_loader
+    loader = recipe.eval_loader
     if loader is None:
         raise ValueError("the recipe of this checkpoint has no eval_loader: name a text file instead")
     corpus = open_corpus(**corpus_arguments(loader.dataset))
@@ -137,7 +138,7 @@ def show_calls(
     if files:
         chosen = [Document(name, Path(name).read_text(encoding="utf-8")) for name in files]
     else:
-        chosen = held_out_documents(checkpoint, documents)
+        chosen = held_out_documents(checkpoint.recipe, documents)
     console = Console(highlight=False)
     all_marked = [mark(checkpoint, annotator, document) for document in chosen]
     for marked in all_marked:

@@ -56,3 +56,20 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 )
                 writer.write({"id": f"{split}-{number}", "text": f"Letters {number}\n\n{body}"})
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory, tokenizer_path: Path) -> Path:
+    """An exported folder of a GPT-2 with random weights: one layer, 16 wide, 512 positions, <CALL> = 32,000."""
+    import shutil
+
+    import torch
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 32_001, "n_positions": 512, "n_embd": 16, "n_layer": 1, "n_head": 2}
+    model = GPT2LMHeadModel(GPT2Config(bos_token_id=2, eos_token_id=2, call_token_id=32_000, **sizes))
+    folder = tmp_path_factory.mktemp("tiny")
+    model.save_pretrained(folder)
+    shutil.copy(tokenizer_path, folder / "tokenizer.model")
+    return folder

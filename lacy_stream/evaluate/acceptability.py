@@ -1,0 +1,333 @@
+"""Accuracy and acceptability of what a model proposes, by loss, facts against the rest (section 3, figure 3).
+
+validation documents --model--> loss and greedy proposal of each token --annotator--> class
+                                --judge--> acceptable or not --bins--> figure
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+import numpy as np
+import torch
+
+from annotator import Annotator, Document, FactClass
+from annotator.tokens import Tokenizer
+from lacy_stream.call_mask import token_losses
+from lacy_stream.checkpoint import CallingModel, load_model
+from lacy_stream.evaluate.judge import Judge, in_parallel
+from lacy_stream.evaluate.progress import progress
+from lacy_stream.evaluate.results import Table, publish
+from lacy_stream.recipe import Recipe
+from lacy_stream.show_calls import held_out_documents
+from lacy_stream.sources import ReadOptions, find_inputs, read_rows
+
+EDGES = (0.0, 0.5, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 10.0, float("inf"))
+"""Of the bins of the loss, nats."""
+VERDICT_TOKENS = 256
+CLASSES = {"factual": True, "other": False}
+
+QUESTION = """\
+You check single steps of a program that continues encyclopaedic text. You are given the text so far, the next piece
+that the program proposes, and the piece that really came next. Pieces are often parts of words or of numbers.
+
+The proposal is acceptable if the text may go on from it so that it agrees with the original: both can be true
+together, and both say much the same. It is unacceptable if it leads to another fact, contradicts the original, or
+changes what is said.
+
+Text so far: "The bridge was opened in 19"
+Proposal: "6"    Original: "3"
+The year would begin with 196 and not with 193: another date.
+Verdict: 0
+
+Text so far: "Lena Holm is a Danish"
+Proposal: " painter"    Original: " chemist"
+She would have another profession.
+Verdict: 0
+
+Text so far: "The village lies on the"
+Proposal: " bank"    Original: " eastern"
+"on the bank of a river" can be said of a village on its eastern bank; nothing is contradicted.
+Verdict: 1
+
+Give one sentence of reasons, then "Verdict: 1" (acceptable) or "Verdict: 0" (unacceptable).
+
+Text so far: {context}
+Proposal: {proposal}    Original: {reference}
+"""
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """What a model proposes for one token.
+
+    Args:
+        start: place in the document's text, code points, where the token begins.
+        loss: of the true token, nats, <CALL> left out of the softmax.
+        acceptable: the verdict; None where there is none, `why` says how that came. A proposal that is the true token
+            is acceptable without a question.
+    """
+
+    start: int
+    reference: str
+    proposal: str
+    loss: float
+    factual: bool
+    correct: bool
+    acceptable: bool | None = None
+    why: str = ""
+
+
+class Scored(NamedTuple):
+    """The proposals for a document."""
+
+    document: Document
+    proposals: list[Proposal]
+
+
+# ---------------------------------------------------------------- proposals
+
+
+def read_documents(path: str, count: int) -> list[Document]:
+    """The first documents of a JSONL or Parquet file."""
+    inputs, _ = find_inputs([path], ReadOptions())
+    rows = (row for source in inputs for row in read_rows(source, ReadOptions()) if not row.refused)
+    return [Document(row.id, row.text) for row, _ in zip(rows, range(count))]
+
+
+@torch.no_grad()
+def propose(model: CallingModel, annotator: Annotator, tokenizer: Tokenizer, document: Document) -> list[Proposal]:
+    """Loss and greedy proposal of each token of a document but the first, up to the model's context; <CALL> is banned.
+
+    Args:
+        tokenizer: the model's.
+    """
+    labelled = annotator.annotate([document.text])[0]
+    ids = labelled.ids[: model.max_seq_len]
+    if len(ids) < 2:
+        return []
+    targets_T = torch.from_numpy(ids).long()
+    inputs_T = torch.cat([torch.tensor([model.eos_id]), targets_T[:-1]])
+    device = model.model.device
+    logits_TV = model.model(input_ids=inputs_T[None].to(device)).logits[0].float().cpu()
+    if model.call_token_id is None:
+        loss_T = torch.nn.functional.cross_entropy(logits_TV, targets_T, reduction="none")
+    else:
+        loss_T = token_losses(logits_TV[None], targets_T[None], model.call_token_id).true[0]
+        logits_TV[:, model.call_token_id] = -torch.inf
+    proposed_T = logits_TV[:, : annotator.vocab_size].argmax(dim=-1).numpy().astype(np.int32)
+    return [
+        Proposal(
+            start=int(labelled.offsets[i, 0]),
+            reference=_spelled(tokenizer, ids[i - 1], ids[i]),
+            proposal=_spelled(tokenizer, ids[i - 1], proposed_T[i]),
+            loss=loss_T[i].item(),
+            factual=bool(labelled.classes[i] == FactClass.FACTUAL),
+            correct=bool(proposed_T[i] == ids[i]),
+        )
+        for i in range(1, len(ids))
+    ]
+
+
+def _spelled(tokenizer: Tokenizer, before: int, id: int) -> str:
+    """What a piece adds to the text behind another one."""
+    (text, _), (start, _) = (tokenizer.decode(np.array(ids, np.int32)) for ids in ([before, id], [before]))
+    return text[len(start) :]
+
+
+def score_documents(label: str, path: str, texts: str | None, count: int, pipeline: str, device: str) -> list[Scored]:
+    """What the model at `path` proposes for the first documents of a file, or of its run's held-out data.
+
+    Args:
+        label: of the model.
+        pipeline: name of the spaCy pipeline that tells facts.
+
+    Raises:
+        ValueError: there are no documents.
+    """
+    model = load_model(path)
+    model.model.to(device)  # type: ignore[arg-type]
+    annotator, tokenizer = Annotator(model.tokenizer, model=pipeline), Tokenizer(model.tokenizer)
+    if texts is None and model.recipe is None:
+        raise ValueError(f"{path} has no recipe that names held-out data; name documents with --texts")
+    documents = read_documents(texts, count) if texts else held_out_documents(cast(Recipe, model.recipe), count)
+    if not documents:
+        raise ValueError(f"{texts or path} holds no documents")
+    scored = []
+    with progress(f"{label}: documents read", len(documents)) as advance:
+        for document in documents:
+            scored.append(Scored(document, propose(model, annotator, tokenizer, document)))
+            advance(1)
+    return scored
+
+
+# ---------------------------------------------------------------- verdicts
+
+
+def question(text: str, proposal: Proposal) -> str:
+    """What the judge is asked about a proposal. The prompt is our own; the paper's is in its appendix A.1."""
+    context, proposed, reference = (
+        f'"{part}"' for part in (text[: proposal.start], proposal.proposal, proposal.reference)
+    )
+    return QUESTION.format(context=context, proposal=proposed, reference=reference)
+
+
+def parse_verdict(answer: str) -> bool | None:
+    """The last verdict of an answer, or an answer that is one digit; None where there is neither."""
+    said = re.findall(r"verdict\W*([01])\b", answer, re.IGNORECASE) or re.findall(r"^\W*([01])\W*$", answer)
+    return said[-1] == "1" if said else None
+
+
+def judge_proposal(text: str, proposal: Proposal, judge: Judge) -> Proposal:
+    """The proposal with its verdict.
+
+    Raises:
+        JudgeError: the endpoint cannot be used any more.
+    """
+    if proposal.correct:
+        return replace(proposal, acceptable=True)
+    answer = judge.ask(question(text, proposal), VERDICT_TOKENS)
+    verdict = None if answer is None else parse_verdict(answer)
+    why = "" if verdict is not None else "no answer" if answer is None else f"unclear: {answer[-200:]!r}"
+    return replace(proposal, acceptable=verdict, why=why)
+
+
+def judge_all(label: str, scored: Sequence[Scored], judge: Judge, threads: int) -> list[Scored]:
+    """The same documents, every proposal with its verdict."""
+    total = sum(len(one.proposals) for one in scored)
+    judged = []
+    with progress(f"{label}: proposals judged", total) as advance:
+        pairs = [(one.document.text, proposal) for one in scored for proposal in one.proposals]
+        for proposal in in_parallel(lambda pair: judge_proposal(*pair, judge), pairs, threads):
+            judged.append(proposal)
+            advance(1)
+    remaining = iter(judged)
+    return [Scored(one.document, [next(remaining) for _ in one.proposals]) for one in scored]
+
+
+# ---------------------------------------------------------------- bins
+
+
+@dataclass(frozen=True)
+class Bin:
+    """Tokens of one class with a loss in [low, high) nats. Shares in percent, None where there are no tokens; the
+    acceptability is that of the tokens with a verdict."""
+
+    low: float
+    high: float
+    factual: bool
+    tokens: int
+    judged: int
+    accuracy: float | None
+    acceptability: float | None
+
+
+def bins(proposals: Sequence[Proposal]) -> list[Bin]:
+    """Accuracy and acceptability in each bin of EDGES, facts first, then the rest."""
+    return [
+        _bin([p for p in proposals if p.factual == factual and low <= p.loss < high], low, high, factual)
+        for factual in CLASSES.values()
+        for low, high in zip(EDGES, EDGES[1:], strict=False)
+    ]
+
+
+def _bin(inside: Sequence[Proposal], low: float, high: float, factual: bool) -> Bin:
+    verdicts = [p.acceptable for p in inside if p.acceptable is not None]
+    shares = _percent([p.correct for p in inside]), _percent(verdicts)
+    return Bin(low, high, factual, len(inside), len(verdicts), *shares)
+
+
+def _percent(values: Sequence[bool]) -> float | None:
+    return 100 * sum(values) / len(values) if values else None
+
+
+def draw(path: Path, binned: Mapping[str, Sequence[Bin]]) -> None:
+    """Figure 3: accuracy left, acceptability right, a row for each model."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 3.5 * len(binned)), layout="constrained")
+    grid = figure.subplots(len(binned), 2, squeeze=False, sharey=True)
+    names = [
+        f"{low:g}–{high:g}" if high < EDGES[-1] else f"≥{low:g}" for low, high in zip(EDGES, EDGES[1:], strict=False)
+    ]
+    for row, (label, all_bins) in zip(grid, binned.items(), strict=True):
+        for axes, measure in zip(row, ("accuracy", "acceptability"), strict=True):
+            for name, factual in CLASSES.items():
+                points = [
+                    (index, getattr(one, measure))
+                    for index, one in enumerate(one for one in all_bins if one.factual == factual)
+                    if getattr(one, measure) is not None
+                ]
+                axes.plot([x for x, _ in points], [y for _, y in points], marker="o", label=name)
+            axes.set(title=f"{label}: {measure}", xlabel="loss of the true token (nats)", ylabel="%", ylim=(0, 105))
+            axes.set_xticks(range(len(names)), names)
+            axes.legend()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=150)
+
+
+# ---------------------------------------------------------------- the evaluation
+
+
+def evaluate_acceptability(
+    scored: Mapping[str, Sequence[Scored]], judge: Judge, out: str | os.PathLike[str], threads: int = 8
+) -> None:
+    """Judge the proposals of each model and write acceptability.json, .md and .png.
+
+    Args:
+        scored: label of the model -> its proposals.
+
+    Raises:
+        JudgeError: the endpoint cannot be used; its answers so far are in its cache.
+    """
+    judged = {label: judge_all(label, documents, judge, threads) for label, documents in scored.items()}
+    proposals = {label: [p for one in documents for p in one.proposals] for label, documents in judged.items()}
+    binned = {label: bins(those) for label, those in proposals.items()}
+    table = Table(
+        title="Accuracy and acceptability by loss (%)",
+        columns=["model", "loss, nats", "class", "tokens", "accuracy", "acceptability"],
+        rows=[[label, *row] for label, those in proposals.items() for row in _rows(those, binned[label])],
+        notes=[
+            "The paper shows its figures as a plot only (figure 3).",
+            *(note for label, those in proposals.items() for note in _notes(label, those)),
+            f"Judge: {judge.model}; {judge.counts['asked']:,} questions asked, {judge.counts['from_cache']:,} answered "
+            f"before, {judge.counts['retried']:,} retries, {judge.counts['failed']:,} failed.",
+        ],
+    )
+    draw(Path(out) / "acceptability.png", binned)
+    models = [
+        {
+            "model": label,
+            "bins": [asdict(b) | {"high": None if b.high == EDGES[-1] else b.high} for b in binned[label]],
+            "documents": [_as_json(one) for one in documents],
+        }
+        for label, documents in judged.items()
+    ]
+    publish(out, "acceptability", {"judge": judge.model, "questions": judge.counts, "models": models}, table)
+
+
+def _rows(proposals: Sequence[Proposal], binned: Sequence[Bin]) -> list[list[str | float | None]]:
+    """The table's rows of one model: each class as a whole, then its bins that hold tokens."""
+    rows: list[list[str | float | None]] = []
+    for name, factual in CLASSES.items():
+        whole = _bin([p for p in proposals if p.factual == factual], 0.0, EDGES[-1], factual)
+        for one in [whole, *(b for b in binned if b.factual == factual and b.tokens)]:
+            span = "all" if one is whole else f"{one.low:g} to {one.high:g}"
+            rows.append([span, name, f"{one.tokens:,}", one.accuracy, one.acceptability])
+    return rows
+
+
+def _notes(label: str, proposals: Sequence[Proposal]) -> list[str]:
+    missing = sum(p.acceptable is None for p in proposals)
+    said = [f"{label}: {len(proposals):,} tokens, {sum(p.correct for p in proposals):,} proposed as they are."]
+    return said + ([f"{label}: {missing:,} proposals without a verdict count for nothing."] if missing else [])
+
+
+def _as_json(scored: Scored) -> dict[str, Any]:
+    document, proposals = scored
+    return {"id": document.id, "text": document.text, "tokens": [asdict(proposal) for proposal in proposals]}

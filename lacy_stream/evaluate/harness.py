@@ -1,0 +1,124 @@
+"""lm-eval's model class for our models, and a run of its tasks that goes on where it was stopped.
+
+<CALL> is banned: its logit is -inf, so that log-likelihoods are those of the other tokens, renormalised, and it is
+never generated (section 5.3).
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from lm_eval.api.registry import register_model
+from lm_eval.evaluator import simple_evaluate
+from lm_eval.models.huggingface import HFLM
+from lm_eval.tasks import TaskManager
+from transformers import LlamaTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from lacy_stream.checkpoint import CallingModel, load_model
+from lacy_stream.evaluate.models import fingerprint
+
+_HFLM: Any = HFLM  # its own decorator hides its type
+
+
+@register_model("lacy")
+class LacyLM(_HFLM):
+    """A checkpoint of a run or an exported folder, <CALL> banned.
+
+    Args:
+        model: loaded, or its path (what ``lm_eval --model lacy --model_args model=PATH`` gives).
+        batch_size: sequences at a time. device: torch device.
+    """
+
+    def __init__(
+        self, model: CallingModel | str, batch_size: int | str = 8, device: str | None = None, **_: Any
+    ) -> None:
+        loaded = load_model(model) if isinstance(model, str | os.PathLike) else model
+        self._call_token_id = loaded.call_token_id
+        loaded.model.to(device or "cpu")  # type: ignore[arg-type]
+        tokenizer = hf_tokenizer(loaded.tokenizer, loaded.eos_id)
+        super().__init__(
+            pretrained=loaded.model.eval(),
+            tokenizer=tokenizer,
+            batch_size=batch_size,
+            max_length=loaded.max_seq_len,
+            add_bos_token=False,
+        )
+
+    def _model_call(self, inps: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        logits = super()._model_call(inps, *args, **kwargs)
+        if self._call_token_id is not None:
+            logits[..., self._call_token_id] = -torch.inf
+        return logits
+
+    def _model_generate(self, context: torch.Tensor, max_length: int, stop: list[str], **kwargs: Any) -> torch.Tensor:
+        if self._call_token_id is not None:
+            kwargs["bad_words_ids"] = [[self._call_token_id]]
+        return super()._model_generate(context, max_length, stop, **kwargs)
+
+
+def hf_tokenizer(path: Path, eos_id: int) -> PreTrainedTokenizerBase:
+    """Hugging Face's view of a SentencePiece file, or of a tokenizer.json of a model that is not ours.
+
+    Of the two classes for SentencePiece this one calls SentencePiece itself; the fast one converts the file, which
+    needs a protobuf that fits, and encodes white space otherwise unless it is told not to. Names of special tokens in a
+    text are text.
+    """
+    if path.suffix == ".json":
+        tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(path))
+        tokenizer.eos_token = tokenizer.pad_token = tokenizer.convert_ids_to_tokens(max(eos_id, 0))
+        return tokenizer
+    return LlamaTokenizer(vocab_file=str(path), legacy=True, add_bos_token=False, split_special_tokens=True)
+
+
+@dataclass(frozen=True)
+class TaskResult:
+    """Mean metrics of a task, 0 to 1, and its items as lm-eval logs them."""
+
+    metrics: dict[str, float]
+    items: list[dict[str, Any]]
+
+
+def run_tasks(
+    path: str,
+    tasks: Sequence[str],
+    manager: TaskManager,
+    cache: Path,
+    *,
+    device: str,
+    batch_size: int = 8,
+    limit: int | None = None,
+) -> dict[str, TaskResult]:
+    """Run tasks on one model. lm-eval shows how far it is and how long it will take.
+
+    Args:
+        path: of the model.
+        tasks: names that the manager knows.
+        cache: folder of the answers that models have given. An interrupted run finds them again.
+        limit: items of each task.
+    """
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)  # it warns of a model that is an object
+    cache.mkdir(parents=True, exist_ok=True)
+    results: Any = simple_evaluate(
+        model=LacyLM(path, batch_size=batch_size, device=device),  # type: ignore[call-arg]
+        tasks=list(tasks),
+        task_manager=manager,
+        limit=limit,
+        use_cache=str(cache / fingerprint(path)),
+        bootstrap_iters=0,
+    )
+    return {task: TaskResult(_metrics(results["results"][task]), results["samples"][task]) for task in tasks}
+
+
+def _metrics(row: dict[str, Any]) -> dict[str, float]:
+    """lm-eval's "acc,none" -> acc; without its errors and counts."""
+    return {
+        name.split(",")[0]: float(value)
+        for name, value in row.items()
+        if name.endswith(",none") and "_stderr" not in name and isinstance(value, int | float)
+    }

@@ -1,0 +1,67 @@
+"""Results that are made one by one, kept in a file as they come: a run that is stopped goes on where it was."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+
+class JournalError(ValueError):
+    """The file belongs to another run; the message says what differs."""
+
+
+class Journal:
+    """JSONL: first what the results depend on, then one result a line. A line that a killed run left unfinished is
+    dropped when the file is opened again.
+
+    Args:
+        path: the file; it and its folder are made where missing.
+        settings: what the results depend on. JSON values.
+
+    Attributes:
+        results: those that are there already, in order.
+
+    Raises:
+        JournalError: the file was written with other settings.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], settings: dict[str, Any]) -> None:
+        self.path = Path(path)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        settings = json.loads(json.dumps(settings))
+        data = self.path.read_bytes() if self.path.exists() else b""
+        whole = data[: data.rfind(b"\n") + 1]
+        self.results: list[Any] = []
+        try:
+            head, *self.results = [json.loads(line) for line in whole.splitlines()] or [settings]
+        except ValueError as error:
+            raise JournalError(f"{self.path} is damaged ({error}); remove it to start over") from error
+        if head != settings:
+            raise JournalError(
+                f"{self.path} was written with other settings: {_difference(head, settings)}; remove it to start "
+                "over, or choose another --out"
+            )
+        if len(whole) < len(data):
+            os.truncate(self.path, len(whole))
+        self._file = open(self.path, "a", encoding="utf-8")
+        if not whole:
+            self._write(settings)
+
+    def add(self, result: Any) -> None:
+        """Keep one more result."""
+        self._write(result)
+        self.results.append(result)
+
+    def close(self) -> None:
+        self._file.close()
+
+    def _write(self, value: Any) -> None:
+        self._file.write(json.dumps(value, ensure_ascii=False) + "\n")
+        self._file.flush()
+
+
+def _difference(before: dict[str, Any], now: dict[str, Any]) -> str:
+    names = [name for name in {**before, **now} if before.get(name) != now.get(name)]
+    return ", ".join(f"{name} was {before.get(name)!r}, is {now.get(name)!r}" for name in names)

@@ -1,0 +1,106 @@
+"""What an evaluation leaves: NAME.json with every item, NAME.md with a table beside the paper's figures, NAME.png."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+Cell = str | float | None
+OURS, PAPER = "#3b6ea5", "#c9c9c9"
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of scores, then the paper's.
+
+    Args:
+        title: of the page.
+        columns: names; the first is that of the models.
+        rows: ours. Numbers are percentages, shown with one decimal; None is a dash.
+        paper: the paper's rows, of the same columns; source: where they stand.
+        notes: what a reader should know, a sentence each.
+    """
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[Cell]]
+    paper: Sequence[Sequence[Cell]] = ()
+    source: str = ""
+    notes: Sequence[str] = field(default=())
+
+    def markdown(self) -> str:
+        lines = [f"# {self.title}", "", _line(self.columns), _line(["---"] * len(self.columns))]
+        lines += [_line([cell_text(cell) for cell in row]) for row in self.rows]
+        lines += [_line([f"*{row[0]}* (paper)", *map(cell_text, row[1:])]) for row in self.paper]
+        if self.source:
+            lines += ["", f"The paper's figures: {self.source}."]
+        return "\n".join([*lines, *(f"\n{note}" for note in self.notes)]) + "\n"
+
+    def show(self) -> None:
+        """Print it, the paper's rows dimmed."""
+        from rich.console import Console
+        from rich.markup import escape
+        from rich.table import Table as Grid
+
+        from annotator.terminal import printable
+
+        grid = Grid(*self.columns, title=escape(self.title))
+        for row in self.rows:
+            grid.add_row(*(escape(printable(cell_text(cell))) for cell in row))
+        if self.paper:
+            grid.add_section()
+        for row in self.paper:
+            grid.add_row(f"{row[0]} (paper)", *(cell_text(cell) for cell in row[1:]), style="dim")
+        console = Console(highlight=False)
+        console.print(grid)
+        for note in self.notes:
+            console.print(printable(note), markup=False)
+
+
+def cell_text(cell: Cell) -> str:
+    """A cell as people read it."""
+    if cell is None:
+        return "–"
+    return cell if isinstance(cell, str) else f"{cell:.1f}"
+
+
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
+
+
+def publish(out: str | os.PathLike[str], name: str, content: Mapping[str, Any], *tables: Table) -> None:
+    """Write OUT/NAME.json (`content`) and OUT/NAME.md, and print the tables."""
+    out = Path(out)
+    write(out / f"{name}.json", json.dumps(content, ensure_ascii=False, indent=1) + "\n")
+    write(out / f"{name}.md", "\n".join(table.markdown() for table in tables))
+    for table in tables:
+        table.show()
+    print(f"written: {out / name}.json, .md" + (", .png" if (out / f"{name}.png").exists() else ""))
+
+
+def write(path: Path, text: str) -> None:
+    """The file is old or new, never half."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, path)
+
+
+def bars(path: Path, title: str, ylabel: str, ours: Mapping[str, float], paper: Mapping[str, float]) -> None:
+    """A bar for each of our models, then for the paper's, with the values above them."""
+    from matplotlib.figure import Figure  # without pyplot: no display, no global state
+
+    labels = [*ours, *(f"{name}\n(paper)" for name in paper)]
+    values = [*ours.values(), *paper.values()]
+    figure = Figure(figsize=(2 + 1.1 * len(labels), 4), layout="constrained")
+    axes = figure.subplots()
+    drawn = axes.bar(range(len(labels)), values, color=[OURS] * len(ours) + [PAPER] * len(paper))
+    axes.bar_label(drawn, fmt="%.1f")
+    axes.set_xticks(range(len(labels)), labels, rotation=20 if len(labels) > 4 else 0)
+    axes.set(title=title, ylabel=ylabel)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=150)

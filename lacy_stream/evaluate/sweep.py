@@ -1,0 +1,109 @@
+"""FActScore by how much is delegated (table 8) and by who decides it at inference time (table 9)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from lacy_stream.evaluate.biographies import Biography, Cascade
+from lacy_stream.evaluate.factscore import Jury, Score, aggregate, judge_biographies, judge_note, jury_settings, notes
+from lacy_stream.evaluate.results import Cell, Table, publish
+
+RATES = (0.0, 0.15, 0.45, 0.60, 0.75)
+"""Targets of table 8, which came out as 0, 22.4, 40.4, 60.2 and 79.7% in the paper."""
+METHODS = ("random", "ilacy-logprob", "ilacy-entropy")
+"""Of table 9, as ``cascade.generate`` calls them."""
+PAPER_RATES = [
+    ["LaCy 334M", 0.0, 15.22],
+    ["LaCy 334M", 22.40, 22.71],
+    ["LaCy 334M", 40.35, 23.07],
+    ["LaCy 334M", 60.20, 23.77],
+    ["LaCy 334M", 79.73, 25.56],
+    ["Llama 3.2 1B alone", 100.0, 34.21],
+]
+PAPER_METHODS = [
+    ["334M", "random", None, 19.00],
+    ["334M", "i-LaCy (log prob)", None, 20.51],
+    ["334M", "i-LaCy (entropy)", None, 20.17],
+]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One cell of a table: a model, how it wrote, and what."""
+
+    model: str
+    cascade: Cascade
+    biographies: Sequence[Biography]
+
+    @property
+    def label(self) -> str:
+        return run_label(self.model, self.cascade)
+
+
+def run_label(model: str, cascade: Cascade) -> str:
+    """How a run is called, also in the name of its journal."""
+    return f"{model}-{cascade.delegate}-{cascade.call_rate:g}"
+
+
+def evaluate_sweep(rates: Sequence[Run], methods: Sequence[Run], jury: Jury, out: str | os.PathLike[str]) -> None:
+    """Judge all runs and write sweep.json and sweep.md.
+
+    Args:
+        rates: runs of table 8; methods: of table 9. Either may be empty.
+
+    Raises:
+        JudgeError: the endpoint cannot be used; its answers so far are in its cache.
+    """
+    runs = [*rates, *methods]
+    judged = [judge_biographies(run.label, run.biographies, jury) for run in runs]
+    scores = [aggregate(items, jury.gamma) for items in judged]
+    tables = [
+        *([_rates_table(rates, scores[: len(rates)])] if rates else []),
+        *([_methods_table(methods, scores[len(rates) :])] if methods else []),
+    ]
+    tables[-1] = _with_notes(
+        tables[-1],
+        [
+            *(note for run, score in zip(runs, scores, strict=True) for note in notes(run.label, score)),
+            judge_note(jury),
+        ],
+    )
+    content = [
+        {"model": run.model, **asdict(run.cascade), "score": asdict(score), "items": [asdict(item) for item in items]}
+        for run, score, items in zip(runs, scores, judged, strict=True)
+    ]
+    publish(Path(out), "sweep", {"jury": jury_settings(jury), "runs": content}, *tables)
+
+
+def _rates_table(runs: Sequence[Run], scores: Sequence[Score]) -> Table:
+    rows: list[list[Cell]] = [
+        [run.model, s.call_rate, s.score, s.unpenalised] for run, s in zip(runs, scores, strict=True)
+    ]
+    return Table(
+        title="FActScore by call rate (%)",
+        columns=["model", "calls", "FActScore", "unpenalised"],
+        rows=rows,
+        paper=[[*row, None] for row in PAPER_RATES],
+        source="table 8",
+    )
+
+
+def _methods_table(runs: Sequence[Run], scores: Sequence[Score]) -> Table:
+    rows: list[list[Cell]] = [
+        [run.model, run.cascade.delegate, s.call_rate, s.score, s.unpenalised]
+        for run, s in zip(runs, scores, strict=True)
+    ]
+    return Table(
+        title="FActScore by delegation at inference time only (%)",
+        columns=["model", "delegation", "calls", "FActScore", "unpenalised"],
+        rows=rows,
+        paper=[[*row, None] for row in PAPER_METHODS],
+        source="table 9",
+    )
+
+
+def _with_notes(table: Table, said: Sequence[str]) -> Table:
+    return Table(table.title, table.columns, table.rows, table.paper, table.source, said)
