@@ -73,3 +73,23 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory, tokenizer_path: Path) -
     model.save_pretrained(folder)
     shutil.copy(tokenizer_path, folder / "tokenizer.model")
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_partner(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of another causal language model: a GPT-2 with random weights whose tokens are bytes, in their order."""
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+    from transformers.models.gpt2.tokenization_gpt2 import bytes_to_unicode
+
+    letters = bytes_to_unicode()
+    tokenizer = Tokenizer(models.BPE({letters[byte]: byte for byte in range(256)} | {"<end>": 256}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    torch.manual_seed(1)
+    sizes = {"vocab_size": 257, "n_positions": 1024, "n_embd": 16, "n_layer": 1, "n_head": 2}
+    folder = tmp_path_factory.mktemp("partner")
+    GPT2LMHeadModel(GPT2Config(bos_token_id=256, eos_token_id=256, **sizes)).save_pretrained(folder)
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<end>").save_pretrained(folder)
+    return folder

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -45,7 +44,7 @@ def request(kind: str, *arguments: object) -> Instance:
 def test_calls_are_banned(calling: CallingModel):
     """Log-likelihoods are those of the other tokens, renormalised; <CALL>, though it leads everywhere, never comes."""
     context, answer = "Ada was born in", " London"
-    model, tokenizer = LacyLM(calling), hf_tokenizer(calling.tokenizer, calling.eos_id)
+    model, tokenizer = LacyLM(calling), hf_tokenizer(calling.tokenizer)
     ids = torch.tensor([tokenizer(context + answer).input_ids])
     start = len(tokenizer(context).input_ids)
     with torch.no_grad():
@@ -61,12 +60,12 @@ def test_calls_are_banned(calling: CallingModel):
 def test_a_model_without_calls_is_not_changed(calling: CallingModel):
     """Where a model knows no <CALL>, nothing is banned."""
     context, answer = "Ada was born in", " London"
-    tokenizer = hf_tokenizer(calling.tokenizer, calling.eos_id)
+    tokenizer = hf_tokenizer(calling.tokenizer)
     ids = torch.tensor([tokenizer(context + answer).input_ids])
     start = len(tokenizer(context).input_ids)
     with torch.no_grad():
         whole = torch.log_softmax(calling.model(ids).logits[0], -1)[start - 1 : -1].gather(1, ids[0, start:, None])
-    model = LacyLM(replace(calling, call_token_id=None))
+    model = LacyLM(calling._replace(call_token_id=None))
     ((found, _),) = model.loglikelihood([request("loglikelihood", context, answer)])
     assert found == pytest.approx(whole.sum().item(), abs=1e-3)
 
@@ -76,22 +75,19 @@ def test_tokenizer_is_sentencepieces(tokenizer_path: Path):
     import sentencepiece
 
     pieces = sentencepiece.SentencePieceProcessor(model_file=str(tokenizer_path))
-    tokenizer = hf_tokenizer(tokenizer_path, 2)
+    tokenizer = hf_tokenizer(tokenizer_path)
     for text in ("Ada was born", " two  spaces ", "line\nbreak\n", "1987, Zoë 東京 🙂", "<s> </s> <CALL>", ""):
         assert tokenizer(text).input_ids == pieces.encode(text), text
 
 
-def test_a_tokenizer_of_another_model(tmp_path: Path):
-    """A tokenizer.json, as other models have, is taken as it is, with an end for lm-eval to pad with."""
-    from tokenizers import Tokenizer
-    from tokenizers.models import WordLevel
-    from tokenizers.pre_tokenizers import Whitespace
-
-    other = Tokenizer(WordLevel({"<end>": 0, "Ada": 1, "wrote": 2, "?": 3}, unk_token="?"))
-    other.pre_tokenizer = Whitespace()
-    other.save(str(tmp_path / "tokenizer.json"))
-    tokenizer = hf_tokenizer(tmp_path / "tokenizer.json", 0)
-    assert tokenizer("Ada wrote").input_ids == [1, 2] and tokenizer.pad_token_id == 0
+def test_a_model_of_others(tiny_partner: Path):
+    """A folder with a tokenizer of its own is scored with that; lm-eval's answer is the one by hand."""
+    model = LacyLM(load_model(tiny_partner))
+    ids = torch.tensor([list(b"Ada wrote")])
+    with torch.no_grad():
+        by_hand = torch.log_softmax(model.model(ids).logits[0], -1)[2:-1].gather(1, ids[0, 3:, None]).sum()
+    ((found, _),) = model.loglikelihood([request("loglikelihood", "Ada", " wrote")])
+    assert found == pytest.approx(by_hand.item(), abs=1e-3)
 
 
 @pytest.mark.parametrize(("question", "start"), QUESTIONS)

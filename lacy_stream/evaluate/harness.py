@@ -18,7 +18,7 @@ from lm_eval.api.registry import register_model
 from lm_eval.evaluator import simple_evaluate
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
-from transformers import LlamaTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, LlamaTokenizer, PreTrainedTokenizerBase
 
 from lacy_stream.checkpoint import CallingModel, load_model
 from lacy_stream.evaluate.models import fingerprint
@@ -41,7 +41,7 @@ class LacyLM(_HFLM):
         loaded = load_model(model) if isinstance(model, str | os.PathLike) else model
         self._call_token_id = loaded.call_token_id
         loaded.model.to(device or "cpu")  # type: ignore[arg-type]
-        tokenizer = hf_tokenizer(loaded.tokenizer, loaded.eos_id)
+        tokenizer = hf_tokenizer(loaded.tokenizer)
         super().__init__(
             pretrained=loaded.model.eval(),
             tokenizer=tokenizer,
@@ -62,17 +62,15 @@ class LacyLM(_HFLM):
         return super()._model_generate(context, max_length, stop, **kwargs)
 
 
-def hf_tokenizer(path: Path, eos_id: int) -> PreTrainedTokenizerBase:
-    """Hugging Face's view of a SentencePiece file, or of a tokenizer.json of a model that is not ours.
+def hf_tokenizer(path: Path) -> PreTrainedTokenizerBase:
+    """Hugging Face's view of a SentencePiece file, or the tokenizer of a folder of a model that is not ours.
 
     Of the two classes for SentencePiece this one calls SentencePiece itself; the fast one converts the file, which
     needs a protobuf that fits, and encodes white space otherwise unless it is told not to. Names of special tokens in a
     text are text.
     """
-    if path.suffix == ".json":
-        tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(path))
-        tokenizer.eos_token = tokenizer.pad_token = tokenizer.convert_ids_to_tokens(max(eos_id, 0))
-        return tokenizer
+    if path.is_dir():
+        return AutoTokenizer.from_pretrained(path)
     return LlamaTokenizer(vocab_file=str(path), legacy=True, add_bos_token=False, split_special_tokens=True)
 
 
