@@ -107,6 +107,9 @@ def judge_biography(biography: Biography, jury: Jury) -> Judged:
     """
     judge, knowledge = jury.judge, jury.knowledge
     judged = Judged(biography.name, biography.text, biography.call_rate)
+    if biography.skipped:
+        judged.skipped = f"not written; {biography.skipped}"
+        return judged
     if knowledge.article(biography.name) is None:
         near = ", ".join(knowledge.nearest_titles(biography.name))
         judged.skipped = "no article" + (f"; titles like it: {near}" if near else "")
