@@ -97,7 +97,7 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
 
 
 def load_model(path: str | os.PathLike[str]) -> CallingModel:
-    """Load a checkpoint file of a run, a folder that ``lacy-stream export`` wrote, or a folder or hub name of any causal
+    """Load a checkpoint file of a run, a folder that ``lacy-stream export`` wrote, or by folder or hub name any causal
     language model of transformers (which has no <CALL>).
 
     Raises:

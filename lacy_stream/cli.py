@@ -211,7 +211,7 @@ log-probabilities as http://HOST:PORT/v1#NAME (vLLM, llama.cpp). With --knowledg
 
 GENERATE_EXAMPLES = """\
 examples:
-  lacy-stream generate out/lacy --partner meta-llama/Llama-3.2-1B --prompt "Tell me a bio of Ada Lovelace. Ada Lovelace is"
+  lacy-stream generate out/lacy --partner meta-llama/Llama-3.2-1B --prompt "Ada Lovelace was born in"
   lacy-stream generate out/lacy --partner http://127.0.0.1:8000/v1 --prompts names.txt --out bios.jsonl --html bios.html
 
 Stopped, however it was, the same command with --out goes on. Exit status: 0; 1 if prompts were skipped; 2 for errors.

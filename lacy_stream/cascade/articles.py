@@ -11,7 +11,8 @@ ARTICLE_CHARACTERS = 8000
 TEMPLATE = (
     "<|im_start|>system\nYou are an assistant who writes biographies of famous people and events. "
     "Continue any given text naturally and fluently.<|im_end|>\n"
-    "<|im_start|>user\nWrite a short biography about {title}. Here is some background information: {article}<|im_end|>\n"
+    "<|im_start|>user\nWrite a short biography about {title}. Here is some background information: "
+    "{article}<|im_end|>\n"
     "<|im_start|>assistant\n<think>\n\n</think>\n\n"
 )
 """The paper's, in the chat form of Qwen 3. Other models need their own."""

@@ -44,8 +44,8 @@ def from_record(value: dict[str, Any]) -> Generation:
 
 
 def read_prompts(path: str | os.PathLike[str], articles: Articles | None = None, template: str = "") -> list[Prompt]:
-    """The prompts of a file: .jsonl has objects with "prompt" and optionally "title" (of the article); else each line is
-    one. Empty prompts stay, and are skipped by name when they are generated.
+    """The prompts of a file: .jsonl has objects with "prompt" and optionally "title" (of the article); else each line
+    is one. Empty prompts stay, and are skipped by name when they are generated.
 
     Raises:
         ValueError: the file has none, a line is no such object, or a title is missing.
