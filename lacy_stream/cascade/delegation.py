@@ -164,6 +164,6 @@ def default_annotator(model: CallingModel) -> Annotator:
 
     pipeline = model.recipe.annotator.model if model.recipe is not None else None
     file = model.tokenizer
-    if not file.is_file():
+    if file.suffix == ".json":
         file = tokenizer_path("package:mistral_common/data/tokenizer.model.v1")
     return Annotator(file, model=pipeline or "en_core_web_sm")

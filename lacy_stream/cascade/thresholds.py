@@ -20,6 +20,7 @@ class Threshold(Protocol):
 
     def warm_up(self, scores: Iterable[float]) -> None:
         """Scores that were seen before the first decision (those at the positions of the first prompt)."""
+        ...
 
     def value(self) -> float:
         """A call is made where the score is at least this: inf for never, -inf for always."""
@@ -48,18 +49,21 @@ class TrackingThreshold:
     def __init__(self, rate: float) -> None:
         self._rate = rate
         self._scores: deque[float] = deque(maxlen=WINDOW)
+        self._prompt: deque[float] = deque()
         self._missing = 0.0
 
     def warm_up(self, scores: Iterable[float]) -> None:
-        self._scores.extend(scores)
+        self._prompt.extend(scores)
 
     def value(self) -> float:
         level = self._rate + self._missing / CORRECTION
-        return _quantile(self._scores, level) if self._rate > 0 else np.inf
+        return _quantile([*self._prompt, *self._scores], level) if self._rate > 0 else np.inf
 
     def update(self, score: float | None, tokens: int, called: int) -> None:
         if score is not None:
             self._scores.append(score)
+            if self._prompt:  # a prompt is no text of the model's own: what comes replaces it
+                self._prompt.popleft()
         self._missing += self._rate * tokens - called
 
 

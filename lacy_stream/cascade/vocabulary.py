@@ -137,7 +137,7 @@ def _sentencepiece(token: str) -> bytes:
 
 
 def open_vocabulary(path: Path) -> Vocabulary:
-    """Of a ``CallingModel.tokenizer``: a SentencePiece file, or a folder with a tokenizer of transformers."""
-    if path.is_file():
-        return SentencePieceVocabulary(path)
-    return TransformersVocabulary(AutoTokenizer.from_pretrained(path, use_fast=True))
+    """Of a ``CallingModel.tokenizer``: a SentencePiece file, or the tokenizer.json of another model."""
+    if path.suffix == ".json":
+        return TransformersVocabulary(AutoTokenizer.from_pretrained(path.parent, use_fast=True))
+    return SentencePieceVocabulary(path)
