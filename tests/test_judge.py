@@ -22,7 +22,19 @@ def test_answers_are_kept_on_disk(tmp_path: Path):
         assert again.ask("how", 5) == "HOW" and again.counts["asked"] == 0
         Judge(server.url, "other", tmp_path / "a" / "cache.db").ask("how", 5)
         again.ask("how", 6)
-        assert server.questions == ["why", "how", "how", "how"]
+        again.ask("how", 5, [("who", "me")])
+        assert server.questions == ["why", "how", "how", "how", "how"]
+
+
+def test_examples_are_earlier_turns(tmp_path: Path):
+    """The endpoint is shown examples as turns before the question."""
+    with scripted_judge(lambda *_: Reply("fine")) as server:
+        Judge(server.url, "m", tmp_path / "cache.db").ask("q", 7, [("e1", "a1"), ("e2", "a2")])
+    (request,) = server.requests
+    assert [(turn["role"], turn["content"]) for turn in request["messages"]] == [
+        ("user", "e1"), ("assistant", "a1"), ("user", "e2"), ("assistant", "a2"), ("user", "q"),
+    ]  # fmt: skip
+    assert (request["max_tokens"], request["model"], request["temperature"]) == (7, "m", 0)
 
 
 def test_failures_are_retried_and_counted(tmp_path: Path):
@@ -62,6 +74,22 @@ def test_a_dead_endpoint_ends_the_run_and_loses_nothing(tmp_path: Path):
         assert judge.ask("q", 5) is None
     with pytest.raises(JudgeError, match="Connection"):
         judge.ask("q", 5)
+
+
+def test_single_failures_end_nothing(tmp_path: Path):
+    """Only failures in a row make an endpoint dead, however many there are."""
+    with scripted_judge(lambda asked, _: Reply("yes") if asked.endswith("0") else Reply("", status=500)) as server:
+        judge = Judge(server.url, "m", tmp_path / "cache.db", retries=0)
+        assert [judge.ask(str(i), 5) for i in (0, 1, 2, 10, 11, 12, 20)] == [
+            "yes",
+            None,
+            None,
+            "yes",
+            None,
+            None,
+            "yes",
+        ]
+        assert judge.counts["failed"] == 4
 
 
 def test_a_slow_endpoint_is_a_failure(tmp_path: Path):

@@ -22,13 +22,11 @@ from lacy_stream.checkpoint import CallingModel, load_model
 from lacy_stream.evaluate.judge import Judge, in_parallel
 from lacy_stream.evaluate.progress import progress
 from lacy_stream.evaluate.results import Table, publish
-from lacy_stream.losses import token_losses
+from lacy_stream.evaluate.token_table import LOSS_BINS, token_table
 from lacy_stream.recipe import Recipe
 from lacy_stream.show_calls import held_out_documents
 from lacy_stream.sources import ReadOptions, find_inputs, read_rows
 
-EDGES = (0.0, 0.5, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 10.0, float("inf"))
-"""Of the bins of the loss, nats."""
 VERDICT_TOKENS = 256
 CLASSES = {"factual": True, "other": False}
 
@@ -108,27 +106,22 @@ def propose(model: CallingModel, annotator: Annotator, tokenizer: Tokenizer, doc
         tokenizer: the model's.
     """
     labelled = annotator.annotate([document.text])[0]
-    ids = labelled.ids[: model.max_seq_len]
+    ids, classes = labelled.ids[: model.max_seq_len - 1], labelled.classes[: model.max_seq_len - 1]
     if len(ids) < 2:
         return []
-    targets_T = torch.from_numpy(ids).long()
-    inputs_T = torch.cat([torch.tensor([model.eos_id]), targets_T[:-1]])
-    device = model.model.device
-    logits_TV = model.model(input_ids=inputs_T[None].to(device)).logits[0].float().cpu()
-    if model.call_token_id is None:
-        loss_T = torch.nn.functional.cross_entropy(logits_TV, targets_T, reduction="none")
-    else:
-        loss_T = token_losses(logits_TV[None], targets_T[None], model.call_token_id).true[0]
-        logits_TV[:, model.call_token_id] = -torch.inf
-    proposed_T = logits_TV[:, : annotator.vocab_size].argmax(dim=-1).numpy().astype(np.int32)
+    # The end of text stands before the first token, as in training.
+    row_1T = torch.from_numpy(np.append(model.eos_id, ids))[None].long()
+    class_1T = torch.from_numpy(np.append(FactClass.GRAMMATICAL, classes))[None]
+    logits_1TV = model.model(input_ids=row_1T.to(model.model.device)).logits.float().cpu()
+    table = token_table(logits_1TV, row_1T, class_1T, annotator.vocab_size)
     return [
         Proposal(
             start=int(labelled.offsets[i, 0]),
             reference=_spelled(tokenizer, ids[i - 1], ids[i]),
-            proposal=_spelled(tokenizer, ids[i - 1], proposed_T[i]),
-            loss=loss_T[i].item(),
-            factual=bool(labelled.classes[i] == FactClass.FACTUAL),
-            correct=bool(proposed_T[i] == ids[i]),
+            proposal=_spelled(tokenizer, ids[i - 1], table.proposal[i]),
+            loss=float(table.loss[i]),
+            factual=bool(classes[i] == FactClass.FACTUAL),
+            correct=bool(table.correct[i]),
         )
         for i in range(1, len(ids))
     ]
@@ -228,11 +221,11 @@ class Bin:
 
 
 def bins(proposals: Sequence[Proposal]) -> list[Bin]:
-    """Accuracy and acceptability in each bin of EDGES, facts first, then the rest."""
+    """Accuracy and acceptability in each bin of LOSS_BINS, facts first, then the rest."""
     return [
         _bin([p for p in proposals if p.factual == factual and low <= p.loss < high], low, high, factual)
         for factual in CLASSES.values()
-        for low, high in zip(EDGES, EDGES[1:], strict=False)
+        for low, high in zip(LOSS_BINS, LOSS_BINS[1:], strict=False)
     ]
 
 
@@ -253,7 +246,8 @@ def draw(path: Path, binned: Mapping[str, Sequence[Bin]]) -> None:
     figure = Figure(figsize=(9, 3.5 * len(binned)), layout="constrained")
     grid = figure.subplots(len(binned), 2, squeeze=False, sharey=True)
     names = [
-        f"{low:g}–{high:g}" if high < EDGES[-1] else f"≥{low:g}" for low, high in zip(EDGES, EDGES[1:], strict=False)
+        f"{low:g}–{high:g}" if high < LOSS_BINS[-1] else f"≥{low:g}"
+        for low, high in zip(LOSS_BINS, LOSS_BINS[1:], strict=False)
     ]
     for row, (label, all_bins) in zip(grid, binned.items(), strict=True):
         for axes, measure in zip(row, ("accuracy", "acceptability"), strict=True):
@@ -303,7 +297,7 @@ def evaluate_acceptability(
     models = [
         {
             "model": label,
-            "bins": [asdict(b) | {"high": None if b.high == EDGES[-1] else b.high} for b in binned[label]],
+            "bins": [asdict(b) | {"high": None if b.high == LOSS_BINS[-1] else b.high} for b in binned[label]],
             "documents": [_as_json(one) for one in documents],
         }
         for label, documents in judged.items()
@@ -315,7 +309,7 @@ def _rows(proposals: Sequence[Proposal], binned: Sequence[Bin]) -> list[list[str
     """The table's rows of one model: each class as a whole, then its bins that hold tokens."""
     rows: list[list[str | float | None]] = []
     for name, factual in CLASSES.items():
-        whole = _bin([p for p in proposals if p.factual == factual], 0.0, EDGES[-1], factual)
+        whole = _bin([p for p in proposals if p.factual == factual], 0.0, LOSS_BINS[-1], factual)
         for one in [whole, *(b for b in binned if b.factual == factual and b.tokens)]:
             span = "all" if one is whole else f"{one.low:g} to {one.high:g}"
             rows.append([span, name, f"{one.tokens:,}", one.accuracy, one.acceptability])

@@ -1,6 +1,7 @@
 """The questions of FActScore and how their answers are read: a sentence's atomic facts, a fact's verdict.
 
-Instructions and parsing are those of FActScore's code (Min et al. 2023, MIT licence), the demonstrations our own.
+Instructions and parsing are those of FActScore's code (Min et al. 2023, MIT licence), the demonstrations our own. They
+are given as earlier turns: in one long question a small chat model answers the demonstrations instead.
 """
 
 from __future__ import annotations
@@ -48,12 +49,14 @@ def load_demonstrations(path: str | Path | None = None) -> Demonstrations:
         raise ValueError(f"{path} is no JSON object of sentence: [fact, …] ({error})") from error
 
 
-def facts_question(sentence: str, demonstrations: Demonstrations) -> str:
-    """The question for a sentence's atomic facts: demonstrations, then the sentence."""
-    shown = [
-        "\n".join([ASK_FACTS + example, *(f"- {fact}" for fact in facts)]) for example, facts in demonstrations.items()
-    ]
-    return "\n\n".join([*shown, ASK_FACTS + sentence])
+def facts_question(sentence: str) -> str:
+    """The question for a sentence's atomic facts."""
+    return ASK_FACTS + sentence
+
+
+def facts_examples(demonstrations: Demonstrations) -> list[tuple[str, str]]:
+    """The demonstrations as questions with their answers."""
+    return [(facts_question(s), "\n".join(f"- {fact}" for fact in facts)) for s, facts in demonstrations.items()]
 
 
 def parse_facts(answer: str) -> list[str]:

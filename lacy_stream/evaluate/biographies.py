@@ -7,10 +7,14 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from lacy_stream.evaluate.journal import Journal
+from lacy_stream.evaluate.journal import Journal, JournalError
 from lacy_stream.evaluate.models import fingerprint
 from lacy_stream.evaluate.progress import progress
+
+if TYPE_CHECKING:
+    from lacy_stream.cascade import Generation
 
 PROMPT = "Tell me a bio of {name}. {name} is"
 """For models that follow no instructions (appendix B); "NAME is" belongs to the text that is judged."""
@@ -18,11 +22,16 @@ PROMPT = "Tell me a bio of {name}. {name} is"
 
 @dataclass(frozen=True)
 class Biography:
-    """A text about a person, and the share of its tokens that came from a partner, 0 to 1 (None: unknown)."""
+    """A text about a person.
+
+    call_rate: share of its tokens that came from a partner, 0 to 1; None: unknown.
+    skipped: why there is no text; "" where there is.
+    """
 
     name: str
     text: str
     call_rate: float | None = None
+    skipped: str = ""
 
 
 @dataclass(frozen=True)
@@ -78,42 +87,57 @@ def read_biographies(path: str | os.PathLike[str], limit: int | None = None) -> 
 def write_biographies(
     label: str, path: str, names: Sequence[str], cascade: Cascade, journal: str | os.PathLike[str], device: str
 ) -> list[Biography]:
-    """Let a model write about each name. Those that the journal holds are not written again.
+    """Let a model write about each name. Texts that the journal holds are not written again; the threshold of the calls
+    goes on from them, so that the others are what an uninterrupted run would have written.
 
     Args:
         label: of the model; path: its checkpoint or folder.
-        journal: file of the texts.
+        journal: file of the texts, token by token.
         device: torch device.
 
     Raises:
-        JournalError: the journal was made by another model or in another way.
+        JournalError: the journal was made by another model, in another way, or about other names.
+        PartnerError: the partner cannot be used; what was written is kept.
+        ValueError: the model cannot delegate so.
     """
+    from lacy_stream.cascade import Generation, Token
+
     kept = Journal(journal, {"model": fingerprint(path), "prompt": PROMPT, **asdict(cascade)})
-    done = {row["name"]: Biography(**row) for row in kept.results}
-    missing = [name for name in names if name not in done]
-    if missing:
-        with progress(f"{label}: biographies written", len(names), len(names) - len(missing)) as advance:
-            for biography in _generate(path, missing, cascade, device):
-                kept.add(asdict(biography))
-                done[biography.name] = biography
+    done = [Generation(**row | {"tokens": [Token(*token) for token in row["tokens"]]}) for row in kept.results]
+    prompts = [PROMPT.format(name=name) for name in names]
+    if [one.prompt for one in done[: len(prompts)]] != prompts[: len(done)]:
+        raise JournalError(
+            f"{kept.path} was written about other names; remove it to start over, or choose another --out"
+        )
+    if len(done) < len(prompts):
+        with progress(f"{label}: biographies written", len(prompts), len(done)) as advance:
+            for generation in _generate(path, prompts[len(done) :], cascade, done, device):
+                kept.add(asdict(generation))
+                done.append(generation)
                 advance(1)
     kept.close()
-    return [done[name] for name in names]
+    return [_biography(name, generation) for name, generation in zip(names, done, strict=False)]
 
 
-def _generate(path: str, names: Sequence[str], cascade: Cascade, device: str) -> Iterator[Biography]:
+def _generate(
+    path: str, prompts: Sequence[str], cascade: Cascade, done: Sequence[Generation], device: str
+) -> Iterator[Generation]:
     from lacy_stream.cascade import generate, open_partner
     from lacy_stream.checkpoint import load_model
 
     model = load_model(path)
     model.model.to(device)  # type: ignore[arg-type]
-    generations = generate(
+    return generate(
         model,
-        [PROMPT.format(name=name) for name in names],
-        partner=None if cascade.partner is None else open_partner(cascade.partner),
+        prompts,
+        partner=None if cascade.partner is None else open_partner(cascade.partner, device=device),
         delegate=cascade.delegate,
         call_rate=cascade.call_rate,
         max_new_tokens=cascade.max_new_tokens,
+        done=list(done),
     )
-    for name, generation in zip(names, generations, strict=True):
-        yield Biography(name, f"{name} is{generation.text}", generation.call_rate)
+
+
+def _biography(name: str, generation: Generation) -> Biography:
+    """The text begins with the end of its prompt, "NAME is", as in FActScore's protocol for base models."""
+    return Biography(name, f"{name} is{generation.text}", generation.call_rate, generation.skipped)

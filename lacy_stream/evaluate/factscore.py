@@ -19,6 +19,7 @@ from typing import Any
 
 from lacy_stream.evaluate.atomic_facts import (
     Demonstrations,
+    facts_examples,
     facts_question,
     parse_facts,
     parse_verdict,
@@ -106,12 +107,16 @@ def judge_biography(biography: Biography, jury: Jury) -> Judged:
     """
     judge, knowledge = jury.judge, jury.knowledge
     judged = Judged(biography.name, biography.text, biography.call_rate)
+    if biography.skipped:
+        judged.skipped = f"not written; {biography.skipped}"
+        return judged
     if knowledge.article(biography.name) is None:
         near = ", ".join(knowledge.nearest_titles(biography.name))
         judged.skipped = "no article" + (f"; titles like it: {near}" if near else "")
         return judged
+    examples = facts_examples(jury.demonstrations)
     for sentence in sentences(biography.text):
-        answer = judge.ask(facts_question(sentence, jury.demonstrations), FACT_TOKENS)
+        answer = judge.ask(facts_question(sentence), FACT_TOKENS, examples)
         judged.unanswered += answer is None
         for text in parse_facts(answer or ""):
             passages = knowledge.search(biography.name, f"{biography.name} {text}", PASSAGES)
@@ -214,8 +219,8 @@ def evaluate_factscore(biographies: Mapping[str, Sequence[Biography]], jury: Jur
     judged = {label: judge_biographies(label, texts, jury) for label, texts in biographies.items()}
     scores = {label: aggregate(items, jury.gamma) for label, items in judged.items()}
     table = Table(
-        title="FActScore",
-        columns=["model", "FActScore %", "without length penalty %", "responded %", "facts per text", "call rate %"],
+        title="FActScore (%)",
+        columns=["model", "FActScore", "unpenalised", "responded", "facts per text", "calls"],
         rows=[
             [label, s.score, s.unpenalised, s.responded, s.facts_per_biography, s.call_rate]
             for label, s in scores.items()

@@ -18,7 +18,7 @@ from lm_eval.api.registry import register_model
 from lm_eval.evaluator import simple_evaluate
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
-from transformers import LlamaTokenizer
+from transformers import AutoTokenizer, LlamaTokenizer, PreTrainedTokenizerBase
 
 from lacy_stream.checkpoint import CallingModel, load_model
 from lacy_stream.evaluate.models import fingerprint
@@ -62,10 +62,16 @@ class LacyLM(_HFLM):
         return super()._model_generate(context, max_length, stop, **kwargs)
 
 
-def hf_tokenizer(path: str | os.PathLike[str]) -> LlamaTokenizer:
-    """Hugging Face's view of a SentencePiece file. This class calls SentencePiece itself; the fast one converts the
-    file, which needs a protobuf that fits, and encodes white space otherwise unless it is told not to."""
-    return LlamaTokenizer(vocab_file=os.fspath(path), legacy=True, add_bos_token=False, split_special_tokens=True)
+def hf_tokenizer(path: Path) -> PreTrainedTokenizerBase:
+    """Hugging Face's view of a SentencePiece file, or the tokenizer of a folder of a model that is not ours.
+
+    Of the two classes for SentencePiece this one calls SentencePiece itself; the fast one converts the file, which
+    needs a protobuf that fits, and encodes white space otherwise unless it is told not to. Names of special tokens in a
+    text are text.
+    """
+    if path.is_dir():
+        return AutoTokenizer.from_pretrained(path)
+    return LlamaTokenizer(vocab_file=str(path), legacy=True, add_bos_token=False, split_special_tokens=True)
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,10 @@ import json
 import os
 import sqlite3
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import openai
 
@@ -70,21 +70,25 @@ class Judge:
         except sqlite3.DatabaseError as error:
             raise JudgeError(f"{os.fspath(cache)} is no cache of answers: {error}") from error
 
-    def ask(self, question: str, max_tokens: int) -> str | None:
+    def ask(self, question: str, max_tokens: int, examples: Sequence[tuple[str, str]] = ()) -> str | None:
         """The answer, from the cache or the endpoint; None where the endpoint failed for this question, after all
         retries. That is counted, and the next run asks again.
+
+        Args:
+            max_tokens: of the answer.
+            examples: questions with the answers that they should have; the endpoint is shown them as earlier turns.
 
         Raises:
             JudgeError: the endpoint refuses the key or the model, or failed PATIENCE times in a row.
         """
-        key = hashlib.sha256(json.dumps([self.model, question, max_tokens]).encode()).hexdigest()
+        key = hashlib.sha256(json.dumps([self.model, question, max_tokens, *examples]).encode()).hexdigest()
         with self._lock:
             row = self._cache.execute("SELECT answer FROM answers WHERE key = ?", (key,)).fetchone()
             self.counts["asked" if row is None else "from_cache"] += 1
         if row is not None:
             return row[0]
         try:
-            answer, retried = self._request(question, max_tokens)
+            answer, retried = self._request([*examples, (question, "")], max_tokens)
         except HOPELESS as error:
             raise JudgeError(f"the judge at {self.url} refuses the model {self.model!r} or the key: {error}") from error
         except (openai.OpenAIError, ValueError) as error:  # ValueError: a body that is no JSON
@@ -101,9 +105,12 @@ class Judge:
         self._cache.close()
         self._client.close()
 
-    def _request(self, question: str, max_tokens: int) -> tuple[str, int]:
+    def _request(self, turns: Sequence[tuple[str, str]], max_tokens: int) -> tuple[str, int]:
+        messages: list[Any] = []
+        for question, answer in turns:
+            messages += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
         raw = self._client.chat.completions.with_raw_response.create(
-            model=self.model, messages=[{"role": "user", "content": question}], max_tokens=max_tokens, temperature=0.0
+            model=self.model, messages=messages[:-1], max_tokens=max_tokens, temperature=0.0
         )
         choices = getattr(raw.parse(), "choices", None)
         if not choices:

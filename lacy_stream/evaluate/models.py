@@ -25,7 +25,7 @@ def labels(paths: Sequence[str]) -> dict[str, str]:
                 f"{path} does not exist: give a checkpoint, such as runs/NAME/latest-rank0.pt, or a folder"
             )
         absolute = Path(os.path.abspath(path))
-        label = absolute.parent.name if absolute.suffix == ".pt" else absolute.stem
+        label = absolute.parent.name if absolute.suffix == ".pt" else absolute.name.removesuffix(".jsonl")
         for longer in (label, f"{label}-{absolute.stem}", "-".join(absolute.parts[1:])):
             if longer not in labelled:
                 labelled[longer] = path

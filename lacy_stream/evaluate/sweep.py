@@ -83,8 +83,8 @@ def _rates_table(runs: Sequence[Run], scores: Sequence[Score]) -> Table:
         [run.model, s.call_rate, s.score, s.unpenalised] for run, s in zip(runs, scores, strict=True)
     ]
     return Table(
-        title="FActScore by call rate",
-        columns=["model", "calls made %", "FActScore %", "without length penalty %"],
+        title="FActScore by call rate (%)",
+        columns=["model", "calls", "FActScore", "unpenalised"],
         rows=rows,
         paper=[[*row, None] for row in PAPER_RATES],
         source="table 8",
@@ -97,8 +97,8 @@ def _methods_table(runs: Sequence[Run], scores: Sequence[Score]) -> Table:
         for run, s in zip(runs, scores, strict=True)
     ]
     return Table(
-        title="FActScore by delegation at inference time only",
-        columns=["model", "delegation", "calls made %", "FActScore %", "without length penalty %"],
+        title="FActScore by delegation at inference time only (%)",
+        columns=["model", "delegation", "calls", "FActScore", "unpenalised"],
         rows=rows,
         paper=[[*row, None] for row in PAPER_METHODS],
         source="table 9",

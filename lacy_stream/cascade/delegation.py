@@ -1,0 +1,169 @@
+"""What is delegated: a score for each position, the higher the sooner (section 5, table 9)."""
+
+from __future__ import annotations
+
+import random
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from annotator import Annotator, FactClass
+from lacy_stream.cascade.vocabulary import Vocabulary
+from lacy_stream.checkpoint import CallingModel
+
+TOP = 20
+"""Tokens that the entropy is taken of (i-LaCy)."""
+NOT_A_FACT = -100.0
+"""Added to the uncertainty (0 to about 10 nats) of a token that would be no fact."""
+
+
+class Score(Protocol):
+    """Called at each position where a token is chosen.
+
+    Args of ``__call__``:
+        logits_V: of the small model, raw.
+        proposal: the token that it would write.
+        text: so far.
+    """
+
+    def __call__(self, logits_V: Tensor, proposal: int, text: str) -> float: ...
+
+    def restart(self, number: int) -> None:
+        """The next text begins: its number in the run. Scores of a text must not depend on the texts before."""
+
+    def of_prompt(self, logits_TV: Tensor) -> list[float]:
+        """Scores at the positions of a prompt, for the threshold to begin with; empty where they would be no guide."""
+        ...
+
+
+class CallLogit:
+    """The logit of <CALL> (LaCy and all methods that are trained to call)."""
+
+    def __init__(self, call_token_id: int) -> None:
+        self._id = call_token_id
+
+    def __call__(self, logits_V: Tensor, proposal: int, text: str) -> float:
+        return float(logits_V[self._id])
+
+    def restart(self, number: int) -> None: ...
+
+    def of_prompt(self, logits_TV: Tensor) -> list[float]:
+        return logits_TV[:, self._id].tolist()
+
+
+class Random:
+    """The control: uniform in 0..1, whatever the model says."""
+
+    def __init__(self, seed: int) -> None:
+        self._seed = seed
+        self.restart(0)
+
+    def __call__(self, logits_V: Tensor, proposal: int, text: str) -> float:
+        return self._random.random()
+
+    def restart(self, number: int) -> None:
+        self._random = random.Random(self._seed * 1_000_003 + number)
+
+    def of_prompt(self, logits_TV: Tensor) -> list[float]:
+        return [position / 100 for position in range(101)]  # their distribution is known
+
+
+class InferenceTimeLacy:
+    """i-LaCy: an ordinary model delegates where the token that it would write is a fact and it is unsure.
+
+    Facts come first. Where there are fewer of them than the call rate asks for, the most uncertain of the other tokens
+    follow; in the paper these are never delegated, and the rate is then not reached.
+
+    Args:
+        vocabulary: the model's.
+        annotator: parses the text so far with the proposed token at its end; its tokenizer may be another.
+        entropy: uncertainty is the entropy of the 20 most likely tokens, renormalised; else the negative
+            log-probability of the most likely one. Nats, of the logits as they come, <CALL> excluded.
+        call_token_id: of a model that has <CALL>.
+    """
+
+    def __init__(
+        self, vocabulary: Vocabulary, annotator: Annotator, *, entropy: bool, call_token_id: int | None
+    ) -> None:
+        self._vocabulary, self._annotator = vocabulary, annotator
+        self._entropy, self._call_token_id = entropy, call_token_id
+
+    def __call__(self, logits_V: Tensor, proposal: int, text: str) -> float:
+        logits_V = logits_V.float().clone()
+        if self._call_token_id is not None:
+            logits_V[self._call_token_id] = -torch.inf
+        unsure = uncertainty(logits_V, entropy=self._entropy)
+        spelling = self._vocabulary.spellings[proposal]
+        if spelling is None:
+            return unsure + NOT_A_FACT
+        return unsure + (0.0 if self._is_fact(text + spelling.decode(errors="replace")) else NOT_A_FACT)
+
+    def restart(self, number: int) -> None: ...
+
+    def of_prompt(self, logits_TV: Tensor) -> list[float]:
+        return []  # would take a parse for each position
+
+    def _is_fact(self, text: str) -> bool:
+        """Whether the word at the end of the text is one. A lone space before a word is not."""
+        if text[-1:].isspace():
+            return False
+        classes = self._annotator.annotate([text])[0].classes
+        return bool(len(classes)) and int(classes[-1]) == FactClass.FACTUAL
+
+
+def uncertainty(logits_V: Tensor, *, entropy: bool) -> float:
+    """Of the next token, in nats: the entropy of the 20 most likely tokens, or -log p of the most likely one."""
+    if not entropy:
+        return float(-torch.log_softmax(logits_V, dim=-1).max())
+    top = torch.log_softmax(logits_V.topk(min(TOP, len(logits_V))).values, dim=-1)
+    return float(-(top.exp() * top).nansum())
+
+
+METHODS = ("call", "random", "ilacy-logprob", "ilacy-entropy")
+
+
+def open_score(
+    method: str, model: CallingModel, vocabulary: Vocabulary, annotator: Annotator | None, seed: int
+) -> Score:
+    """The score of a method.
+
+    Args:
+        method: one of METHODS.
+        annotator: for i-LaCy; None makes one.
+        seed: for random delegation.
+
+    Raises:
+        ValueError: no such method, or the model cannot use it.
+    """
+    if method == "call":
+        if model.call_token_id is None:
+            raise ValueError(
+                f"{model.name} has no <CALL>: use --delegate ilacy-logprob, ilacy-entropy or random, or --call-rate 0"
+            )
+        if model.recipe is not None and model.recipe.algorithms.call_mask.method == "baseline":
+            raise ValueError(
+                f"{model.name} was not trained to call (method: baseline), so its <CALL> logits mean nothing: use "
+                "--delegate ilacy-logprob, ilacy-entropy or random, or --call-rate 0"
+            )
+        return CallLogit(model.call_token_id)
+    if method == "random":
+        return Random(seed)
+    if method in ("ilacy-logprob", "ilacy-entropy"):
+        if annotator is None:
+            annotator = default_annotator(model)
+        entropy = method == "ilacy-entropy"
+        return InferenceTimeLacy(vocabulary, annotator, entropy=entropy, call_token_id=model.call_token_id)
+    raise ValueError(f"delegate: {method!r} is none of {', '.join(METHODS)}")
+
+
+def default_annotator(model: CallingModel) -> Annotator:
+    """The annotator of the model's run, or where none is known, en_core_web_sm's. A model without a SentencePiece file
+    gets the one of mistral-common, which only cuts the parsed words into pieces."""
+    from lacy_stream.recipe import tokenizer_path
+
+    pipeline = model.recipe.annotator.model if model.recipe is not None else None
+    file = model.tokenizer
+    if file.suffix == ".json":
+        file = tokenizer_path("package:mistral_common/data/tokenizer.model.v1")
+    return Annotator(file, model=pipeline or "en_core_web_sm")

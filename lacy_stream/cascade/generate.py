@@ -1,0 +1,326 @@
+"""Prompts -> texts that a small model writes, with a larger one stepping in where it calls (section 5, appendix A.5).
+
+for each token:  ids --Decoder--> logits --Score--> score >= Threshold?  no: the small model's best token
+                                                                        yes: text --Partner--> its best token
+                                                                             --bridge--> one or more tokens
+"""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from annotator import Annotator
+from lacy_stream.cascade.bridge import first_expressible
+from lacy_stream.cascade.decoder import Decoder, penalised
+from lacy_stream.cascade.delegation import Score, open_score
+from lacy_stream.cascade.partners import Partner, PromptError, Session
+from lacy_stream.cascade.thresholds import ESTIMATORS, Threshold
+from lacy_stream.cascade.vocabulary import Vocabulary, open_vocabulary
+from lacy_stream.checkpoint import CallingModel
+
+MODEL, PARTNER = "model", "partner"
+
+
+class Token(NamedTuple):
+    """One token of a generated text.
+
+    text: what it adds; empty for a part of a character, which its last part completes.
+    writer: MODEL or PARTNER.
+    score: what the threshold was compared with (the <CALL> logit, by default); None where there was no decision: behind
+        the first token of a call, inside a character, or without calls.
+    threshold: at that moment.
+    """
+
+    text: str
+    writer: str
+    score: float | None = None
+    threshold: float | None = None
+
+
+@dataclass(frozen=True)
+class Generation:
+    """What became of one prompt.
+
+    text: behind the prompt.
+    tokens: of the text, in order.
+    finish: "end" (of text), "length" (max_new_tokens), "context" (of the small model is full) or "skipped".
+    skipped: why there is no text; empty where there is one.
+    prompt_scores: what the threshold began with; of the first text of a run only.
+    fallbacks: calls in which nothing that the partner proposed could be expressed, and the small model wrote.
+    """
+
+    prompt: str
+    text: str
+    tokens: list[Token]
+    finish: str
+    skipped: str = ""
+    prompt_scores: list[float] = field(default_factory=list)
+    fallbacks: int = 0
+
+    @property
+    def call_rate(self) -> float:
+        """Share of the tokens that the partner wrote, 0 to 1."""
+        return sum(token.writer == PARTNER for token in self.tokens) / max(len(self.tokens), 1)
+
+
+class Prompt(NamedTuple):
+    """A text to continue. preamble: what the partner reads before it, and the small model does not (an article)."""
+
+    text: str
+    preamble: str = ""
+
+
+OnToken = Callable[[int, Token], None]
+"""Called with the number of the prompt and each token as it is written."""
+
+
+def generate(
+    model: CallingModel,
+    prompts: Iterable[str | Prompt],
+    *,
+    partner: Partner | None = None,
+    delegate: str = "call",
+    call_rate: float = 0.15,
+    max_new_tokens: int = 256,
+    repetition_penalty: float = 1.2,
+    estimator: str = "tracking",
+    annotator: Annotator | None = None,
+    seed: int = 0,
+    reuse: bool = True,
+    done: Iterable[Generation] = (),
+    on_token: OnToken | None = None,
+) -> Iterator[Generation]:
+    """Continue prompts one after the other, greedily.
+
+    The threshold goes on from text to text, and begins with the scores at the positions of the first prompt. What was
+    ``done`` before is counted in, so that a run that goes on writes what an uninterrupted one would have.
+
+    Args:
+        model: of ``load_model``.
+        prompts: to continue.
+        partner: who answers calls; None for no calls.
+        delegate: "call" (the <CALL> logit), "random", "ilacy-logprob" or "ilacy-entropy".
+        call_rate: share of the tokens that the partner writes, 0 to 1; 0 for no calls.
+        max_new_tokens: at most, in the small model's tokens; the last call may go over by what belongs to it.
+        repetition_penalty: of the small model; 1 for none.
+        estimator: "tracking", or "paper" (see ``thresholds``).
+        annotator: for i-LaCy; None makes one.
+        seed: for random delegation.
+        reuse: False reads the whole text again for each token, for comparison.
+        done: what this run has made of earlier prompts, in order.
+        on_token: see there.
+
+    Yields:
+        One ``Generation`` for each prompt, in order. A prompt that is empty or too long is one without text.
+
+    Raises:
+        ValueError: an argument, or a model that cannot delegate so.
+        PartnerError: the partner does not answer.
+    """
+    if not 0 <= call_rate <= 1:
+        raise ValueError(f"call_rate is {call_rate}: give a share of the tokens, 0 to 1")
+    if max_new_tokens < 1:
+        raise ValueError(f"max_new_tokens is {max_new_tokens}: give at least 1")
+    if repetition_penalty <= 0:
+        raise ValueError(f"repetition_penalty is {repetition_penalty}: give 1 for none, more to discourage repetition")
+    if estimator not in ESTIMATORS:
+        raise ValueError(f"estimator: {estimator!r} is none of {', '.join(ESTIMATORS)}")
+    vocabulary = open_vocabulary(model.tokenizer)
+    calls = None
+    if partner is not None and call_rate > 0:
+        score = open_score(delegate, model, vocabulary, annotator, seed)
+        calls = _Calls(partner, partner.speaks(vocabulary), score, ESTIMATORS[estimator](call_rate))
+    cascade = _Cascade(model, vocabulary, calls, max_new_tokens, repetition_penalty, reuse)
+    return _generations(cascade, prompts, list(done), on_token)
+
+
+def _generations(
+    cascade: _Cascade, prompts: Iterable[str | Prompt], done: list[Generation], on_token: OnToken | None
+) -> Iterator[Generation]:
+    for generation in done:
+        cascade.count_in(generation)
+    for number, prompt in enumerate(prompts, start=len(done)):
+        prompt = Prompt(prompt) if isinstance(prompt, str) else prompt
+        tell = (lambda token, number=number: on_token(number, token)) if on_token is not None else None
+        try:
+            yield cascade.write(prompt, number, tell)
+        except PromptError as error:
+            yield Generation(prompt.text, "", [], "skipped", str(error))
+
+
+@dataclass
+class _Calls:
+    """How a run delegates. warm: the threshold has been given scores to begin with."""
+
+    partner: Partner
+    same_vocabulary: bool
+    score: Score
+    threshold: Threshold
+    warm: bool = False
+
+
+class _Step(NamedTuple):
+    """What one decision brought: ids, and as in ``Token``. fallback: the partner had nothing that can be expressed."""
+
+    ids: list[int]
+    writer: str
+    score: float | None = None
+    threshold: float | None = None
+    fallback: bool = False
+
+
+@dataclass
+class _Cascade:
+    """What all texts of a run share."""
+
+    model: CallingModel
+    vocabulary: Vocabulary
+    calls: _Calls | None
+    max_new_tokens: int
+    repetition_penalty: float
+    reuse: bool
+
+    def count_in(self, generation: Generation) -> None:
+        """Bring the threshold to where a text has left it."""
+        if self.calls is None or generation.skipped:
+            return
+        if not self.calls.warm:
+            self.calls.threshold.warm_up(generation.prompt_scores)
+            self.calls.warm = True
+        for score, tokens, called in _decisions(generation.tokens):
+            self.calls.threshold.update(score, tokens, called)
+
+    def write(self, prompt: Prompt, number: int, tell: Callable[[Token], None] | None) -> Generation:
+        """Continue one prompt.
+
+        Raises:
+            PromptError: it cannot be continued.
+        """
+        text = _Text(self, prompt)
+        decoder = Decoder(self.model.model, reuse=self.reuse)
+        logits_TV = decoder.all_logits(text.row)
+        session, prompt_scores = self._begin(prompt, number, logits_TV)
+        logits_V, fallbacks, finish = logits_TV[-1], 0, ""
+        while not finish:
+            step = self._step(text, logits_V, session)
+            fallbacks += step.fallback
+            finish = text.append(step, tell)
+            if self.calls is not None and finish != "end":
+                called = len(step.ids) if step.writer == PARTNER else 0
+                self.calls.threshold.update(step.score, len(step.ids), called)
+            if not finish:
+                logits_V = decoder.logits(text.row)
+        return Generation(prompt.text, *text.written(), finish, "", prompt_scores, fallbacks)
+
+    def _begin(self, prompt: Prompt, number: int, logits_TV: Tensor) -> tuple[Session | None, list[float]]:
+        """The partner's session, and the scores that the threshold is given to begin with."""
+        calls = self.calls
+        if calls is None:
+            return None, []
+        calls.score.restart(number)
+        prompt_scores = [] if calls.warm else calls.score.of_prompt(logits_TV)
+        calls.threshold.warm_up(prompt_scores)
+        calls.warm = True
+        return calls.partner.session(prompt.preamble), prompt_scores
+
+    def _step(self, text: _Text, logits_V: Tensor, session: Session | None) -> _Step:
+        """One decision."""
+        best = self._best(text, logits_V)
+        if self.calls is None or session is None or text.inside_character:  # which the small model finishes
+            return _Step([best], MODEL)
+        score, threshold = self.calls.score(logits_V, best, text.text), self.calls.threshold.value()
+        if score < threshold:
+            return _Step([best], MODEL, score, threshold)
+        ids = self._ask(text, session, self.calls.same_vocabulary)
+        return _Step(ids or [best], PARTNER if ids else MODEL, score, threshold, fallback=not ids)
+
+    def _best(self, text: _Text, logits_V: Tensor) -> int:
+        """The small model's own token: greedy, never <CALL>."""
+        scores_V = penalised(logits_V, text.row, self.repetition_penalty)
+        if self.model.call_token_id is not None:
+            scores_V = scores_V.clone()
+            scores_V[self.model.call_token_id] = -torch.inf
+        return int(scores_V.argmax())
+
+    def _ask(self, text: _Text, session: Session, same_vocabulary: bool) -> list[int] | None:
+        """The partner's token in the small model's tokens; None where nothing that it proposes can be expressed."""
+        if not same_vocabulary:
+            found = first_expressible(session.propose(text.text), text.text, self.vocabulary)
+            return None if found is None else found[1]
+        for proposal in session.propose(text.text, text.row[1:]):
+            # With the same vocabulary the end of text can be expressed, too.
+            if proposal.token is not None and (proposal.spelling is not None or proposal.token == self.model.eos_id):
+                return [proposal.token]
+        return None
+
+
+class _Text:
+    """One text as it grows.
+
+    row: what the small model reads; the end of text stands before the first token, as in training.
+    text: prompt and all that was written behind it; U+FFFD for bytes that are no character.
+
+    Raises:
+        PromptError: the prompt is empty, no text, or too long.
+    """
+
+    def __init__(self, cascade: _Cascade, prompt: Prompt) -> None:
+        self._vocabulary, self._model, self._most = cascade.vocabulary, cascade.model, cascade.max_new_tokens
+        if not prompt.text.strip():
+            raise PromptError("the prompt is empty")
+        try:
+            ids = self._vocabulary.encode(prompt.text)
+        except UnicodeEncodeError as error:
+            raise PromptError(f"the prompt holds a lone surrogate at code point {error.start}") from None
+        if len(ids) + 1 >= self._model.max_seq_len:
+            raise PromptError(
+                f"the prompt has {len(ids)} tokens, and {self._model.name} a context of {self._model.max_seq_len}"
+            )
+        self.row, self.text = [self._model.eos_id, *ids], prompt.text
+        self._tokens: list[Token] = []
+        self._bytes = codecs.getincrementaldecoder("utf-8")("replace")
+
+    @property
+    def inside_character(self) -> bool:
+        return self._bytes.getstate()[0] != b""
+
+    def append(self, step: _Step, tell: Callable[[Token], None] | None) -> str:
+        """Add what a decision brought; returns why the text ends here, or nothing."""
+        about = step.score, step.threshold
+        for id in step.ids:
+            if id == self._model.eos_id:
+                return "end"
+            self.row.append(id)
+            token = Token(self._bytes.decode(self._vocabulary.spellings[id] or b""), step.writer, *about)
+            about = None, None
+            self.text += token.text
+            self._tokens.append(token)
+            if tell is not None:
+                tell(token)
+        if len(self._tokens) >= self._most:
+            return "length"
+        return "context" if len(self.row) >= self._model.max_seq_len else ""
+
+    def written(self) -> tuple[str, list[Token]]:
+        """The text behind the prompt, and its tokens."""
+        if self._tokens and (rest := self._bytes.decode(b"", final=True)):
+            self._tokens[-1] = self._tokens[-1]._replace(text=self._tokens[-1].text + rest)
+        return "".join(token.text for token in self._tokens), self._tokens
+
+
+def _decisions(tokens: Iterable[Token]) -> Iterator[tuple[float | None, int, int]]:
+    """(score, tokens, called) of each decision: what the partner wrote without a score belongs to the call before."""
+    steps: list[list[Token]] = []
+    for token in tokens:
+        if token.writer == PARTNER and token.score is None and steps:
+            steps[-1].append(token)
+        else:
+            steps.append([token])
+    for step in steps:
+        yield step[0].score, len(step), len(step) if step[0].writer == PARTNER else 0

@@ -1,0 +1,159 @@
+"""The larger model that steps in: any causal language model of transformers, or an endpoint."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
+
+from lacy_stream.cascade.bridge import Proposal
+from lacy_stream.cascade.decoder import Decoder, penalised
+from lacy_stream.cascade.vocabulary import TransformersVocabulary, Vocabulary
+
+CANDIDATES = 100
+"""How many of the partner's tokens are tried, best first, until one can be expressed."""
+
+
+class PartnerError(ValueError):
+    """The partner cannot be used, or does not answer; the message says why and what to do."""
+
+
+class PromptError(ValueError):
+    """This one prompt cannot be continued; the message says why."""
+
+
+class Session(Protocol):
+    """A partner on one text."""
+
+    def propose(self, text: str, ids: Sequence[int] | None = None) -> Iterator[Proposal]:
+        """Candidates for the next token, best first.
+
+        Args:
+            text: so far. ids: its tokens, where the partner ``speaks`` the small model's vocabulary; else None.
+
+        Raises:
+            PartnerError: no answer.
+            PromptError: the text is longer than the partner's context.
+        """
+        ...
+
+
+class Partner(Protocol):
+    """name: for people and for records.
+
+    speaks(vocabulary): whether tokens have the same ids there, so that they go over as they are.
+    session(preamble): a new text. The preamble is what the partner reads before it and the small model does not; it may
+        name special tokens.
+    """
+
+    name: str
+
+    def speaks(self, vocabulary: Vocabulary) -> bool: ...
+
+    def session(self, preamble: str = "") -> Session: ...
+
+
+class TransformersPartner:
+    """A causal language model of transformers with its own tokenizer, greedy.
+
+    Args:
+        model: in eval mode. tokenizer: a fast one.
+        name: for people.
+        repetition_penalty: on the ids of the text so far, as transformers applies it.
+        reuse: False encodes everything again at each call, for comparison.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerFast,
+        name: str,
+        *,
+        repetition_penalty: float = 1.2,
+        reuse: bool = True,
+    ) -> None:
+        self.name, self.model, self.penalty, self.reuse = name, model, repetition_penalty, reuse
+        self.vocabulary = TransformersVocabulary(tokenizer)
+        # The token that stands before a text; a model that has none begins with the text itself.
+        self.start = [] if tokenizer.bos_token_id is None else [int(tokenizer.bos_token_id)]
+        self.context: int | None = getattr(model.config, "max_position_embeddings", None)
+        spellings = self.vocabulary.spellings
+        self.splits_spaces = b" " in [spellings[id] for id in self.vocabulary.encode("a 1")]
+        spaced = [bool(s) and s.startswith(b" ") for s in spellings]
+        spaced += [False] * (model.config.vocab_size - len(spaced))  # models pad their vocabularies
+        self.begin_with_space_V = torch.tensor(spaced, device=model.device)
+
+    def speaks(self, vocabulary: Vocabulary) -> bool:
+        return self.vocabulary.same_as(vocabulary)
+
+    def session(self, preamble: str = "") -> TransformersSession:
+        return TransformersSession(self, self.vocabulary.encode_special(preamble) if preamble else self.start)
+
+
+class TransformersSession:
+    """One text, with its key-value cache. Each call encodes the text anew, and the model reads what has changed: the
+    new tokens, and the last ones of before where they are cut otherwise now."""
+
+    def __init__(self, partner: TransformersPartner, start: list[int]) -> None:
+        self._partner, self._start = partner, start
+        self._decoder = Decoder(partner.model, reuse=partner.reuse)
+
+    def propose(self, text: str, ids: Sequence[int] | None = None) -> Iterator[Proposal]:
+        """See ``Session``. A space at the end of the text is taken back where the partner's tokens would hold it: they
+        are then those that begin with one."""
+        partner = self._partner
+        spaced = ids is None and text.endswith(" ") and text[-2:] != "  " and not partner.splits_spaces
+        row = self._start + (partner.vocabulary.encode(text[:-1] if spaced else text) if ids is None else list(ids))
+        if partner.context is not None and len(row) > partner.context:
+            raise PromptError(f"{len(row)} tokens, and the partner {partner.name} has a context of {partner.context}")
+        if not row:
+            raise PromptError(f"nothing to read for the partner {partner.name}")
+        logits_V = penalised(self._decoder.logits(row), row, partner.penalty)
+        if spaced:
+            logits_V = logits_V.masked_fill(~partner.begin_with_space_V[: len(logits_V)], -torch.inf)
+        spellings = partner.vocabulary.spellings
+        for id in torch.topk(logits_V, min(CANDIDATES, len(logits_V))).indices.tolist():
+            yield Proposal(spellings[id] if id < len(spellings) else None, id)
+
+
+def open_partner(spec: str, *, repetition_penalty: float = 1.2, device: str = "cpu") -> Partner:
+    """A partner by its name.
+
+    Args:
+        spec: a folder, a hub name, a .gguf file, or the URL of an OpenAI-style endpoint as ``http://host:8000/v1#MODEL``
+            (the model may be left out where the endpoint has only one).
+        repetition_penalty: for models of transformers; an endpoint's tokens come as they are.
+        device: torch device, for models of transformers.
+
+    Raises:
+        PartnerError: it cannot be loaded or reached.
+    """
+    if re.match(r"https?://", spec):
+        from lacy_stream.cascade.endpoint import EndpointPartner
+
+        return EndpointPartner(spec)
+    path, options = Path(spec), {}
+    if spec.endswith(".gguf"):
+        if not path.is_file():
+            raise PartnerError(f"there is no file {spec!r}")
+        spec, options = str(path.parent), {"gguf_file": path.name}
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(spec, use_fast=True, **options)
+        model = AutoModelForCausalLM.from_pretrained(
+            spec, torch_dtype="auto" if device != "cpu" else "float32", **options
+        )
+    except (OSError, ValueError, ImportError) as error:
+        raise PartnerError(
+            f"{path} cannot be loaded as a causal language model of transformers: {str(error).strip().splitlines()[0]}"
+        ) from error
+    if not isinstance(tokenizer, PreTrainedTokenizerFast):
+        raise PartnerError(f"{path} has no fast tokenizer (tokenizer.json): convert it, or serve it as an endpoint")
+    model = model.eval().requires_grad_(False).to(device)
+    try:
+        return TransformersPartner(model, tokenizer, path.name, repetition_penalty=repetition_penalty)
+    except ValueError as error:
+        raise PartnerError(str(error)) from error

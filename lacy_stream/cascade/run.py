@@ -1,0 +1,168 @@
+"""The run of `lacy-stream generate`: texts on the terminal as they grow, JSONL that is gone on with, a page."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.text import Text
+
+from annotator.terminal import printable
+from lacy_stream.cascade.articles import TEMPLATE, Articles
+from lacy_stream.cascade.generate import Generation, OnToken, Prompt, Token, generate
+from lacy_stream.cascade.partners import open_partner
+from lacy_stream.cascade.records import PARTNER_STYLE, as_prompt, from_record, read_prompts, record, styled, write_page
+from lacy_stream.checkpoint import load_model
+from lacy_stream.evaluate.journal import Journal, JournalError
+from lacy_stream.evaluate.models import fingerprint
+from lacy_stream.evaluate.progress import progress
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the command was told; see its help and ``generate``.
+
+    prompts: texts, or ``prompts_file``. out, html: files. knowledge: store of the articles that the partner reads;
+    title: of the article for ``prompts``. template: file of the text around an article.
+    """
+
+    model: str
+    prompts: Sequence[str] = ()
+    prompts_file: str | None = None
+    partner: str | None = None
+    delegate: str = "call"
+    call_rate: float = 0.15
+    estimator: str = "tracking"
+    max_new_tokens: int = 256
+    repetition_penalty: float = 1.2
+    seed: int = 0
+    knowledge: str | None = None
+    title: str | None = None
+    template: str | None = None
+    out: str | None = None
+    html: str | None = None
+    device: str = "cpu"
+
+    def settings(self) -> dict[str, object]:
+        """What the texts depend on, beside the prompts."""
+        names = ("partner", "delegate", "call_rate", "estimator", "max_new_tokens", "repetition_penalty", "seed")
+        files = {name: getattr(self, name) for name in ("knowledge", "title", "template")}
+        prints = {name: file and name != "title" and fingerprint(file) or file for name, file in files.items()}
+        return {"model": fingerprint(self.model), **{name: getattr(self, name) for name in names}, **prints}
+
+
+def run(options: Options) -> int:
+    """Generate, show and write. Returns how many prompts were skipped.
+
+    Raises:
+        ValueError: the options, the prompts, the model or the partner.
+    """
+    prompts = _prompts(options)
+    journal = None if options.out is None else Journal(options.out, options.settings())
+    done = [] if journal is None else [from_record(value) for value in journal.results]
+    _check_same(prompts, done, options.out)
+    console = Console(highlight=False)
+    finished = list(done)
+    if len(done) < len(prompts):
+        with _display(console, prompts, len(done), quiet=options.prompts_file is not None) as (on_token, on_text):
+            for generation in _generations(options, prompts, done, on_token):
+                if journal is not None:
+                    journal.add(record(generation))
+                finished.append(generation)
+                on_text(generation)
+    if journal is not None:
+        journal.close()
+    if options.html is not None:
+        write_page(finished, options.html)
+    _summarise(console, finished, options)
+    return sum(bool(generation.skipped) for generation in finished)
+
+
+def _prompts(options: Options) -> list[Prompt]:
+    articles: Articles | None = None
+    template = TEMPLATE if options.template is None else Path(options.template).read_text(encoding="utf-8")
+    if options.knowledge is not None:
+        from lacy_stream.knowledge import Knowledge
+
+        articles = Knowledge(options.knowledge)
+    if options.prompts_file is not None:
+        return read_prompts(options.prompts_file, articles, template)
+    return [as_prompt(text, options.title, articles, template) for text in options.prompts]
+
+
+def _check_same(prompts: Sequence[Prompt], done: Sequence[Generation], out: str | None) -> None:
+    for number, (prompt, generation) in enumerate(zip(prompts, done, strict=False), start=1):
+        if prompt.text != generation.prompt:
+            raise JournalError(
+                f"{out}: text {number} has the prompt {generation.prompt[:60]!r}, which is now {prompt.text[:60]!r}; "
+                "choose another --out"
+            )
+    if len(done) > len(prompts):
+        raise JournalError(f"{out} holds {len(done)} texts for {len(prompts)} prompts; choose another --out")
+
+
+def _generations(
+    options: Options, prompts: Sequence[Prompt], done: Sequence[Generation], on_token: OnToken | None
+) -> Iterator[Generation]:
+    model = load_model(options.model)
+    model.model.to(options.device)  # type: ignore[arg-type]
+    partner = None
+    if options.partner is not None:
+        partner = open_partner(options.partner, repetition_penalty=options.repetition_penalty, device=options.device)
+    return generate(
+        model,
+        prompts[len(done) :],
+        partner=partner,
+        delegate=options.delegate,
+        call_rate=options.call_rate,
+        max_new_tokens=options.max_new_tokens,
+        repetition_penalty=options.repetition_penalty,
+        estimator=options.estimator,
+        seed=options.seed,
+        done=done,
+        on_token=on_token,
+    )
+
+
+@contextmanager
+def _display(console: Console, prompts: Sequence[Prompt], done: int, *, quiet: bool):
+    """Yields what is told of tokens and of texts. Few prompts: their texts as they grow; a file of them: a bar."""
+    if quiet:
+        with progress("texts", len(prompts), done) as advance:
+            yield None, lambda generation: advance(1)
+        return
+    started: set[int] = set()
+
+    def on_token(number: int, token: Token) -> None:
+        if number not in started:
+            started.add(number)
+            console.print(Text(printable(prompts[number].text), style="dim"), end="", soft_wrap=True)
+        console.print(styled(token, console.is_terminal), end="", soft_wrap=True)
+        sys.stdout.flush()
+
+    yield on_token, lambda generation: console.print("\n" if generation.tokens else "")
+
+
+def _summarise(console: Console, generations: Sequence[Generation], options: Options) -> None:
+    """How many texts and calls, and what went wrong."""
+    written = [generation for generation in generations if not generation.skipped]
+    tokens = sum(len(generation.tokens) for generation in written)
+    rate = sum(generation.call_rate * len(generation.tokens) for generation in written) / max(tokens, 1)
+    line = f"{len(written):,} texts, {tokens:,} tokens"
+    if options.partner is not None:
+        legend = f"[{PARTNER_STYLE}]the partner's[/]" if console.is_terminal else "⟦the partner's⟧"
+        line += f"; {legend}: {rate:.1%} of them (target {options.call_rate:.0%})"
+    console.print(line)
+    fallbacks = sum(generation.fallbacks for generation in written)
+    if fallbacks:
+        console.print(f"{fallbacks:,} calls brought nothing that can be expressed; the small model wrote there")
+    for number, generation in enumerate(generations, start=1):
+        if generation.skipped:
+            console.print(f"skipped: prompt {number}: {printable(generation.skipped)}", style="yellow", markup=False)
+    for name, path in (("texts", options.out), ("page", options.html)):
+        if path is not None:
+            console.print(f"{name}: {path}", markup=False)
