@@ -11,6 +11,8 @@ import torch
 from composer.models import HuggingFaceModel
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from lacy_stream.selectors import Targets
+
 README = (Path(__file__).resolve().parent.parent / "README.md").read_text()
 EXAMPLES = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
@@ -46,6 +48,16 @@ def test_annotator_alone(here: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert re.match(r"\[[\d\s]+\]", capsys.readouterr().out)
 
 
+def test_selector_of_ones_own() -> None:
+    """The selector example calls the two hardest facts and ignores the easiest token."""
+    names: dict = {}
+    exec(compile(EXAMPLES[-1], "README.md", "exec"), names)
+    loss = torch.tensor([5.0, 1.0, 4.0, 9.0, 3.0])
+    targets = Targets(loss, torch.tensor([1, 2, 1, 0, 1]), torch.ones(5, dtype=torch.bool), torch.rand(5))
+    call, ignore = names["call_mask"].method.select(targets, torch.tensor(2), torch.tensor(1))
+    assert call.nonzero().flatten().tolist() == [0, 2] and ignore.nonzero().flatten().tolist() == [1]
+
+
 def test_no_example_is_left_out() -> None:
-    """Every Python example of the README is one of the two above, or the labeller that test_labellers.py runs."""
-    assert len([example for example in EXAMPLES if "def formulas_and_quantities" not in example]) == 2
+    """Every Python example of the README is one of the three above, or the labeller that test_labellers.py runs."""
+    assert len([example for example in EXAMPLES if "def formulas_and_quantities" not in example]) == 3
