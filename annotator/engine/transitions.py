@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from annotator.engine import layers
 from annotator.engine.compiled import kernel, vector_kernel
 from annotator.engine.structure import Floats, Transitions, UnknownPipelineError
 
@@ -81,12 +82,23 @@ def entity_moves(transitions: Transitions) -> EntityMoves:
     )  # fmt: skip
 
 
-def state_features(hidden: Floats, transitions: Transitions, blockwise) -> Floats:
-    """What each row adds to a state in each role, [rows + 1, F * 2 * H]: the last row stands for a missing word."""
-    out = np.empty((len(hidden) + 1, transitions.features.shape[1]), dtype=np.float32)
-    blockwise(hidden, transitions.features, None, out[:-1])
-    out[-1] = transitions.padding
-    return out
+class States:
+    """What each word adds to the hidden vector of a state, in each role that it can have there."""
+
+    def __init__(self, transitions: Transitions) -> None:
+        self._linear = layers.linear(transitions.linear, transitions.linear_bias)
+        # The product before ends in columns of zeros, which meet rows of zeros here.
+        depth = len(self._linear.bias) - len(transitions.features)
+        self._roles = layers.linear(np.pad(transitions.features, ((0, depth), (0, 0))))
+        self._missing = transitions.padding
+
+    def features(self, vectors: Floats) -> Floats:
+        """Word vectors [rows, width] -> [rows + 1, >= F * 2 * H]; the last row stands for a missing word."""
+        hidden = layers.apply(self._linear, vectors)
+        out = np.empty((len(hidden) + 1, len(self._roles.bias)), dtype=np.float32)
+        layers.apply(self._roles, hidden, out[:-1])
+        out[-1, : len(self._missing)] = self._missing
+        return out
 
 
 @vector_kernel
@@ -150,7 +162,7 @@ def parse(features, state_bias, weight, bias, kind, label, first_row, first_word
     """Arc-eager parse of each text.
 
     Args:
-        features: [rows + 1, 8 * 2 * H], see ``state_features``.
+        features: [rows + 1, >= 8 * 2 * H], see ``States``.
         kind, label: see ``ParserMoves``.
         first_row, first_word: int64 [texts], int64 [texts + 1]: where each text's rows and words begin.
         head, dep: int32 [words], filled: head within the text, its own index for a root; raw label.
