@@ -29,7 +29,7 @@ _ARGUMENTS = ("oprd", "nsubj", "dobj", "nsubjpass", "pcomp", "pobj", "dative", "
 
 
 # Part of the fingerprint: raise it with every change that can move a label, if only by rounding.
-VERSION = "1"
+VERSION = "2"
 
 
 class InexactError(Exception):
@@ -72,7 +72,7 @@ class Engine:
     def __init__(
         self, nlp: Any, flags: Callable[..., Any], max_chunks: int = 400_000, max_vectors: int = 32_768
     ) -> None:
-        self._pipeline = pipeline = read_pipeline(nlp)
+        pipeline = read_pipeline(nlp)
         announce_compile()
         self._parser_moves = parser_moves(pipeline.parser)
         self._entity_moves = entity_moves(pipeline.ner)
@@ -100,7 +100,9 @@ class Engine:
         self._lexicon = Lexicon(nlp, columns, flags, self._ruler.forms, max_chunks)
         self._networks = [Network(network, pipeline.hash, GROUP_ROWS) for network in both]
         self._tagger = layers.linear(pipeline.tagger, pipeline.tagger_bias)
-        self._parser_states, self._ner_states = States(pipeline.parser), States(pipeline.ner)
+        self._parser_states, self._ner_states = (
+            States(system, GROUP_ROWS) for system in (pipeline.parser, pipeline.ner)
+        )
         own = [[columns.index(column) for column in network.columns] for network in both]
         self._vectors = VectorTable(self._networks, own, max_vectors)
         self._stamp = np.zeros((0, 2), dtype=np.int64)
@@ -133,7 +135,7 @@ class Engine:
     def analyse(self, texts: list[str]) -> Analysis:
         """What the pipeline says about texts."""
         marks = [time.process_time()]
-        pipeline, lexicon = self._pipeline, self._lexicon
+        lexicon = self._lexicon
         spelling = lexicon.spell(texts)
         marks.append(time.process_time())
         first_word = spelling.first_word
@@ -151,12 +153,11 @@ class Engine:
         marks.append(time.process_time())
 
         tag = _best(layers.apply(self._tagger, shared), len(self.tags), row_of)
-        features = self._parser_states.features(shared)
+        states = self._parser_states
         head, dep = np.empty((2, n), dtype=np.int32)
-        system = pipeline.parser
         moves = self._parser_moves
         inexact = parse(
-            features, system.state_bias, system.scores, system.scores_bias, moves.kind, moves.label,
+            states.features(shared), states.bias, *states.scores, moves.kind, moves.label,
             first_row, first_word, head, dep,
         )  # fmt: skip
         if inexact.any():
@@ -178,12 +179,11 @@ class Engine:
         )
         marks.append(time.process_time())
 
-        features = self._ner_states.features(own)
+        states, names = self._ner_states, self._entity_moves
         ent = np.empty(n, dtype=np.int32)
         ent_start = np.empty(n, dtype=np.bool_)
-        system, names = pipeline.ner, self._entity_moves
         entities(
-            features, system.state_bias, system.scores, system.scores_bias, names.kind, names.label, names.inside,
+            states.features(own), states.bias, *states.scores, names.kind, names.label, names.inside,
             names.last, first_row, first_word, sent_start, space, ent, ent_start,
         )  # fmt: skip
         marks.append(time.process_time())

@@ -9,6 +9,7 @@ product out of the nearest cache, six rows at a time.
 from __future__ import annotations
 
 import platform
+from functools import partial
 from typing import Any, NamedTuple
 
 import llvmlite.binding
@@ -32,21 +33,31 @@ ROWS = 6
 COLUMNS = _LANES * _VECTORS
 
 
+# Of a single row, a tile is wider: its sums have to wait for one another otherwise.
+_WIDE = 7
+WIDE_COLUMNS = _LANES * _WIDE
+
+
 class Linear(NamedTuple):
-    """A weight in panels of ``COLUMNS`` columns, [panels, nI, COLUMNS], and its bias, [panels * COLUMNS]; both end
-    in zeros."""
+    """A weight in panels of some columns, [panels, nI, columns], and its bias, [panels * columns], which both end in
+    zeros; or no bias, [0]."""
 
     panels: Floats
     bias: Floats
 
+    @property
+    def width(self) -> int:
+        """Columns of the result."""
+        return len(self.panels) * self.panels.shape[2]
 
-def linear(weight: Floats, bias: Floats | None = None) -> Linear:
+
+def linear(weight: Floats, bias: Floats | None = None, columns: int = COLUMNS) -> Linear:
     """Lay out a weight [nI, nO] and its bias [nO] for the products."""
-    extra = -weight.shape[1] % COLUMNS
+    extra = -weight.shape[1] % columns
     padded = np.pad(weight, ((0, 0), (0, extra)))
-    panels = padded.reshape(len(weight), -1, COLUMNS).transpose(1, 0, 2)
-    bias = np.zeros(weight.shape[1], dtype=np.float32) if bias is None else bias
-    return Linear(np.ascontiguousarray(panels), np.pad(bias, (0, extra)))
+    panels = padded.reshape(len(weight), -1, columns).transpose(1, 0, 2)
+    bias = np.zeros(0, dtype=np.float32) if bias is None else np.pad(bias, (0, extra))
+    return Linear(np.ascontiguousarray(panels), bias)
 
 
 def whole_tiles(rows: int) -> int:
@@ -57,7 +68,7 @@ def whole_tiles(rows: int) -> int:
 def apply(layer: Linear, vectors: Floats, out: Floats | None = None) -> Floats:
     """``vectors @ weight + bias``: [n, nI] -> [n, panels * COLUMNS], n a multiple of ``ROWS``."""
     if out is None:
-        out = np.empty((len(vectors), len(layer.bias)), dtype=np.float32)
+        out = np.empty((len(vectors), layer.width), dtype=np.float32)
     _apply(vectors, layer.panels, layer.bias, out)
     return out
 
@@ -68,38 +79,42 @@ def _tile(typing_context, rows, first, stride, panels, panel, out, out_row, out_
 
     ``rows`` is read as one flat run of numbers. All three arrays are contiguous; nothing checks the bounds.
     """
-    signature = types.void(
-        rows, types.int64, types.int64, panels, types.int64, out, types.int64, types.int64
-    )  # fmt: skip
-    return signature, _emit_tile
+    return _signature(rows, panels, out), partial(_emit_tile, ROWS, _VECTORS)
 
 
-def _emit_tile(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-    """One loop over nI: load a row of the panel, and add its products with the number of each row to ROWS x VECTORS
-    vectors that stay in registers."""
+@intrinsic
+def _wide_tile(typing_context, rows, first, stride, panels, panel, out, out_row, out_column):
+    """``_tile`` of one row, and of panels of WIDE_COLUMNS."""
+    return _signature(rows, panels, out), partial(_emit_tile, 1, _WIDE)
+
+
+def _signature(rows: Any, panels: Any, out: Any) -> Any:
+    return types.void(rows, types.int64, types.int64, panels, types.int64, out, types.int64, types.int64)
+
+
+def _emit_tile(n_rows: int, n_vectors: int, context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+    """One loop over nI: load a row of the panel, and add its products with the number of each row to rows x vectors
+    sums that stay in registers."""
     _, first, stride, _, panel, _, out_row, out_column = arguments
     int64, int32 = ir.IntType(64), ir.IntType(32)
     vector = ir.VectorType(ir.FloatType(), _LANES)
     undefined = ir.Constant(vector, ir.Undefined)
     zeros = ir.Constant(ir.VectorType(int32, _LANES), [0] * _LANES)
-    source, weight, target = (
-        context.make_array(signature.args[i])(context, builder, arguments[i]) for i in (0, 3, 5)
-    )
+    source, weight, target = (context.make_array(signature.args[i])(context, builder, arguments[i]) for i in (0, 3, 5))
     depth = builder.extract_value(weight.shape, 1)
     width = builder.extract_value(target.shape, 1)
-    starts = [
-        builder.gep(source.data, [builder.add(first, builder.mul(stride, int64(row)))]) for row in range(ROWS)
-    ]
-    weights = builder.gep(weight.data, [builder.mul(panel, builder.mul(depth, int64(COLUMNS)))])
+    columns = int64(n_vectors * _LANES)
+    starts = [builder.gep(source.data, [builder.add(first, builder.mul(stride, int64(row)))]) for row in range(n_rows)]
+    weights = builder.gep(weight.data, [builder.mul(panel, builder.mul(depth, columns))])
 
     before, loop, after = builder.block, builder.append_basic_block(), builder.append_basic_block()
     builder.branch(loop)
     builder.position_at_end(loop)
     k = builder.phi(int64)
     k.add_incoming(int64(0), before)
-    sums = [[builder.phi(vector) for _ in range(_VECTORS)] for _ in range(ROWS)]
-    row_of_weight = builder.gep(weights, [builder.mul(k, int64(COLUMNS))])
-    weights_of_k = [_load(builder, row_of_weight, v * _LANES, vector) for v in range(_VECTORS)]
+    sums = [[builder.phi(vector) for _ in range(n_vectors)] for _ in range(n_rows)]
+    row_of_weight = builder.gep(weights, [builder.mul(k, columns)])
+    weights_of_k = [_load(builder, row_of_weight, v * _LANES, vector) for v in range(n_vectors)]
     added = []
     for start, row in zip(starts, sums, strict=True):
         one = builder.load(builder.gep(start, [k]), align=4)
@@ -142,19 +157,21 @@ def _apply(vectors, panels, bias, out):
         for p in range(len(panels)):
             _tile(vectors, i * width, width, panels, p, out, i, p * COLUMNS)
         for k in range(i, i + ROWS):
+            row = out[k, : len(bias)]
             for j in range(len(bias)):
-                out[k, j] += bias[j]
+                row[j] += bias[j]
 
 
 @vector_kernel
 def _maxout(row, bias, gain, shift, out):
     """Maxout of three pieces that lie apart, layer norm: [>= 3 * width] -> [width]."""
+    # Slices: the compiler knows of them that an index does not count from the end.
     width = len(out)
+    one, two, three = row[:width], row[width : 2 * width], row[2 * width : 3 * width]
+    bias_one, bias_two, bias_three = bias[:width], bias[width : 2 * width], bias[2 * width : 3 * width]
     total = np.float32(0)
     for j in range(width):
-        value = max(
-            max(row[j] + bias[j], row[width + j] + bias[width + j]), row[2 * width + j] + bias[2 * width + j]
-        )
+        value = max(max(one[j] + bias_one[j], two[j] + bias_two[j]), three[j] + bias_three[j])
         out[j] = value
         total += value
     mean = total / np.float32(width)
@@ -191,10 +208,10 @@ def convolve(source, panels, bias, gain, shift, target):
             # A word's window is what begins with its left neighbour.
             _tile(source, i * width, width, panels, p, product, 0, p * COLUMNS)
         for k in range(ROWS):
-            own = i + k + 1
-            _maxout(product[k], bias, gain, shift, target[own])
+            former, vector = source[i + k + 1], target[i + k + 1]
+            _maxout(product[k], bias, gain, shift, vector)
             for j in range(width):
-                target[own, j] += source[own, j]
+                vector[j] += former[j]
 
 
 @vector_kernel
@@ -207,12 +224,14 @@ def sum_products(slots, embedded, products, bias, gain, shift, out):
     third = 3 * width
     row = np.empty(third, dtype=np.float32)
     for i in range(len(slots) - 2):
-        left, own, right = slots[i], slots[i + 1], slots[i + 2]
+        left, own, right = products[slots[i]], products[slots[i + 1]], products[slots[i + 2]]
+        left, own, right = left[:third], own[third : 2 * third], right[2 * third :]
         for j in range(third):
-            row[j] = products[left, j] + products[own, third + j] + products[right, 2 * third + j]
-        _maxout(row, bias, gain, shift, out[i])
+            row[j] = left[j] + own[j] + right[j]
+        target, vector = out[i], embedded[slots[i + 1]]
+        _maxout(row, bias, gain, shift, target)
         for j in range(width):
-            out[i, j] += embedded[own, j]
+            target[j] += vector[j]
 
 
 @vector_kernel
@@ -220,6 +239,16 @@ def gather(table, keys, out, column):
     """Sum the four rows of a hash table that each lexeme has: into ``out[:, column :][:, :width]``."""
     width = table.shape[1]
     for i in range(len(keys)):
-        a, b, c, d = keys[i, 0], keys[i, 1], keys[i, 2], keys[i, 3]
+        a, b, c, d = table[keys[i, 0]], table[keys[i, 1]], table[keys[i, 2]], table[keys[i, 3]]
+        target = out[i, column : column + width]
         for j in range(width):
-            out[i, column + j] = table[a, j] + table[b, j] + table[c, j] + table[d, j]
+            target[j] = a[j] + b[j] + c[j] + d[j]
+
+
+@kernel
+def apply_to_one(row, panels, bias, out):
+    """``row @ weight + bias``: [nI] -> [1, panels * WIDE_COLUMNS]."""
+    for p in range(len(panels)):
+        _wide_tile(row, 0, 0, panels, p, out, 0, p * WIDE_COLUMNS)
+    for j in range(len(bias)):
+        out[0, j] += bias[j]
