@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -84,9 +84,39 @@ _PERSON_ROLE = _table((Dep.NSUBJ, Dep.NSUBJPASS, Dep.APPOS))
 _FACTUAL_ROLE = _table((Dep.ATTR, Dep.OPRD, Dep.DOBJ, Dep.APPOS))
 _SKIPPED_BEFORE_CUE = _table((Pos.AUX, Pos.ADV, Pos.PUNCT))
 _NO_COMPONENT = Cue.TITLE | Cue.NAME_PARTICLE
+_LETTER_OR_DIGIT = Flag.LETTER | Flag.DIGIT
 
 # A cue verb may follow a chunk after this many auxiliaries, adverbs and punctuation marks: "(was born".
 _CUE_REACH = 3
+
+
+# NumPy takes ten times as long to compare with an enum as with a plain int, which tells on short documents.
+
+
+def _is(codes: Codes, code: int) -> Bools:
+    """Which codes are this one."""
+    return codes == int(code)
+
+
+def _has(codes: Codes, bits: int) -> Bools:
+    """Which codes have one of these bits."""
+    return (codes & int(bits)) != 0
+
+
+def _and_behind(values: NDArray[Any], last: int) -> NDArray[Any]:
+    """[n] -> [n + 1]: the values, and another behind them."""
+    longer = np.empty(len(values) + 1, dtype=values.dtype)
+    longer[:-1] = values
+    longer[-1] = last
+    return longer
+
+
+def _of_word_before(values: NDArray[Any], first: int) -> NDArray[Any]:
+    """[n] -> [n]: what the word before has; the first word has none before it."""
+    shifted = np.empty_like(values)
+    shifted[:1] = first
+    shifted[1:] = values[:-1]
+    return shifted
 
 
 def class_of_rule(rules: Codes) -> Codes:
@@ -101,14 +131,14 @@ def fired_rules(words: Words) -> Codes:
     document already has, in whatever role, is not factual again (see ``first_mentions``).
     """
     grammatical = grammatical_rules(words)
-    space = (words.flags & Flag.SPACE) != 0
-    content = (grammatical == Rule.NO_RULE) & ~space & ~_NO_CONTENT[words.pos]
+    space = _has(words.flags, Flag.SPACE)
+    content = _is(grammatical, Rule.NO_RULE) & ~space & ~_NO_CONTENT[words.pos]
     cues = np.array([LEXICON.get(form, 0) for form in words.forms], dtype=np.uint8)[words.form]
 
     rules = np.where(content, chunk_rules(words, content, cues), grammatical)
     entity, repeated = entity_rules(words, content, cues)
     rules = np.where(entity, entity, rules)
-    rules[content & (rules != Rule.NO_RULE) & ~first_mentions(words, content)] = Rule.REPEATED_WORD
+    rules[content & ~_is(rules, Rule.NO_RULE) & ~first_mentions(words, content)] = Rule.REPEATED_WORD
     rules = np.where(repeated, repeated, rules)
     rules[space] = Rule.WHITE_SPACE
     return rules
@@ -122,11 +152,11 @@ def grammatical_rules(words: Words) -> Codes:
     digit ("1973–76") is never grammatical, whatever the tagger takes it for.
     """
     rules = _GRAMMATICAL_POS[words.pos]
-    rules[(words.pos == Pos.PRON) & _DETERMINER_ROLE[words.dep]] = Rule.DETERMINER
-    rules[(words.pos == Pos.PART) & _PARTICLE_ROLE[words.dep]] = Rule.PARTICLE
-    rules[(words.flags & Flag.DIGIT) != 0] = Rule.NO_RULE
-    wordless = (words.flags & (Flag.LETTER | Flag.DIGIT)) == 0
-    rules[((words.flags & Flag.PUNCT) != 0) | ((words.pos == Pos.PUNCT) & wordless)] = Rule.PUNCTUATION
+    rules[_is(words.pos, Pos.PRON) & _DETERMINER_ROLE[words.dep]] = Rule.DETERMINER
+    rules[_is(words.pos, Pos.PART) & _PARTICLE_ROLE[words.dep]] = Rule.PARTICLE
+    rules[_has(words.flags, Flag.DIGIT)] = Rule.NO_RULE
+    wordless = ~_has(words.flags, _LETTER_OR_DIGIT)
+    rules[_has(words.flags, Flag.PUNCT) | (_is(words.pos, Pos.PUNCT) & wordless)] = Rule.PUNCTUATION
     return rules
 
 
@@ -138,8 +168,8 @@ def first_mentions(words: Words, content: Bools) -> Bools:
     "new ideas" do not use up New Zealand.
     """
     form = words.form
-    proper = content & (words.pos == Pos.PROPN)
-    named = proper | (content & (words.ent != Ent.NONE))
+    proper = content & _is(words.pos, Pos.PROPN)
+    named = proper | (content & ~_is(words.ent, Ent.NONE))
     first = np.where(proper, _first_index(form, named)[form], _first_index(form, content)[form])
     return first == np.arange(len(form))
 
@@ -161,20 +191,21 @@ class _Spans(NamedTuple):
 
     def any(self, mask: Bools) -> Bools:
         """Whether any word of each run is in the mask; bool [n] -> bool [m]."""
-        count = np.concatenate(([0], np.cumsum(mask)))
+        count = np.zeros(len(mask) + 1, dtype=np.int64)
+        np.cumsum(mask, out=count[1:])
         return count[self.end] > count[self.begin]
 
     def spread(self, flags: Bools) -> Bools:
         """Each word's flag is that of its run, False outside; bool [m] -> bool [n]."""
-        return np.append(flags, False)[self.member]
+        return _and_behind(flags, False)[self.member]
 
 
 def _spans(inside: Bools, starts: Bools) -> _Spans:
     """The runs of neighbouring words inside, cut before each word of ``starts``."""
-    before = np.append(False, inside)[:-1]
+    before = _of_word_before(inside, False)
     begin = inside & (starts | ~before)
     number = np.cumsum(begin) - 1
-    after = np.append(begin | ~inside, True)[1:]
+    after = _and_behind(begin | ~inside, True)[1:]
     return _Spans(np.flatnonzero(begin), np.flatnonzero(inside & after) + 1, np.where(inside, number, -1))
 
 
@@ -188,9 +219,9 @@ def entity_rules(words: Words, content: Bools, cues: Codes) -> tuple[Codes, Code
     PERSON is a repetition, all of it; any other entity only if the same words were an entity before. A
     number is never part of a repetition: it is factual until it has been mentioned itself.
     """
-    inside = (words.ent != Ent.NONE) & ((words.flags & Flag.SPACE) == 0)
+    inside = ~_is(words.ent, Ent.NONE) & ~_has(words.flags, Flag.SPACE)
     spans = _spans(inside, words.ent_start)
-    person = words.ent == Ent.PERSON
+    person = _is(words.ent, Ent.PERSON)
     inside &= content
     rules = np.where(person, np.uint8(Rule.PERSON_ENTITY), np.uint8(Rule.NAMED_ENTITY)) * inside
 
@@ -206,8 +237,8 @@ def _shares_component(words: Words, entities: _Spans, names: Bools, cues: Codes)
     Initials, titles and particles such as "van" are no name components: strangers share them.
     """
     length = words.end - words.start
-    initial = (length == 1) | ((length == 2) & ((words.flags & Flag.ALPHA) == 0))
-    component = names & ~initial & ((cues & _NO_COMPONENT) == 0)
+    initial = (length == 1) | ((length == 2) & ~_has(words.flags, Flag.ALPHA))
+    component = names & ~initial & ~_has(cues, _NO_COMPONENT)
     at = np.flatnonzero(component)
     first = _first_index(words.form, component)[words.form[at]]
     owner = entities.member[at]
@@ -241,9 +272,9 @@ def chunk_rules(words: Words, content: Bools, cues: Codes) -> Codes:
     parser leaves out of every chunk is taken for a chunk of its own.
     """
     chunks = _chunk_spans(words)
-    proper = content & (words.pos == Pos.PROPN)
+    proper = content & _is(words.pos, Pos.PROPN)
     noun = content & _NOUN[words.pos]
-    capital = content & ((words.flags & Flag.CAPITAL) != 0) & _NAME[words.pos]
+    capital = content & _has(words.flags, Flag.CAPITAL) & _NAME[words.pos]
     name = proper | (capital & ~_sentence_initial(words))
 
     rules = np.where(is_number(words), np.uint8(Rule.NUMBER), np.uint8(Rule.NO_RULE))
@@ -258,8 +289,8 @@ def chunk_rules(words: Words, content: Bools, cues: Codes) -> Codes:
 
 def is_number(words: Words) -> Bools:
     """Words with a digit, and numbers in words ("ten", "third") unless pronoun or adverb; bool [n]."""
-    spelled = ((words.flags & Flag.LIKE_NUM) != 0) & _SPELLED_NUMBER[words.pos]
-    return ((words.flags & Flag.DIGIT) != 0) | spelled | (words.pos == Pos.NUM)
+    spelled = _has(words.flags, Flag.LIKE_NUM) & _SPELLED_NUMBER[words.pos]
+    return _has(words.flags, Flag.DIGIT) | spelled | _is(words.pos, Pos.NUM)
 
 
 def _chunk_spans(words: Words) -> _Spans:
@@ -268,16 +299,16 @@ def _chunk_spans(words: Words) -> _Spans:
     depth[words.chunks[:, 1]] -= 1
     starts = np.zeros(len(words), dtype=np.bool_)
     starts[words.chunks[:, 0]] = True
-    return _spans((np.cumsum(depth[:-1]) > 0) & ((words.flags & Flag.SPACE) == 0), starts)
+    return _spans((np.cumsum(depth[:-1]) > 0) & ~_has(words.flags, Flag.SPACE), starts)
 
 
 def _sentence_initial(words: Words) -> Bools:
     """The first word of each sentence or line, whose capital says nothing; bool [n]."""
     index = np.arange(len(words))
-    new = words.sent_start | np.append(True, (words.flags & Flag.SPACE) != 0)[:-1]
+    new = words.sent_start | _of_word_before(_has(words.flags, Flag.SPACE), True)
     opening = np.maximum.accumulate(np.where(new, index, 0))
-    lettered = (words.flags & (Flag.LETTER | Flag.DIGIT)) != 0
-    latest = np.append(-1, np.maximum.accumulate(np.where(lettered, index, -1)))[:-1]
+    lettered = _has(words.flags, _LETTER_OR_DIGIT)
+    latest = _of_word_before(np.maximum.accumulate(np.where(lettered, index, -1)), -1)
     return latest < opening
 
 
@@ -286,7 +317,7 @@ def _follow(words: Words, links: Bools) -> Indices:
     target = np.where(links[words.dep], words.head, np.arange(len(words)))
     while True:
         further = target[target]
-        if np.array_equal(further, target):
+        if (further == target).all():
             return target
         target = further
 
@@ -304,7 +335,7 @@ def _in_factual_role(words: Words, chunks: _Spans, cues: Codes) -> Bools:
     last = chunks.end - 1
     role = words.dep[_follow(words, _CONJ)[last]]
     governor = words.head[_follow(words, _CONJ_OR_APPOS)[last]]
-    by_manner = (words.dep[governor] == Dep.PREP) & ((cues[governor] & Cue.MANNER) != 0)
+    by_manner = _is(words.dep[governor], Dep.PREP) & _has(cues[governor], Cue.MANNER)
     return _FACTUAL_ROLE[role] & ~by_manner
 
 
@@ -313,17 +344,17 @@ def _up_to_keyword(chunks: _Spans, noun: Bools, cues: Codes) -> Bools:
 
     What follows that noun is another thing: "the high school drama students".
     """
-    keyword = np.append(noun & ((cues & Cue.ORGANISATION) != 0), False)
+    keyword = _and_behind(noun & _has(cues, Cue.ORGANISATION), False)
     n = len(noun)
     ahead = np.minimum.accumulate(np.where(keyword, np.arange(n + 1), n)[::-1])[::-1][:-1]
-    end = np.append(chunks.end, 0)[chunks.member]  # 0 for words outside, whose member is -1
+    end = _and_behind(chunks.end, 0)[chunks.member]  # 0 for words outside, whose member is -1
     return ahead < end
 
 
 def _the_before_name(chunks: _Spans, name: Bools, cues: Codes) -> Bools:
     """Chunks that open with "the" and a name-like word; bool [chunks]."""
-    second = np.append(name, False)[chunks.begin + 1] & (chunks.end - chunks.begin > 1)
-    return ((cues[chunks.begin] & Cue.THE) != 0) & second
+    second = _and_behind(name, False)[chunks.begin + 1] & (chunks.end - chunks.begin > 1)
+    return _has(cues[chunks.begin], Cue.THE) & second
 
 
 def _in_person_role(words: Words, chunks: _Spans, name: Bools) -> Bools:
@@ -334,11 +365,10 @@ def _in_person_role(words: Words, chunks: _Spans, name: Bools) -> Bools:
 
 def _has_person_cue(words: Words, chunks: _Spans, capital: Bools, cues: Codes) -> Bools:
     """Chunks followed by a verb such as "born", or with a title before a capitalised word; bool [chunks]."""
-    n = len(words)
-    skipped = np.append(_SKIPPED_BEFORE_CUE[words.pos], False)
+    skipped = _and_behind(_SKIPPED_BEFORE_CUE[words.pos], False)
     follower = chunks.end
     for _ in range(_CUE_REACH):
         follower = follower + skipped[follower]
-    verb = np.append((cues & Cue.LIFE_EVENT) != 0, False)[follower]
-    titled = np.append(False, (cues & Cue.TITLE) != 0)[:n] & capital
+    verb = _and_behind(_has(cues, Cue.LIFE_EVENT), False)[follower]
+    titled = _of_word_before(_has(cues, Cue.TITLE), False) & capital
     return verb | chunks.any(titled)

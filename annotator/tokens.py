@@ -12,6 +12,7 @@ import numpy as np
 import sentencepiece
 from numpy.typing import NDArray
 
+from annotator.piece_table import PieceTable, separable
 from annotator.records import FactClass, LabelledTokens, Words
 
 VERSION: str = sentencepiece.__version__
@@ -69,6 +70,7 @@ class Tokenizer:
                 "different format: give the tokenizer.model file beside it."
             ) from error
         self._encode = _encoder_with_offsets(self._sp)
+        self._table = PieceTable(self._encode_spelled) if separable(data) else None
         self.sha256 = hashlib.sha256(data).hexdigest()
 
     @property
@@ -106,10 +108,9 @@ class Tokenizer:
         Raises:
             ValueError: the tokenizer's offsets run backwards or leave the text.
         """
-        row = np.array(self._sp.encode(text), dtype=np.int32)
-        spelled, offsets = self._spelled(row)
-        if spelled == text:  # nothing was normalised away: each piece stands where it is spelled
-            return Pieces(text, row, offsets)
+        found = self._encode_spelled(text) if self._table is None else self._table.pieces(text)
+        if found is not None:
+            return Pieces(text, found[0], _from_zero(found[1]))
         ids, pairs = self._encode(text)
         offsets = _total_offsets(np.array(pairs, dtype=np.int32).reshape(-1, 2), text)
         return Pieces(text, np.array(ids, dtype=np.int32), offsets)
@@ -207,6 +208,12 @@ class Tokenizer:
             )
         return row.astype(np.int32)
 
+    def _encode_spelled(self, text: str) -> tuple[NDArray[np.int32], NDArray[np.int32]] | None:
+        """Ids, and the end of each, if each piece stands where it is spelled; None if something was normalised away."""
+        ids = np.array(self._sp.encode(text), dtype=np.int32)
+        spelled, offsets = self._spelled(ids)
+        return (ids, offsets[:, 1]) if spelled == text else None
+
     def _spelled(self, ids: NDArray[np.int32]) -> tuple[str, NDArray[np.int32]]:
         spelling, size, control, spaced = self._vocabulary
         data = b"".join([spelling[i] for i in ids.tolist()])
@@ -215,7 +222,7 @@ class Tokenizer:
             data = data[1:]
             end = np.maximum(end - 1, 0)
         text, end = _decoded(data, end)
-        return text, np.stack([np.append(0, end[:-1])[: len(end)], end], axis=1).astype(np.int32)
+        return text, _from_zero(end)
 
 
 def words_of_pieces(offsets: NDArray[np.int32], text: str, words: Words) -> NDArray[np.intp]:
@@ -228,6 +235,14 @@ def words_of_pieces(offsets: NDArray[np.int32], text: str, words: Words) -> NDAr
     word = np.searchsorted(words.start, anchor, side="right") - 1
     inside = (word >= 0) & (anchor < words.end[word])
     return np.where(inside, word, -1)
+
+
+def _from_zero(end: NDArray[np.integer]) -> NDArray[np.int32]:
+    """Start and end of pieces without gaps, int32 [n, 2]."""
+    offsets = np.zeros((len(end), 2), dtype=np.int32)
+    offsets[:, 1] = end
+    offsets[1:, 0] = end[:-1]
+    return offsets
 
 
 def _decoded(data: bytes, places: NDArray[np.int64]) -> tuple[str, NDArray[np.int64]]:

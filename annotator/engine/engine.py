@@ -9,12 +9,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from annotator.engine import layers
 from annotator.engine.compiled import announce_compile, kernel
 from annotator.engine.lexicon import Lexicon, Spelling
-from annotator.engine.network import BLOCK, Network, blockwise
+from annotator.engine.network import Network
 from annotator.engine.ruler import apply_rules, read_patterns
 from annotator.engine.structure import read_pipeline
-from annotator.engine.transitions import entities, entity_moves, parse, parser_moves, state_features
+from annotator.engine.transitions import States, entities, entity_moves, parse, parser_moves
 from annotator.engine.tree import finish_trees, noun_chunks
 from annotator.engine.vectors import VectorTable
 from annotator.records import Dep, Ent, Pos, Words
@@ -28,7 +29,7 @@ _ARGUMENTS = ("oprd", "nsubj", "dobj", "nsubjpass", "pcomp", "pobj", "dative", "
 
 
 # Part of the fingerprint: raise it with every change that can move a label, if only by rounding.
-VERSION = "1"
+VERSION = "2"
 
 
 class InexactError(Exception):
@@ -71,7 +72,7 @@ class Engine:
     def __init__(
         self, nlp: Any, flags: Callable[..., Any], max_chunks: int = 400_000, max_vectors: int = 32_768
     ) -> None:
-        self._pipeline = pipeline = read_pipeline(nlp)
+        pipeline = read_pipeline(nlp)
         announce_compile()
         self._parser_moves = parser_moves(pipeline.parser)
         self._entity_moves = entity_moves(pipeline.ner)
@@ -97,7 +98,11 @@ class Engine:
         if "NORM" not in columns or any(len(network.convolutions) != GAP for network in both):
             raise InexactError(f"attributes {columns}")
         self._lexicon = Lexicon(nlp, columns, flags, self._ruler.forms, max_chunks)
-        self._networks = [Network(network, pipeline.hash) for network in both]
+        self._networks = [Network(network, pipeline.hash, GROUP_ROWS) for network in both]
+        self._tagger = layers.linear(pipeline.tagger, pipeline.tagger_bias)
+        self._parser_states, self._ner_states = (
+            States(system, GROUP_ROWS) for system in (pipeline.parser, pipeline.ner)
+        )
         own = [[columns.index(column) for column in network.columns] for network in both]
         self._vectors = VectorTable(self._networks, own, max_vectors)
         self._stamp = np.zeros((0, 2), dtype=np.int64)
@@ -130,7 +135,7 @@ class Engine:
     def analyse(self, texts: list[str]) -> Analysis:
         """What the pipeline says about texts."""
         marks = [time.process_time()]
-        pipeline, lexicon = self._pipeline, self._lexicon
+        lexicon = self._lexicon
         spelling = lexicon.spell(texts)
         marks.append(time.process_time())
         first_word = spelling.first_word
@@ -138,7 +143,7 @@ class Engine:
         space = lexicon.space[spelling.word]
         # The words in their rows.
         first_row = first_word[:-1] + GAP * np.arange(1, len(texts) + 1)
-        rows = -(-(n + GAP * (len(texts) + 1)) // BLOCK) * BLOCK
+        rows = layers.whole_tiles(n + GAP * (len(texts) + 1))
         row_of = np.arange(n) + np.repeat(first_row - first_word[:-1], np.diff(first_word))
         row_words = np.full(rows, -1, dtype=np.int32)
         row_words[row_of] = spelling.word
@@ -147,14 +152,12 @@ class Engine:
         shared, own = (network.finish(rows) for network in self._networks)
         marks.append(time.process_time())
 
-        tag = _best(blockwise(shared, pipeline.tagger, pipeline.tagger_bias), row_of)
-        hidden = blockwise(shared, pipeline.parser.linear, pipeline.parser.linear_bias)
-        features = state_features(hidden, pipeline.parser, blockwise)
+        tag = _best(layers.apply(self._tagger, shared), len(self.tags), row_of)
+        states = self._parser_states
         head, dep = np.empty((2, n), dtype=np.int32)
-        system = pipeline.parser
         moves = self._parser_moves
         inexact = parse(
-            features, system.state_bias, system.scores, system.scores_bias, moves.kind, moves.label,
+            states.features(shared), states.bias, *states.scores, moves.kind, moves.label,
             first_row, first_word, head, dep,
         )  # fmt: skip
         if inexact.any():
@@ -176,13 +179,11 @@ class Engine:
         )
         marks.append(time.process_time())
 
-        hidden = blockwise(own, pipeline.ner.linear, pipeline.ner.linear_bias)
-        features = state_features(hidden, pipeline.ner, blockwise)
+        states, names = self._ner_states, self._entity_moves
         ent = np.empty(n, dtype=np.int32)
         ent_start = np.empty(n, dtype=np.bool_)
-        system, names = pipeline.ner, self._entity_moves
         entities(
-            features, system.state_bias, system.scores, system.scores_bias, names.kind, names.label, names.inside,
+            states.features(own), states.bias, *states.scores, names.kind, names.label, names.inside,
             names.last, first_row, first_word, sent_start, space, ent, ent_start,
         )  # fmt: skip
         marks.append(time.process_time())
@@ -202,7 +203,7 @@ class Engine:
             slots = np.zeros(end - start + 2, dtype=np.int32)
             slots[low - start + 1 : high - start + 1] = table.slots(self._lexicon, row_words[low:high])
             for network, embedded, products in zip(self._networks, table.embedded, table.products, strict=True):
-                network.first(slots, start, rows, embedded, products)
+                network.first(slots, start, embedded, products)
 
     def _as_words(self, analysis: Analysis, offsets: list[int]) -> list[Words]:
         lexicon, spelling = self._lexicon, analysis.spelling
@@ -268,13 +269,13 @@ def _ent_code(label: str) -> int:
 
 
 @kernel
-def _best(scores, row_of):
-    """Index of the first highest score of each row; int32 [n]."""
+def _best(scores, tags, row_of):
+    """Index of the first highest of each row's scores; int32 [n]."""
     out = np.empty(len(row_of), dtype=np.int32)
     for i in range(len(row_of)):
         r = row_of[i]
         best = 0
-        for j in range(1, scores.shape[1]):
+        for j in range(1, tags):
             if scores[r, j] > scores[r, best]:
                 best = j
         out[i] = best

@@ -6,26 +6,26 @@ Chunks that were not are put through spaCy's own, all new ones of a batch at onc
 
 One thing reaches over a chunk: spaCy's matcher of special cases (":-)", "it's"). A match over two chunks changes
 nothing itself, but keeps an overlapping match within one of them from its effect: in "(;=] =(=3" for instance. Chunks
-among which that could be (``_Joints``) go through spaCy's tokenizer together, each time.
+among which that could be (``special_cases``) go through spaCy's tokenizer together, each time.
 """
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from annotator.engine.compiled import kernel
+from annotator.engine.special_cases import Joints, copied
 
 # Separates new chunks where they are tokenised together: a special case of its own, which is looked up.
 _BETWEEN = "\n"
 _SPACES = np.zeros(0x3001, dtype=np.bool_)
 _SPACES[[c for c in range(len(_SPACES)) if chr(c).isspace()]] = True
 _SMALLEST = 1 << 12
-_ORTH = 65  # spaCy's number of the attribute, by which special cases spell their words
 
 
 class Spelling(NamedTuple):
@@ -39,56 +39,6 @@ class Spelling(NamedTuple):
     word: NDArray[np.int32]
     start: NDArray[np.int32]
     length: NDArray[np.int32]
-
-
-class _Joints:
-    """Neighbouring words of the tokenizer's special cases, to tell where one could reach over two chunks.
-
-    ``left`` and ``right`` number the words that are first and second of such a pair, from 1; ``pairs`` is bool
-    [left + 1, right + 1].
-    """
-
-    def __init__(self, tokenizer: Any) -> None:
-        self._plain = type(tokenizer)(
-            tokenizer.vocab,
-            rules={},
-            prefix_search=tokenizer.prefix_search,
-            suffix_search=tokenizer.suffix_search,
-            infix_finditer=tokenizer.infix_finditer,
-            token_match=tokenizer.token_match,
-            url_match=tokenizer.url_match,
-        )
-        matched = [
-            rule
-            for rule in tokenizer.rules
-            if tokenizer.find_prefix(rule) or tokenizer.find_infix(rule) or tokenizer.find_suffix(rule) or " " in rule
-        ]
-        strings = tokenizer.vocab.strings
-        pairs = set()
-        self.single: set[int] = set()  # what a special case makes, if it is one word
-        self.double: set[tuple[int, int]] = set()  # the first two of its words
-        for rule in matched:
-            spelled = [word.orth for word in self._plain(rule)]
-            pairs.update(itertools.pairwise(spelled))
-            made = [strings.add(part[_ORTH]) for part in tokenizer.rules[rule]]
-            if len(made) == 1:
-                self.single.add(made[0])
-            else:
-                self.double.add((made[0], made[1]))
-        self.left = {word: number for number, word in enumerate(sorted({a for a, _ in pairs}), start=1)}
-        self.right = {word: number for number, word in enumerate(sorted({b for _, b in pairs}), start=1)}
-        self.pairs = np.zeros((len(self.left) + 1, len(self.right) + 1), dtype=np.bool_)
-        for a, b in pairs:
-            self.pairs[self.left[a], self.right[b]] = True
-
-    def special(self, words: list[int]) -> bool:
-        """Whether a chunk of these words may hold a special case."""
-        return not self.single.isdisjoint(words) or not self.double.isdisjoint(itertools.pairwise(words))
-
-    def plain_ends(self, chunk: str) -> tuple[int, int]:
-        """First and last word of a chunk without special cases."""
-        doc = self._plain(chunk)
-        return doc[0].orth, doc[-1].orth
 
 
 class Lexicon:
@@ -105,12 +55,13 @@ class Lexicon:
     def __init__(
         self, nlp: Any, columns: tuple[str, ...], flags: Callable[..., Any], named: tuple[str, ...], limit: int
     ) -> None:
-        self._nlp = nlp
         self.columns = columns
         self._flags = flags
         self._named = {form: number for number, form in enumerate(named, start=1)}
         self._limit = limit
-        self._joints = _Joints(nlp.tokenizer)
+        self._original = nlp.tokenizer
+        self._joints = Joints(nlp.tokenizer)
+        self._renew()
         self.seen = self.new = self.evictions = self.together = 0
         self.changes = 0  # of the numbers of words: whoever keeps them has to look again
         self._clear()
@@ -137,8 +88,20 @@ class Lexicon:
         self.changes += 1
         _fill_slots(self._keys, 0, self._slots)  # compiles it at the start, not in the middle of a run
 
+    def _renew(self) -> None:
+        """A tokenizer with a vocabulary of its own.
+
+        spaCy forgets the words of a memory zone, but its hash maps keep a mark for each and double when marks fill
+        them: the memory would grow with all words ever seen.
+        """
+        self._tokenizer = copied(self._original, self._original.rules)
+        self._plain = copied(self._original, {})
+        self._tokenised = 0
+
     def spell(self, texts: list[str]) -> Spelling:
         """Cut texts into words."""
+        if self._tokenised > self._limit:
+            self._renew()
         if self.chunks > self._limit:
             self._evict()
         joined = "".join(texts)
@@ -188,8 +151,8 @@ class Lexicon:
             begin = int(found[first, 1])
             end = int(found[last + 1, 1]) if last + 1 < len(found) else int(ends[-1])
             end = min(end, int(ends[t]))  # up to the next chunk: the space between is a flag of the last word
-            with self._nlp.memory_zone():
-                doc = self._nlp.tokenizer(text[begin:end])
+            with self._zone():
+                doc = self._tokenizer(text[begin:end])
                 table = doc.to_array(["IDX", "LENGTH", *_FIXED, *self.columns]).reshape(len(doc), -1)
                 place = table[:, :2].astype(np.int32)
                 made = (self._enter(table[:, 2:]), place[:, 0] + np.int32(begin - begin_of_text[t]), place[:, 1])
@@ -216,7 +179,7 @@ class Lexicon:
         strings = [text[start:end] for start, end, _ in new.tolist()]
         together = [i for i, string in enumerate(strings) if not string[0].isspace()]
         spaces = {i: strings[i] for i in range(len(strings)) if strings[i][0].isspace()}
-        with self._nlp.memory_zone():
+        with self._zone():
             tables = []
             if together:
                 tables.append(self._tokenise(_BETWEEN.join(strings[i] for i in together), together, strings))
@@ -245,6 +208,11 @@ class Lexicon:
         self._first[self.chunks + 1 : self.chunks + len(strings) + 1] = offset + np.cumsum(counts)
         self.chunks += len(strings)
 
+    def _plain_ends(self, chunk: str) -> tuple[int, int]:
+        """First and last word of a chunk without special cases."""
+        doc = self._plain(chunk)
+        return doc[0].orth, doc[-1].orth
+
     def _mark_ends(self, orth: NDArray[np.uint64], first: NDArray[np.int64], strings: list[str]) -> None:
         """Note of each new chunk whether it may hold a special case, and the joint numbers of its first and last
         word, with special cases and without: [special, first, plain first, last, plain last]."""
@@ -254,15 +222,21 @@ class Lexicon:
             words = orths[bounds[i] : bounds[i + 1]]
             begin, end = words[0], words[-1]
             special = joints.special(words)
-            plain_begin, plain_end = joints.plain_ends(string) if special else (begin, end)
+            plain_begin, plain_end = self._plain_ends(string) if special else (begin, end)
             left, right = joints.left.get, joints.right.get
             self._ends[self.chunks + i] = (
                 special, right(begin, 0), right(plain_begin, 0), left(end, 0), left(plain_end, 0)
             )  # fmt: skip
 
+    @contextlib.contextmanager
+    def _zone(self) -> Iterator[None]:
+        """What the tokenizers learn within is forgotten behind."""
+        with self._tokenizer.vocab.memory_zone(), self._plain.vocab.memory_zone():
+            yield
+
     def _tokenise(self, text: str, owners: list[int], strings: list[str]) -> tuple[NDArray[Any], ...]:
         """Owner, start within it, length, and attributes of each word of chunks that are joined in a text."""
-        doc = self._nlp.tokenizer(text)
+        doc = self._tokenizer(text)
         table = doc.to_array(["IDX", "LENGTH", *_FIXED, *self.columns])
         table = table.reshape(len(doc), -1)
         sizes = np.array([len(strings[i]) for i in owners])
@@ -277,10 +251,11 @@ class Lexicon:
 
     def _enter(self, table: NDArray[np.uint64]) -> NDArray[np.int32]:
         """Numbers of words with these attributes, new ones entered."""
-        strings = self._nlp.vocab.strings
+        strings = self._tokenizer.vocab.strings
         keys = list(map(tuple, table[:, [0, *range(len(_FIXED), table.shape[1])]].tolist()))
         number = self._number
         numbers = np.empty(len(keys), dtype=np.int32)
+        self._tokenised += len(keys)
         fresh = []
         for i, key in enumerate(keys):
             known = number.get(key)

@@ -12,7 +12,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from annotator.engine import layers
 from annotator.engine.compiled import kernel, vector_kernel
+from annotator.engine.layers import apply_to_one
 from annotator.engine.structure import Floats, Transitions, UnknownPipelineError
 
 SHIFT, REDUCE, LEFT, RIGHT, BREAK = range(5)
@@ -81,76 +83,83 @@ def entity_moves(transitions: Transitions) -> EntityMoves:
     )  # fmt: skip
 
 
-def state_features(hidden: Floats, transitions: Transitions, blockwise) -> Floats:
-    """What each row adds to a state in each role, [rows + 1, F * 2 * H]: the last row stands for a missing word."""
-    out = np.empty((len(hidden) + 1, transitions.features.shape[1]), dtype=np.float32)
-    blockwise(hidden, transitions.features, None, out[:-1])
-    out[-1] = transitions.padding
-    return out
+class States:
+    """What each word adds to the hidden vector of a state, in each role that it can have there."""
+
+    def __init__(self, transitions: Transitions, usual: int) -> None:
+        self._usual = usual
+        self._linear = layers.linear(transitions.linear, transitions.linear_bias)
+        self._roles = layers.linear(transitions.features)
+        self._missing = transitions.padding
+        self.bias = transitions.state_bias
+        self.scores = layers.linear(transitions.scores, transitions.scores_bias, layers.WIDE_COLUMNS)
+        self._out = np.empty((0, self._roles.width), dtype=np.float32)
+
+    def features(self, vectors: Floats) -> Floats:
+        """Word vectors [rows, width] -> [rows + 1, >= F * 2 * H]; the last row stands for a missing word."""
+        hidden = layers.apply(self._linear, vectors)
+        size = max(len(hidden), self._usual) + 1
+        if len(self._out) != size:
+            self._out = np.empty((size, self._roles.width), dtype=np.float32)
+        out = self._out[: len(hidden) + 1]
+        layers.apply(self._roles, hidden, out[:-1])
+        out[-1, : len(self._missing)] = self._missing
+        return out
+
+
+# Slices, because the compiler knows of them that an index does not count from the end; few at once, because it has to
+# rule out that any two overlap.
 
 
 @vector_kernel
-def _hidden_of_8(features, a, b, c, d, e, f, g, h, bias, state):
-    """Sum of the eight words' features, maxout of two pieces."""
+def _hidden_of_8(features, a, b, c, d, e, f, g, h, bias, total, state):
+    """Sum of the eight words' features into ``total`` [2 * H], maxout of two pieces."""
     n = len(state)
     m = 2 * n
+    one, two = features[a, :m], features[b, m : 2 * m]
+    three, four = features[c, 2 * m : 3 * m], features[d, 3 * m : 4 * m]
+    for j in range(m):
+        total[j] = one[j] + two[j] + three[j] + four[j]
+    one, two = features[e, 4 * m : 5 * m], features[f, 5 * m : 6 * m]
+    three, four = features[g, 6 * m : 7 * m], features[h, 7 * m : 8 * m]
+    for j in range(m):
+        total[j] = total[j] + one[j] + two[j] + three[j] + four[j] + bias[j]
+    first, second = total[:n], total[n:]
     for j in range(n):
-        k = n + j
-        one = (
-            features[a, j] + features[b, m + j] + features[c, 2 * m + j] + features[d, 3 * m + j]
-            + features[e, 4 * m + j] + features[f, 5 * m + j] + features[g, 6 * m + j] + features[h, 7 * m + j]
-            + bias[j]
-        )  # fmt: skip
-        two = (
-            features[a, k] + features[b, m + k] + features[c, 2 * m + k] + features[d, 3 * m + k]
-            + features[e, 4 * m + k] + features[f, 5 * m + k] + features[g, 6 * m + k] + features[h, 7 * m + k]
-            + bias[k]
-        )  # fmt: skip
-        state[j] = max(one, two)
+        state[j] = max(first[j], second[j])
 
 
 @vector_kernel
-def _hidden_of_3(features, a, b, c, bias, state):
-    """Sum of the three words' features, maxout of two pieces."""
+def _hidden_of_3(features, a, b, c, bias, total, state):
+    """Sum of the three words' features into ``total`` [2 * H], maxout of two pieces."""
     n = len(state)
     m = 2 * n
+    one, two, three = features[a, :m], features[b, m : 2 * m], features[c, 2 * m : 3 * m]
+    for j in range(m):
+        total[j] = one[j] + two[j] + three[j] + bias[j]
+    first, second = total[:n], total[n:]
     for j in range(n):
-        k = n + j
-        one = features[a, j] + features[b, m + j] + features[c, 2 * m + j] + bias[j]
-        two = features[a, k] + features[b, m + k] + features[c, 2 * m + k] + bias[k]
-        state[j] = max(one, two)
+        state[j] = max(first[j], second[j])
 
 
 @vector_kernel
-def _score_all(state, weight, bias, scores):
-    """Scores of all moves: weight is [H, M]."""
-    m = len(scores)
-    for i in range(m):
-        scores[i] = bias[i]
-    for k in range(0, len(state), 4):
-        a, b, c, d = state[k], state[k + 1], state[k + 2], state[k + 3]
-        for i in range(m):
-            scores[i] += a * weight[k, i] + b * weight[k + 1, i] + c * weight[k + 2, i] + d * weight[k + 3, i]
+def _first_best(scores, low, high):
+    """Index of the first highest of ``scores[low:high]``, which is not empty."""
+    best = scores[low]
+    for i in range(low + 1, high):
+        best = max(best, scores[i])
+    at = low
+    while scores[at] != best:
+        at += 1
+    return at
 
 
 @kernel
-def _score_one(state, weight, bias, move):
-    """Score of one move, rounded as ``_score_all`` does."""
-    score = bias[move]
-    for k in range(0, len(state), 4):
-        score += (
-            state[k] * weight[k, move] + state[k + 1] * weight[k + 1, move]
-            + state[k + 2] * weight[k + 2, move] + state[k + 3] * weight[k + 3, move]
-        )  # fmt: skip
-    return score
-
-
-@kernel
-def parse(features, state_bias, weight, bias, kind, label, first_row, first_word, head, dep):
+def parse(features, state_bias, panels, bias, kind, label, first_row, first_word, head, dep):
     """Arc-eager parse of each text.
 
     Args:
-        features: [rows + 1, 8 * 2 * H], see ``state_features``.
+        features: [rows + 1, >= 8 * 2 * H], see ``States``.
         kind, label: see ``ParserMoves``.
         first_row, first_word: int64 [texts], int64 [texts + 1]: where each text's rows and words begin.
         head, dep: int32 [words], filled: head within the text, its own index for a root; raw label.
@@ -164,13 +173,15 @@ def parse(features, state_bias, weight, bias, kind, label, first_row, first_word
         longest = max(longest, first_word[t + 1] - first_word[t])
     missing = len(features) - 1
     moves = len(kind)
-    first_left = 2
-    first_right = 2
+    lowest = np.float32(-np.inf)
+    first_right = 2  # behind shift, reduce and the arcs to the left
     while kind[first_right] == 2:
         first_right += 1
     break_move = moves - 1
-    state = np.empty(weight.shape[0], dtype=np.float32)
-    scores = np.empty(weight.shape[1], dtype=np.float32)
+    total = np.empty(len(state_bias), dtype=np.float32)
+    state = np.empty(panels.shape[1], dtype=np.float32)
+    scored = np.empty((1, len(bias)), dtype=np.float32)
+    scores = scored[0]
     stack = np.empty(longest + 1, dtype=np.int64)
     again = np.empty(longest + 1, dtype=np.int64)  # words that were put back, in front of the buffer
     unshiftable = np.empty(longest + 1, dtype=np.bool_)
@@ -241,23 +252,22 @@ def parse(features, state_bias, weight, bias, kind, label, first_row, first_word
                     base + ls if ls >= 0 else missing,
                     base + rs if rs >= 0 else missing,
                     state_bias,
+                    total,
                     state,
                 )  # fmt: skip
-                _score_all(state, weight, bias, scores)
-                best = np.float32(-np.inf)
-                if can_shift and scores[0] > best:
-                    best = scores[0]
-                    move = 0
-                if can_reduce and scores[1] > best:
-                    best = scores[1]
-                    move = 1
+                apply_to_one(state, panels, bias, scored)
+                if not can_shift:
+                    scores[0] = lowest
+                if not can_reduce:
+                    scores[1] = lowest
+                if not can_break:
+                    scores[break_move] = lowest
                 if can_attach:
-                    for i in range(first_left, break_move):
-                        if scores[i] > best:
-                            best = scores[i]
-                            move = i
-                if can_break and scores[break_move] > best:
-                    move = break_move
+                    move = _first_best(scores, 0, moves)
+                else:
+                    move = _first_best(scores, 0, 2)
+                    if scores[break_move] > scores[move]:
+                        move = break_move
             if move == 0:
                 if put_back > 0:
                     put_back -= 1
@@ -315,7 +325,7 @@ def parse(features, state_bias, weight, bias, kind, label, first_row, first_word
 def entities(
     features,
     state_bias,
-    weight,
+    panels,
     bias,
     kind,
     label,
@@ -334,8 +344,10 @@ def entities(
     """
     missing = len(features) - 1
     moves = len(kind)
-    state = np.empty(weight.shape[0], dtype=np.float32)
-    scores = np.empty(weight.shape[1], dtype=np.float32)
+    total = np.empty(len(state_bias), dtype=np.float32)
+    state = np.empty(panels.shape[1], dtype=np.float32)
+    scored = np.empty((1, len(bias)), dtype=np.float32)
+    scores = scored[0]
     for t in range(len(first_row)):
         begin = first_word[t]
         words = first_word[t + 1] - begin
@@ -350,10 +362,11 @@ def entities(
             if opened >= 0:
                 move = last[of]
                 if not ends:
-                    _hidden_of_3(features, base + i, base + opened, base + i - 1, state_bias, state)
+                    _hidden_of_3(features, base + i, base + opened, base + i - 1, state_bias, total, state)
                     into = inside[of]
-                    stay = _score_one(state, weight, bias, into)
-                    close = _score_one(state, weight, bias, last[of])
+                    apply_to_one(state, panels, bias, scored)
+                    stay = scores[into]
+                    close = scores[last[of]]
                     if stay > close or (stay == close and into < last[of]):
                         move = into
                 ent[w] = of
@@ -362,8 +375,8 @@ def entities(
                 continue
             if space[w]:
                 continue
-            _hidden_of_3(features, base + i, missing, missing, state_bias, state)
-            _score_all(state, weight, bias, scores)
+            _hidden_of_3(features, base + i, missing, missing, state_bias, total, state)
+            apply_to_one(state, panels, bias, scored)
             best = np.float32(-np.inf)
             move = -1
             for m in range(moves):

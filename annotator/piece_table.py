@@ -1,0 +1,147 @@
+"""What was tokenised before: a bounded table of the pieces of chunks, each a run of spaces and the word behind it.
+
+Most SentencePiece models of BPE have no piece that goes on with a space behind another character. Then no merge
+reaches into the place before a space: the pieces of a text are those of its chunks, one after the other. Whether a
+model is of that kind can be read in its file (``separable``).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+_SPACE = "\u2581"  # stands for U+0020 in SentencePiece's vocabularies
+_CHUNK = re.compile(" +[^ ]*")
+_SEPARABLE_PIECE = re.compile(f"{_SPACE}*[^{_SPACE}]*")
+# What is longer comes rarely twice.
+_LONGEST = 40
+
+# Numbers of fields in sentencepiece_model.proto, and of the kinds of models and pieces.
+_PIECES, _TRAINER, _NORMALIZER = 1, 2, 3
+_PIECE, _TYPE = 1, 3
+_MODEL_TYPE, _SPACE_AS_SUFFIX = 3, 24
+_CHARSMAP, _DUMMY_PREFIX, _REMOVE_SPACES, _ESCAPE_SPACES = 2, 3, 4, 5
+_BPE = 2
+_USER_DEFINED, _BYTE = 4, 6
+
+Pieces = tuple[NDArray[np.int32], NDArray[np.int32]]
+
+
+class PieceTable:
+    """The ids of a text from those of its chunks.
+
+    Args:
+        encode: text -> ids and the code point at which each ends, int32 [n] each; None where the pieces do not spell
+            the text. It puts a space before each text.
+        limit: chunks of a table; there are two. When the new one is full it becomes the old one, which is forgotten
+            when the next is full. What is asked for moves to the new one.
+    """
+
+    def __init__(self, encode: Callable[[str], Pieces | None], limit: int = 100_000) -> None:
+        self._encode = encode
+        self._limit = limit
+        # Chunk without its first space -> int32 [n, 2] as bytes: each piece's id, and how many code points it spells.
+        self._new: dict[str, bytes] = {}
+        self._old: dict[str, bytes] = {}
+
+    def __len__(self) -> int:
+        return len(self._new) + len(self._old)
+
+    def pieces(self, text: str) -> Pieces | None:
+        """What ``encode`` gives for a text."""
+        chunks = _chunks(text)
+        rows = list(map(self._new.get, chunks))
+        if not all(rows):
+            found = self._find({chunk for chunk, row in zip(chunks, rows, strict=True) if row is None})
+            if found is None:
+                return self._encode(text)
+            rows = [found[chunk] if row is None else row for chunk, row in zip(chunks, rows, strict=True)]
+        ids, widths = np.frombuffer(b"".join(rows), dtype=np.int32).reshape(-1, 2).T  # pyright: ignore
+        return ids.copy(), np.cumsum(widths, dtype=np.int32) - np.int32(1)  # without the space before the text
+
+    def _find(self, chunks: set[str]) -> dict[str, bytes] | None:
+        """The rows of chunks that the new table lacks; enters them. None where pieces do not spell a chunk."""
+        found = {chunk: self._old[chunk] for chunk in chunks if chunk in self._old}
+        # Spaces at the end of the text have to stay there: they would go together with those of another chunk.
+        unseen = sorted(chunks.difference(found), key=lambda chunk: not chunk.strip(" "))
+        if unseen:
+            encoded = self._encode(" ".join(unseen))
+            if encoded is None:
+                return None
+            ids, ends = encoded
+            row = np.stack([ids, np.diff(ends, prepend=np.int32(-1))], axis=1).tobytes()
+            last = np.cumsum([len(chunk) + 1 for chunk in unseen]) - 1
+            cuts = (8 * np.searchsorted(ends, last, side="right")).tolist()
+            found |= {chunk: row[a:b] for chunk, a, b in zip(unseen, [0, *cuts], cuts, strict=False)}
+        self._new.update((chunk, row) for chunk, row in found.items() if len(chunk) <= _LONGEST)
+        if len(self._new) > self._limit:
+            self._old, self._new = self._new, {}
+        return found
+
+
+def _chunks(text: str) -> list[str]:
+    """The chunks of a text behind a space, without the first space of each."""
+    chunks = text.split(" ") if text else []
+    if "" in chunks:  # several spaces in a row, or one at an end
+        return [chunk[1:] for chunk in _CHUNK.findall(f" {text}")]
+    return chunks
+
+
+def separable(model: bytes) -> bool:
+    """Whether the pieces of each text are those of its chunks, and spell it, by the model's file.
+
+    That is so if it is a BPE model that puts a space before each text, changes nothing else, spells what it does not
+    know in bytes, and has spaces at the beginning of pieces only.
+    """
+    trainer: dict[int, Any] = {}
+    normalizer: dict[int, Any] = {}
+    byte_pieces = 0
+    for field, value in _fields(model):
+        if field == _PIECES:
+            piece = dict(_fields(value))
+            kind = piece.get(_TYPE, 1)
+            byte_pieces += kind == _BYTE
+            if kind == _USER_DEFINED or not _SEPARABLE_PIECE.fullmatch(piece[_PIECE].decode()):
+                return False
+        elif field == _TRAINER:
+            trainer |= dict(_fields(value))
+        elif field == _NORMALIZER:
+            normalizer |= dict(_fields(value))
+    return (
+        trainer.get(_MODEL_TYPE) == _BPE
+        and not trainer.get(_SPACE_AS_SUFFIX, 0)
+        and not normalizer.get(_CHARSMAP)
+        and bool(normalizer.get(_DUMMY_PREFIX, 1))
+        and not normalizer.get(_REMOVE_SPACES, 1)
+        and bool(normalizer.get(_ESCAPE_SPACES, 1))
+        and byte_pieces == 256
+    )
+
+
+def _fields(message: bytes) -> Iterator[tuple[int, Any]]:
+    """Number and value of each field of a message of Protocol Buffers: int, or bytes (also of a nested message)."""
+    at = 0
+    while at < len(message):
+        key, at = _varint(message, at)
+        kind = key & 7
+        if kind == 0:
+            value, at = _varint(message, at)
+        else:
+            size, at = (8, at) if kind == 1 else (4, at) if kind == 5 else _varint(message, at)
+            value = message[at : at + size]
+            at += size
+        yield key >> 3, value
+
+
+def _varint(message: bytes, at: int) -> tuple[int, int]:
+    value = shift = 0
+    while True:
+        byte = message[at]
+        value |= (byte & 0x7F) << shift
+        at, shift = at + 1, shift + 7
+        if byte < 0x80:
+            return value, at
