@@ -76,13 +76,7 @@ def test_an_endpoint_that_dies(wordy_model: Path, prompts: Path, tmp_path: Path,
         assert main([*command, "--partner", f"{url}#stub", "--out", str(out)]) == 0
         command[3] = str(prompts)
     kept = out.read_bytes()
-    import lacy_stream.cascade.endpoint as endpoint
-
-    retries, endpoint.RETRIES = endpoint.RETRIES, 0
-    try:
-        assert main([*command, "--partner", f"{url}#stub", "--out", str(out)]) == 2
-    finally:
-        endpoint.RETRIES = retries
+    assert main([*command, "--partner", f"{url}#stub", "--out", str(out)]) == 2
     assert "the same command again" in capsys.readouterr().err
     assert out.read_bytes().startswith(kept) and len(rows(out)) >= 1
 
@@ -123,9 +117,8 @@ def test_articles_come_before_the_text(tmp_path: Path) -> None:
     store = Knowledge(tmp_path / "store")
     prompt = "Tell me a bio of Ada Lovelace. Ada Lovelace is"
     found = with_article(prompt, None, store)
-    assert (
-        found.text == prompt and "x" * 8000 + "<|im_end|>" in found.preamble and "about Ada Lovelace." in found.preamble
-    )
+    assert found.text == prompt and "about Ada Lovelace." in found.preamble
+    assert "x" * 8000 + "<|im_end|>" in found.preamble
     assert "xx" not in with_article("Tell me a bio of Eve. Eve is", None, store).preamble
     assert title_of("Who was Ada Lovelace?") is None
     with pytest.raises(ValueError, match="no title for the prompt"):
