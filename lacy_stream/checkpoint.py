@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 import yaml
 from transformers import AutoModelForCausalLM, PreTrainedModel
-from transformers.utils import cached_file
+from transformers.utils.hub import cached_file
 
 from annotator import Annotator
 from lacy_stream.model import build_model
@@ -112,7 +112,7 @@ def load_model(path: str | os.PathLike[str]) -> CallingModel:
         checkpoint.model,
         checkpoint.tokenizer,
         checkpoint.call_token_id,
-        config.eos_token_id,
+        config.eos_token_id,  # type: ignore[arg-type]
         config.max_position_embeddings,
         checkpoint.recipe.run_name or Path(path).stem,
         checkpoint.recipe,

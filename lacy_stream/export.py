@@ -102,7 +102,7 @@ def transformers_tokenizer(calling: CallingModel) -> PreTrainedTokenizerFast:
 
 
 def _bpe(ours: SentencePieceTokenizer, pieces: list[str]) -> Tokenizer:
-    """LLaMA's pipeline in the library tokenizers: a space before the text, spaces as U+2581, BPE over the whole text."""
+    """LLaMA's pipeline in the library tokenizers: a space before the text, spaces as U+2581, BPE over all of it."""
     vocabulary = {piece: id for id, piece in enumerate(pieces)}
     merges = generate_merges(vocabulary, dict(zip(pieces, ours.scores(), strict=True)))
     bpe = models.BPE(vocabulary, merges, unk_token=pieces[0], fuse_unk=True, byte_fallback=True)

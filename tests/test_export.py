@@ -24,6 +24,7 @@ RECIPE = {
     "tokenizer": {"name": "package:mistral_common/data/tokenizer.model.v1"},
     "annotator": {"model": "en_core_web_sm"},
     "train_loader": {"dataset": {"local": "data", "split": "train"}},
+    "optimizer": {"lr": 1e-3},
     "max_duration": "1ba",
     "global_train_batch_size": 64,
 }

@@ -275,9 +275,10 @@ class _Text:
         if not prompt.text.strip():
             raise PromptError("the prompt is empty")
         try:
-            ids = self._vocabulary.encode(prompt.text)
+            prompt.text.encode()
         except UnicodeEncodeError as error:
             raise PromptError(f"the prompt holds a lone surrogate at code point {error.start}") from None
+        ids = self._vocabulary.encode(prompt.text)
         if len(ids) + 1 >= self._model.max_seq_len:
             raise PromptError(
                 f"the prompt has {len(ids)} tokens, and {self._model.name} a context of {self._model.max_seq_len}"

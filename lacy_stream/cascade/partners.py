@@ -79,7 +79,7 @@ class TransformersPartner:
         self.name, self.model, self.penalty, self.reuse = name, model, repetition_penalty, reuse
         self.vocabulary = TransformersVocabulary(tokenizer)
         # The token that stands before a text; a model that has none begins with the text itself.
-        self.start = [] if tokenizer.bos_token_id is None else [int(tokenizer.bos_token_id)]
+        self.start = [] if tokenizer.bos_token is None else [tokenizer.convert_tokens_to_ids(tokenizer.bos_token)]
         self.context: int | None = getattr(model.config, "max_position_embeddings", None)
         spellings = self.vocabulary.spellings
         self.splits_spaces = b" " in [spellings[id] for id in self.vocabulary.encode("a 1")]
@@ -152,7 +152,7 @@ def open_partner(spec: str, *, repetition_penalty: float = 1.2, device: str = "c
         ) from error
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise PartnerError(f"{path} has no fast tokenizer (tokenizer.json): convert it, or serve it as an endpoint")
-    model = model.eval().requires_grad_(False).to(device)
+    model = model.eval().requires_grad_(False).to(device)  # type: ignore[arg-type]
     try:
         return TransformersPartner(model, tokenizer, path.name, repetition_penalty=repetition_penalty)
     except ValueError as error:

@@ -92,10 +92,10 @@ class PaperThreshold:
 
 def _quantile(scores: Iterable[float], share: float) -> float:
     """The score that this share of the scores reaches or exceeds, interpolated."""
+    if share >= 1:
+        return -np.inf
     values = np.fromiter(scores, dtype=np.float64)
-    if share <= 0 or not len(values):
-        return np.inf
-    return -np.inf if share >= 1 else float(np.quantile(values, 1 - share))
+    return float(np.quantile(values, 1 - share)) if share > 0 and len(values) else np.inf
 
 
 ESTIMATORS = {"tracking": TrackingThreshold, "paper": PaperThreshold}
