@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -62,6 +63,23 @@ def test_texts_of_other_runs_are_refused(tiny_model: Path, cascade: Cascade, tmp
         write_biographies("tiny", str(model), NAMES, *arguments)
 
 
+def test_the_partner_reads_the_article(tiny_model: Path, cascade: Cascade, tmp_path: Path):
+    """With articles the partner answers otherwise than without, and a store that changes is another run."""
+    rows = [{"title": NAMES[0], "text": "She wrote about engines. " * 20}]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    build([tmp_path / "a.jsonl"], tmp_path / "k.db")
+    (tmp_path / "t.txt").write_text("{title}: {article}\n")
+    files = {"articles": str(tmp_path / "k.db"), "template": str(tmp_path / "t.txt")}
+    reading = replace(cascade, **files, call_rate=0.9)
+    (with_it,) = write_biographies("t", str(tiny_model), NAMES[:1], reading, tmp_path / "a", "cpu")
+    without = replace(cascade, call_rate=0.9)
+    (without_it,) = write_biographies("t", str(tiny_model), NAMES[:1], without, tmp_path / "b", "cpu")
+    assert with_it.call_rate and without_it.call_rate and with_it.text != without_it.text
+    (tmp_path / "k.db").touch()
+    with pytest.raises(JournalError, match="articles was"):
+        write_biographies("t", str(tiny_model), NAMES[:1], reading, tmp_path / "a", "cpu")
+
+
 def test_names_and_texts_from_files(tmp_path: Path):
     """Names are one a line, each once; texts come with our keys or with FActScore's; what is neither is named."""
     (tmp_path / "names.txt").write_text("Ada\n\n Zoë \nAda\nCharles\n", encoding="utf-8")
@@ -73,6 +91,9 @@ def test_names_and_texts_from_files(tmp_path: Path):
     rows = [{"topic": "A", "output": "x\u2028y"}, {"name": "B", "text": "z", "call_rate": 0.5}]
     (tmp_path / "t.jsonl").write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     assert read_biographies(tmp_path / "t.jsonl") == [Biography("A", "x\u2028y"), Biography("B", "z", 0.5)]
+    rows = [{"model": "f00d"}, {"prompt": "Tell me a bio of C. D. C. D is", "text": " e.", "skipped": ""}]
+    (tmp_path / "t.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert read_biographies(tmp_path / "t.jsonl") == [Biography("C. D", "C. D is e.")]
     (tmp_path / "t.jsonl").write_text('{"topic": "A", "output": "x"}\n[1]\n')
     with pytest.raises(ValueError, match="line 2 of"):
         read_biographies(tmp_path / "t.jsonl")

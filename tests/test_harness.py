@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from lm_eval.api.instance import Instance
+from safetensors.torch import load_file, save_file
 
 from lacy_stream.checkpoint import CallingModel, load_model
 from lacy_stream.cli import main
@@ -65,7 +68,7 @@ def test_a_model_without_calls_is_not_changed(calling: CallingModel):
     start = len(tokenizer(context).input_ids)
     with torch.no_grad():
         whole = torch.log_softmax(calling.model(ids).logits[0], -1)[start - 1 : -1].gather(1, ids[0, start:, None])
-    model = LacyLM(calling._replace(call_token_id=None))
+    model = LacyLM(replace(calling, call_token_id=None))
     ((found, _),) = model.loglikelihood([request("loglikelihood", context, answer)])
     assert found == pytest.approx(whole.sum().item(), abs=1e-3)
 
@@ -188,6 +191,24 @@ def test_nlu_offline(
         assert model["tasks"][task]["metrics"]["acc"] == pytest.approx(sum(item["acc"] for item in items) / 4)
     assert "| *LaCy* (paper) | 35.6 | 28.5 | 59.3 | 36.2 | 39.9 |" in (tmp_path / "out" / "nlu.md").read_text()
     assert "first 4 items" in capsys.readouterr().out
+
+
+def test_answers_beyond_the_context_are_counted(
+    tiny_model: Path, shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """A model with few positions scores long answers by their end; how many is said, also by a run that goes on."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    model = tmp_path / "short"
+    shutil.copytree(tiny_model, model)
+    config = json.loads((model / "config.json").read_text()) | {"n_positions": 20}
+    (model / "config.json").write_text(json.dumps(config))
+    weights = load_file(model / "model.safetensors")
+    weights["transformer.wpe.weight"] = weights["transformer.wpe.weight"][:20].clone()
+    save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
+    command = ["evaluate", "nlu", str(model), "--data", str(shared), "--out", str(tmp_path / "out"), "--limit", "3"]
+    for _ in range(2):
+        assert main(command) == 0
+        assert "answers of PIQA are longer than the model's context" in (tmp_path / "out" / "nlu.md").read_text()
 
 
 @pytest.mark.parametrize(("evaluation", "name"), [("nlu", "arc_easy_test.jsonl"), ("leakage", "jsonl")])

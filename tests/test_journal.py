@@ -55,6 +55,8 @@ def test_models_have_names_and_fingerprints(tmp_path: Path):
     assert list(labels(paths)) == ["run", "run-ep0-ba9-rank0", "exported"]
     with pytest.raises(ValueError, match="does not exist"):
         labels([str(tmp_path / "nowhere")])
+    assert labels(["owner/Name-1B"]) == {"Name-1B": "owner/Name-1B"}
+    assert fingerprint("owner/Name-1B") != fingerprint("owner/Name-2B")
     with pytest.raises(ValueError, match="given twice"):
         labels(paths[:1] * 2)
     before = [fingerprint(path) for path in paths]

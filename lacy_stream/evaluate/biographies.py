@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lacy_stream.evaluate.journal import Journal, JournalError
 from lacy_stream.evaluate.models import fingerprint
 from lacy_stream.evaluate.progress import progress
+from lacy_stream.knowledge import Knowledge
 
 if TYPE_CHECKING:
-    from lacy_stream.cascade import Generation
+    from lacy_stream.cascade import Generation, Prompt
 
 PROMPT = "Tell me a bio of {name}. {name} is"
 """For models that follow no instructions (appendix B); "NAME is" belongs to the text that is judged."""
@@ -41,12 +43,21 @@ class Cascade:
     Args:
         partner, delegate, call_rate: as ``cascade.generate`` takes them; no partner, no calls.
         max_new_tokens: at most (256 in the paper).
+        articles: store that the partner reads the person's article in first (RAG, appendix A.5); None: it reads none.
+        template: file of the text around the article; None: the paper's, for Qwen 3.
     """
 
     partner: str | None = None
     delegate: str = "call"
     call_rate: float = 0.15
     max_new_tokens: int = 256
+    articles: str | None = None
+    template: str | None = None
+
+    def settings(self) -> dict[str, Any]:
+        """What the texts depend on, files by their fingerprints."""
+        files = {name: getattr(self, name) for name in ("articles", "template")}
+        return asdict(self) | {name: file and fingerprint(file) for name, file in files.items()}
 
 
 def read_names(path: str | os.PathLike[str], limit: int | None = None) -> list[str]:
@@ -63,25 +74,44 @@ def read_names(path: str | os.PathLike[str], limit: int | None = None) -> list[s
 
 
 def read_biographies(path: str | os.PathLike[str], limit: int | None = None) -> list[Biography]:
-    """Texts that exist: JSONL with ``name`` and ``text``, or with FActScore's ``topic`` and ``output``.
+    """Texts that exist: JSONL with ``name`` and ``text``, with FActScore's ``topic`` and ``output``, or what
+    `lacy-stream generate` has made of prompts as PROMPT.
 
     Raises:
-        ValueError: a line is neither, or there is none.
+        ValueError: a line is none of these, or there is none.
     """
     biographies = []
     with open(path, encoding="utf-8") as file:
         for number, line in enumerate(file, 1):
             try:
                 row = json.loads(line)
-                name, text = row.get("name", row.get("topic")), row.get("text", row.get("output"))
-            except (ValueError, AttributeError):
-                name = text = None
-            if not isinstance(name, str) or not isinstance(text, str):
-                raise ValueError(f"line {number} of {os.fspath(path)} has neither name and text nor topic and output")
-            biographies.append(Biography(name, text, row.get("call_rate")))
+                if number == 1 and "model" in row and "text" not in row and "output" not in row:
+                    continue  # the settings of a journal
+                biographies.append(_read(row))
+            except (ValueError, KeyError, TypeError, AttributeError):
+                raise ValueError(
+                    f"line {number} of {os.fspath(path)} has neither name and text, nor topic and output, nor a prompt "
+                    f"{PROMPT!r} and text"
+                ) from None
     if not biographies:
         raise ValueError(f"{os.fspath(path)} holds no biographies")
     return biographies[:limit]
+
+
+def _read(row: dict[str, Any]) -> Biography:
+    """KeyError, TypeError: the row is no biography."""
+    if "prompt" in row:
+        (name,) = re.findall(r"^Tell me a bio of (.+)\. \1 is$", row["prompt"])
+        return _biography(name, row["text"], row.get("call_rate"), row.get("skipped", ""))
+    name, text = (row["name"], row["text"]) if "name" in row else (row["topic"], row["output"])
+    if not isinstance(name, str) or not isinstance(text, str):
+        raise TypeError
+    return Biography(name, text, row.get("call_rate"))
+
+
+def _biography(name: str, text: str, call_rate: float | None, skipped: str) -> Biography:
+    """The text begins with the end of its prompt, "NAME is", as in FActScore's protocol for base models."""
+    return Biography(name, f"{name} is{text}", call_rate, skipped)
 
 
 def write_biographies(
@@ -100,27 +130,39 @@ def write_biographies(
         PartnerError: the partner cannot be used; what was written is kept.
         ValueError: the model cannot delegate so.
     """
-    from lacy_stream.cascade import Generation, Token
+    from lacy_stream.cascade.records import from_record, record
 
-    kept = Journal(journal, {"model": fingerprint(path), "prompt": PROMPT, **asdict(cascade)})
-    done = [Generation(**row | {"tokens": [Token(*token) for token in row["tokens"]]}) for row in kept.results]
-    prompts = [PROMPT.format(name=name) for name in names]
-    if [one.prompt for one in done[: len(prompts)]] != prompts[: len(done)]:
+    kept = Journal(journal, {"model": fingerprint(path), "prompt": PROMPT, **cascade.settings()})
+    done = [from_record(row) for row in kept.results]
+    prompts = _prompts(names, cascade)
+    if [one.prompt for one in done[: len(prompts)]] != [prompt.text for prompt in prompts[: len(done)]]:
         raise JournalError(
             f"{kept.path} was written about other names; remove it to start over, or choose another --out"
         )
     if len(done) < len(prompts):
         with progress(f"{label}: biographies written", len(prompts), len(done)) as advance:
             for generation in _generate(path, prompts[len(done) :], cascade, done, device):
-                kept.add(asdict(generation))
+                kept.add(record(generation))
                 done.append(generation)
                 advance(1)
     kept.close()
-    return [_biography(name, generation) for name, generation in zip(names, done, strict=False)]
+    return [_biography(name, g.text, g.call_rate, g.skipped) for name, g in zip(names, done, strict=False)]
+
+
+def _prompts(names: Sequence[str], cascade: Cascade) -> list[Prompt]:
+    from lacy_stream.cascade.articles import TEMPLATE, with_article
+    from lacy_stream.cascade.generate import Prompt
+
+    texts = {name: PROMPT.format(name=name) for name in names}
+    if cascade.articles is None:
+        return [Prompt(text) for text in texts.values()]
+    articles = Knowledge(cascade.articles)
+    template = TEMPLATE if cascade.template is None else Path(cascade.template).read_text(encoding="utf-8")
+    return [with_article(text, name, articles, template) for name, text in texts.items()]
 
 
 def _generate(
-    path: str, prompts: Sequence[str], cascade: Cascade, done: Sequence[Generation], device: str
+    path: str, prompts: Sequence[Prompt], cascade: Cascade, done: Sequence[Generation], device: str
 ) -> Iterator[Generation]:
     from lacy_stream.cascade import generate, open_partner
     from lacy_stream.checkpoint import load_model
@@ -136,8 +178,3 @@ def _generate(
         max_new_tokens=cascade.max_new_tokens,
         done=list(done),
     )
-
-
-def _biography(name: str, generation: Generation) -> Biography:
-    """The text begins with the end of its prompt, "NAME is", as in FActScore's protocol for base models."""
-    return Biography(name, f"{name} is{generation.text}", generation.call_rate, generation.skipped)

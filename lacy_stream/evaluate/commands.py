@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lacy_stream.evaluate.biographies import Biography, Cascade
@@ -171,7 +171,8 @@ def _judge(args: argparse.Namespace) -> Judge:
 FACTSCORE = """\
 Biographies by each MODEL and its partner, broken into atomic facts and judged against Wikipedia (section 5.2).
 
-A MODEL may also be a JSONL file of texts that exist, with name and text, or FActScore's topic and output.
+A MODEL may also be a JSONL file of texts that exist: of `lacy-stream generate`, with name and text, or with FActScore's
+topic and output.
 The names are FActScore's 183: labeled prompt_entities.txt of its data, one a line.
 """
 
@@ -188,7 +189,14 @@ def _add_writing(parser: argparse.ArgumentParser) -> Callable[..., argparse.Acti
     add = parser.add_argument_group("how the texts are written").add_argument
     add("--partner", metavar="SPEC", help="model that answers calls, as in `lacy-stream generate`; none: no calls")
     add("--max-new-tokens", type=_positive, default=256, metavar="N", help="longest text (default: 256)")
+    add("--rag", action="store_true", help="the partner reads the person's article of --knowledge first")
+    add("--template", metavar="FILE", help="text around {title} and {article} (default: the paper's, for Qwen 3)")
     return add
+
+
+def _writing(args: argparse.Namespace) -> dict[str, Any]:
+    articles = args.knowledge if args.rag else None
+    return {"max_new_tokens": args.max_new_tokens, "articles": articles, "template": args.template}
 
 
 def _add_jury(parser: argparse.ArgumentParser) -> None:
@@ -215,7 +223,7 @@ def _factscore(args: argparse.Namespace) -> int:
     from lacy_stream.evaluate.models import labels
 
     models, jury = labels(args.models), _jury(args)
-    cascade = Cascade(args.partner, args.delegate, args.call_rate, args.max_new_tokens)
+    cascade = Cascade(args.partner, args.delegate, args.call_rate, **_writing(args))
     texts = {label: _texts(label, path, cascade, args) for label, path in models.items()}
     evaluate_factscore(texts, jury, args.out)
     return 0
@@ -300,9 +308,8 @@ def _sweep(args: argparse.Namespace) -> int:
             for cascade in cascades
         ]
 
-    tokens = args.max_new_tokens
-    rates = [Cascade(args.partner, "call", rate, tokens) for rate in args.rates or RATES]
-    methods = [Cascade(args.partner, method, args.method_rate, tokens) for method in args.methods or METHODS]
+    rates = [Cascade(args.partner, "call", rate, **_writing(args)) for rate in args.rates or RATES]
+    methods = [Cascade(args.partner, method, args.method_rate, **_writing(args)) for method in args.methods or METHODS]
     evaluate_sweep(runs(labels(args.models), rates), runs(labels(args.baseline), methods), jury, args.out)
     return 0
 

@@ -56,6 +56,11 @@ class LacyLM(_HFLM):
             logits[..., self._call_token_id] = -torch.inf
         return logits
 
+    def _loglikelihood_tokens(self, requests: list[Any], **kwargs: Any) -> list[tuple[float, bool]]:
+        # lm-eval cuts contexts that are too long, and fails at answers that are: they are scored by their end.
+        cut = [(key, context, answer[-self.max_length :]) for key, context, answer in requests]
+        return super()._loglikelihood_tokens(cut, **kwargs)
+
     def _model_generate(self, context: torch.Tensor, max_length: int, stop: list[str], **kwargs: Any) -> torch.Tensor:
         if self._call_token_id is not None:
             kwargs["bad_words_ids"] = [[self._call_token_id]]
@@ -63,23 +68,27 @@ class LacyLM(_HFLM):
 
 
 def hf_tokenizer(path: Path) -> PreTrainedTokenizerBase:
-    """Hugging Face's view of a SentencePiece file, or the tokenizer of a folder of a model that is not ours.
+    """Hugging Face's view of a SentencePiece file, or of the tokenizer.json of a model that is not ours.
 
     Of the two classes for SentencePiece this one calls SentencePiece itself; the fast one converts the file, which
     needs a protobuf that fits, and encodes white space otherwise unless it is told not to. Names of special tokens in a
     text are text.
     """
-    if path.is_dir():
-        return AutoTokenizer.from_pretrained(path)
+    if path.suffix == ".json":
+        return AutoTokenizer.from_pretrained(path.parent)
     return LlamaTokenizer(vocab_file=str(path), legacy=True, add_bos_token=False, split_special_tokens=True)
 
 
 @dataclass(frozen=True)
 class TaskResult:
-    """Mean metrics of a task, 0 to 1, and its items as lm-eval logs them."""
+    """Mean metrics of a task, 0 to 1, and its items as lm-eval logs them.
+
+    cut: answers that are longer than the model's context, and were scored by their end.
+    """
 
     metrics: dict[str, float]
     items: list[dict[str, Any]]
+    cut: int = 0
 
 
 def run_tasks(
@@ -102,15 +111,28 @@ def run_tasks(
     """
     logging.getLogger("lm_eval").setLevel(logging.ERROR)  # it warns of a model that is an object
     cache.mkdir(parents=True, exist_ok=True)
+    model: Any = LacyLM(path, batch_size=batch_size, device=device)  # type: ignore[call-arg]
     results: Any = simple_evaluate(
-        model=LacyLM(path, batch_size=batch_size, device=device),  # type: ignore[call-arg]
+        model=model,
         tasks=list(tasks),
         task_manager=manager,
         limit=limit,
         use_cache=str(cache / fingerprint(path)),
         bootstrap_iters=0,
     )
-    return {task: TaskResult(_metrics(results["results"][task]), results["samples"][task]) for task in tasks}
+    return {
+        task: TaskResult(
+            _metrics(results["results"][task]),
+            results["samples"][task],
+            sum(_is_cut(model, *request) for item in results["samples"][task] for request in item["arguments"]),
+        )
+        for task in tasks
+    }
+
+
+def _is_cut(model: Any, context: str, answer: Any) -> bool:
+    """Whether an answer that was to be scored is longer than the model's context."""
+    return isinstance(answer, str) and len(model.tok_encode(answer)) > model.max_length
 
 
 def _metrics(row: dict[str, Any]) -> dict[str, float]:

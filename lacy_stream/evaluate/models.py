@@ -5,22 +5,23 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
 
 def labels(paths: Sequence[str]) -> dict[str, str]:
-    """Label -> path. The label is the name of the folder or file, of a checkpoint (.pt) that of its run; several
-    checkpoints of one run are told apart by their own names.
+    """Label -> path. The label is the name of the folder, file or hub model, of a checkpoint (.pt) that of its run;
+    several checkpoints of one run are told apart by their own names.
 
     Raises:
-        ValueError: a model does not exist, or is given twice.
+        ValueError: a model does not exist and cannot be a hub name, or is given twice.
     """
     labelled: dict[str, str] = {}
     for path in paths:
         if path in labelled.values():
             raise ValueError(f"{path} is given twice")
-        if not os.path.exists(path):
+        if not os.path.exists(path) and not re.fullmatch(r"\w[\w.-]*/[\w.-]+", path):
             raise ValueError(
                 f"{path} does not exist: give a checkpoint, such as runs/NAME/latest-rank0.pt, or a folder"
             )
@@ -35,7 +36,9 @@ def labels(paths: Sequence[str]) -> dict[str, str]:
 
 def fingerprint(path: str | os.PathLike[str]) -> str:
     """Short digest of names, sizes and times of change of a file, or of all files of a folder: a model that was trained
-    on or exported again is another one, without its gigabytes being read."""
+    on or exported again is another one, without its gigabytes being read. A hub name stands for itself."""
+    if not os.path.exists(path):
+        return hashlib.sha256(os.fspath(path).encode()).hexdigest()[:16]
     path = Path(path).resolve()
     files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
     stats = [(file.relative_to(path).as_posix(), file.stat().st_size, file.stat().st_mtime_ns) for file in files]

@@ -74,7 +74,16 @@ def evaluate_nlu(
         rows=[[label, *_accuracies(result)] for label, result in results.items()],
         paper=[[label, *row] for label, row in PAPER.items()],
         source="table 1, 334M parameters",
-        notes=[f"Only the first {limit} items of each task."] if limit else [],
+        notes=[
+            *([f"Only the first {limit} items of each task."] if limit else []),
+            *(
+                f"{label}: {result[task].cut} answers of {TITLES[task]} are longer than the model's context; they are "
+                "scored by their end."
+                for label, result in results.items()
+                for task in TASKS
+                if result[task].cut
+            ),
+        ],
     )
     publish(out, "nlu", {"data": data or "hub", "models": [_as_json(*result) for result in results.items()]}, table)
 
@@ -114,6 +123,7 @@ def _as_json(label: str, results: Mapping[str, TaskResult]) -> dict[str, Any]:
     tasks = {
         task: {
             "metrics": result.metrics,
+            "answers_cut": result.cut,
             "items": [
                 {
                     "item": sample["doc_id"],
