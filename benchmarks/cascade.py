@@ -1,6 +1,6 @@
 """Generation with caches against reading everything again at each token and call; and the call rates that come out.
 
-    python benchmarks/cascade.py PARTNER [--model MODEL] [--tokens 256] [--out FILE]
+    python benchmarks/cascade.py PARTNER [--model MODEL] [--tokens 256] [--only caches|rates] [--out FILE]
 
 MODEL is a checkpoint or folder; without one, a GPT-2 with random weights of the demo's size (2 layers, 192 wide). Both
 ways of a pair run one after the other in this process, and must write the same text.
@@ -94,6 +94,7 @@ def main() -> None:
     parser.add_argument("partner", help="as `lacy-stream generate --partner`, a model of transformers")
     parser.add_argument("--model", help="checkpoint or folder")
     parser.add_argument("--tokens", type=int, default=256)
+    parser.add_argument("--only", choices=("caches", "rates"), help="one of the two tables")
     parser.add_argument("--out", help="Markdown file to write")
     args = parser.parse_args()
     torch.set_num_threads(1)  # one core: the machine may be shared
@@ -106,19 +107,25 @@ def main() -> None:
         "",
         f"`{command.strip()}` on {os.cpu_count()} cores of a Xeon, torch {torch.__version__} with one thread, float32. "
         f"Small model: {model.name}. Partner: {partner.name}.",
-        "",
-        "## Caches against reading everything again, one text, the same text both ways",
-        "",
-        "| call rate | tokens | calls | s with caches | s without | factor | CPU s with | CPU s without | factor |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
-        *reuse_rows(model, partner, args.tokens),
-        "",
-        "## Call rates over 20 prompts, all tokens",
-        "",
-        "| target | tokens | tracking | paper's estimator |",
-        "| --- | --- | --- | --- |",
-        *rate_rows(model, args.tokens),
     ]
+    if args.only != "rates":
+        lines += [
+            "",
+            "## Caches against reading everything again, one text, the same text both ways",
+            "",
+            "| call rate | tokens | calls | s with caches | s without | factor | CPU s with | CPU s without | factor |",
+            "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+            *reuse_rows(model, partner, args.tokens),
+        ]
+    if args.only != "caches":
+        lines += [
+            "",
+            "## Call rates over 20 prompts, all tokens",
+            "",
+            "| target | tokens | tracking | paper's estimator |",
+            "| --- | --- | --- | --- |",
+            *rate_rows(model, args.tokens),
+        ]
     if args.out is not None:
         Path(args.out).write_text("\n".join(lines) + "\n", encoding="utf-8")
 

@@ -79,7 +79,8 @@ class TransformersPartner:
         self.name, self.model, self.penalty, self.reuse = name, model, repetition_penalty, reuse
         self.vocabulary = TransformersVocabulary(tokenizer)
         # The token that stands before a text; a model that has none begins with the text itself.
-        self.start = [] if tokenizer.bos_token is None else [tokenizer.convert_tokens_to_ids(tokenizer.bos_token)]
+        start = tokenizer.bos_token and tokenizer.convert_tokens_to_ids(str(tokenizer.bos_token))
+        self.start = [start] if isinstance(start, int) else []
         self.context: int | None = getattr(model.config, "max_position_embeddings", None)
         spellings = self.vocabulary.spellings
         self.splits_spaces = b" " in [spellings[id] for id in self.vocabulary.encode("a 1")]
