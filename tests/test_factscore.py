@@ -6,6 +6,7 @@ import gzip
 import json
 import math
 import re
+import sys
 from collections import defaultdict
 from pathlib import Path
 
@@ -268,6 +269,16 @@ def test_a_real_model_as_the_judge(files: Path, tiny_model: Path):
     assert [item["name"] for item in result["models"][0]["items"]] == list(TEXTS)
     assert result["jury"]["questions"]["asked"] >= 6 and result["jury"]["questions"]["failed"] == 0
     assert "4 biographies scored" in (files / "out" / "factscore.md").read_text()
+
+
+def test_a_missing_extra_says_what_to_install(
+    files: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+):
+    """Without the packages of the extra the message is the pip command."""
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with scripted_judge(honest) as server:
+        assert run(files, server) == 2
+    assert "needs matplotlib: pip install 'lacy-stream[evaluate]'" in capfd.readouterr().err
 
 
 def test_user_errors_are_one_message(files: Path, capfd: pytest.CaptureFixture[str]):

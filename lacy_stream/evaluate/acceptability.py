@@ -260,6 +260,7 @@ def draw(path: Path, binned: Mapping[str, Sequence[Bin]]) -> None:
                 axes.plot([x for x, _ in points], [y for _, y in points], marker="o", label=name)
             axes.set(title=f"{label}: {measure}", xlabel="loss of the true token (nats)", ylabel="%", ylim=(0, 105))
             axes.set_xticks(range(len(names)), names)
+            axes.set_xlim(-0.5, len(names) - 0.5)
             axes.legend()
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,9 @@ Score models: checkpoints of runs (runs/NAME/latest-rank0.pt) or exported folder
 Each evaluation writes NAME.json with every item, NAME.md with a table beside the paper's figures, and a picture where
 the paper has a plot. Stopped, however it was, the same command goes on from there.
 """
+
+BY_LM_EVAL, BY_JUDGE = ("accelerate", "lm_eval", "matplotlib"), ("openai", "matplotlib")
+"""Packages of the extra that evaluations need."""
 
 Parsers = argparse._SubParsersAction  # of argparse.ArgumentParser
 
@@ -38,21 +42,31 @@ def add_evaluate(commands: Parsers) -> None:
     _add_sweep(parts)
 
 
-def _add(parts: Parsers, name: str, run: Callable[[argparse.Namespace], int], help: str, description: str = ""):
+def _add(
+    parts: Parsers,
+    name: str,
+    run: Callable[[argparse.Namespace], int],
+    help: str,
+    description: str,
+    packages: tuple[str, ...],
+) -> argparse.ArgumentParser:
     """A sub-command with what all have: models, output, device."""
     parser = parts.add_parser(
-        name,
-        help=help,
-        description=description or f"{help[0].upper()}{help[1:]}.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        name, help=help, description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.set_defaults(run=run, prog=parser.prog)
+    parser.set_defaults(run=lambda args: _need(packages) or run(args), prog=parser.prog)
     add = parser.add_argument
     add("models", nargs="+", metavar="MODEL", help="checkpoint or exported folder; as many as you like")
     add("--out", required=True, metavar="DIR", help="folder of the results, and of what is kept to go on from")
     add("--device", metavar="NAME", help="torch device (default: cuda where there is one, else cpu)")
     add("--limit", metavar="N", type=_positive, help="only the first N items")
     return parser
+
+
+def _need(packages: tuple[str, ...]) -> None:
+    missing = [name for name in packages if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ValueError(f"this evaluation needs {', '.join(missing)}: pip install 'lacy-stream[evaluate]'")
 
 
 # ---------------------------------------------------------------- losses
@@ -64,7 +78,7 @@ losses on the same masks ("matched", appendix A.4.3 and figure 5).
 
 
 def _add_losses(parts: Parsers) -> None:
-    parser = _add(parts, "losses", _losses, "held-out losses on call masks", LOSSES)
+    parser = _add(parts, "losses", _losses, "held-out losses on call masks", LOSSES, ("matplotlib",))
     add = parser.add_argument
     add("--baseline", metavar="MODEL", help="model to compare with on each mask; it need not know <CALL>")
     add("--data", metavar="DIR", help="MDS shards (default: the held-out data of the first model's run)")
@@ -106,13 +120,13 @@ Answers that a model gives by itself, <CALL> banned: QA Wikidata and PopQA long 
 
 
 def _add_leakage(parts: Parsers) -> None:
-    parser = _add(parts, "leakage", _leakage, "facts that a model tells although it may not call", LEAKAGE)
+    parser = _add(parts, "leakage", _leakage, "facts that a model tells although it may not call", LEAKAGE, BY_LM_EVAL)
     parser.add_argument("--data", required=True, metavar="DIR", help="folder of the questions")
     parser.add_argument("--batch-size", type=_positive, default=8, metavar="N", help="sequences at a time (default: 8)")
 
 
 def _add_nlu(parts: Parsers) -> None:
-    parser = _add(parts, "nlu", _nlu, "language understanding, by lm-eval", NLU)
+    parser = _add(parts, "nlu", _nlu, "language understanding, by lm-eval", NLU, BY_LM_EVAL)
     parser.add_argument("--data", metavar="DIR", help="folder of the benchmarks, for a run without network")
     parser.add_argument("--batch-size", type=_positive, default=8, metavar="N", help="sequences at a time (default: 8)")
 
@@ -173,12 +187,12 @@ Biographies by each MODEL and its partner, broken into atomic facts and judged a
 
 A MODEL may also be a JSONL file of texts that exist: of `lacy-stream generate`, with name and text, or with FActScore's
 topic and output.
-The names are FActScore's 183: labeled prompt_entities.txt of its data, one a line.
+The names of the paper are 183 of FActScore (labeled/prompt_entities.txt of its data).
 """
 
 
 def _add_factscore(parts: Parsers) -> None:
-    parser = _add(parts, "factscore", _factscore, "factual precision of biographies, by a judge", FACTSCORE)
+    parser = _add(parts, "factscore", _factscore, "factual precision of biographies, by a judge", FACTSCORE, BY_JUDGE)
     _add_jury(parser)
     add = _add_writing(parser)
     add("--delegate", default="call", metavar="HOW", help="who decides what is delegated (default: call)")
@@ -252,7 +266,12 @@ facts against the rest (section 3, figure 3). The documents are held-out ones of
 
 def _add_acceptability(parts: Parsers) -> None:
     parser = _add(
-        parts, "acceptability", _acceptability, "which proposed tokens are acceptable, by a judge", ACCEPTABILITY
+        parts,
+        "acceptability",
+        _acceptability,
+        "which proposed tokens are acceptable, by a judge",
+        ACCEPTABILITY,
+        BY_JUDGE,
     )
     _add_judge(parser)
     add = parser.add_argument
@@ -283,7 +302,7 @@ inference time only (table 9).
 
 
 def _add_sweep(parts: Parsers) -> None:
-    parser = _add(parts, "sweep", _sweep, "FActScore by call rate and by delegation", SWEEP)
+    parser = _add(parts, "sweep", _sweep, "FActScore by call rate and by delegation", SWEEP, BY_JUDGE)
     _add_jury(parser)
     add = _add_writing(parser)
     add("--rates", type=float, nargs="+", metavar="F", help="target call rates (default: those of table 8)")

@@ -102,5 +102,6 @@ def bars(path: Path, title: str, ylabel: str, ours: Mapping[str, float], paper: 
     axes.bar_label(drawn, fmt="%.1f")
     axes.set_xticks(range(len(labels)), labels, rotation=20 if len(labels) > 4 else 0)
     axes.set(title=title, ylabel=ylabel)
+    axes.margins(y=0.12)  # room for the values above the bars
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)
