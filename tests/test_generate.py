@@ -81,9 +81,11 @@ def test_without_calls_it_is_plain_generation(wordy: CallingModel) -> None:
 @pytest.mark.parametrize("rate", [0.15, 0.75])
 def test_the_same_model_on_both_sides(wordy: CallingModel, twin: TransformersPartner, rate: float) -> None:
     """Whoever writes, the text is that of plain generation."""
+    writers: set[str] = set()
     for prompt, text in zip(PROMPTS, generate(wordy, PROMPTS, partner=twin, call_rate=rate, max_new_tokens=24)):
         assert prompt + text.text == plain(wordy, prompt, 24)
-        assert {token.writer for token in text.tokens} == {"model", "partner"}
+        writers |= {token.writer for token in text.tokens}
+    assert writers == {"model", "partner"}
 
 
 @pytest.mark.parametrize("reuse_same", [True, False])
