@@ -40,7 +40,7 @@ from lacy_stream.selectors import METHODS
 
 SCALES = {
     # steps, rows of a step, tokens of a row, width, layers, heads, learning rate
-    "cpu": dict(steps=500, batch=8, length=128, width=96, layers=2, heads=4, lr=2e-3),
+    "cpu": dict(steps=400, batch=4, length=128, width=96, layers=2, heads=4, lr=2e-3),
     "gpu": dict(steps=8000, batch=64, length=512, width=512, layers=8, heads=8, lr=6e-4),
 }
 REFERENCE, REFERENCE_SEED, REFERENCE_STEPS = "reference", 1000, 2

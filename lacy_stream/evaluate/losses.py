@@ -134,7 +134,8 @@ def _table(
     )
     limit = None if rows is None else -(-rows // batch_size)
     done = sum(part["batches"] for part in journal.results)
-    network = model.model.to(device)
+    network: Any = model.model
+    network.to(device)
     pending: list[TokenTable] = []
     documents = pool.stats().documents
     total = len(loader.dataset.corpus)  # type: ignore[attr-defined]
