@@ -69,6 +69,9 @@ class PieceTable:
         # Spaces at the end of the text have to stay there: they would go together with those of another chunk.
         unseen = sorted(chunks.difference(found), key=lambda chunk: not chunk.strip(" "))
         if unseen:
+            # SentencePiece puts no space before nothing: what is blank is encoded behind something.
+            if blank := not unseen[0].strip(" "):
+                unseen.insert(0, "a")
             encoded = self._encode(" ".join(unseen))
             if encoded is None:
                 return None
@@ -76,7 +79,8 @@ class PieceTable:
             row = np.stack([ids, np.diff(ends, prepend=np.int32(-1))], axis=1).tobytes()
             last = np.cumsum([len(chunk) + 1 for chunk in unseen]) - 1
             cuts = (8 * np.searchsorted(ends, last, side="right")).tolist()
-            found |= {chunk: row[a:b] for chunk, a, b in zip(unseen, [0, *cuts], cuts, strict=False)}
+            rows = {chunk: row[a:b] for chunk, a, b in zip(unseen, [0, *cuts], cuts, strict=False)}
+            found |= {chunk: rows[chunk] for chunk in unseen[blank:]}
         self._new.update((chunk, row) for chunk, row in found.items() if len(chunk) <= _LONGEST)
         if len(self._new) > self._limit:
             self._old, self._new = self._new, {}

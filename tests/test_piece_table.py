@@ -135,6 +135,18 @@ def test_known_chunks_are_not_asked_for(small: Path) -> None:
     assert asked == [" first"]
 
 
+@pytest.mark.parametrize("end", [" ", "  ", "   "])
+def test_spaces_behind_known_chunks(small: Path, end: str) -> None:
+    """Spaces at the end of a text whose words are all known are encoded as behind a word."""
+    tokenizer = _tokenizer(small)
+    table, _ = counted(tokenizer, limit=100)
+    table.pieces("the fine file")
+    for _ in range(2):
+        found = table.pieces(f"the file{end}")
+        assert found is not None and found[0].tolist() == tokenizer._encode(f"the file{end}")[0]
+        assert found[1][-1] == len(f"the file{end}")
+
+
 def test_table_is_bounded(small: Path) -> None:
     """Ever new chunks leave at most two full tables, in which what is in use stays; a long chunk is not kept."""
     table, asked = counted(_tokenizer(small), limit=50)

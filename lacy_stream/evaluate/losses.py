@@ -141,9 +141,9 @@ def _table(
     total = len(loader.dataset.corpus)  # type: ignore[attr-defined]
     with progress(f"{label}: documents", total) as advance:
         for number, batch in enumerate(_first(loader, limit)):
-            now = pool.stats().documents
-            advance(min(now - documents, total))
-            documents = now
+            if (now := pool.stats().documents) > documents:
+                advance(now - documents)
+                documents = now
             if number < done:
                 continue
             pending.append(_of_batch(network, model, batch, device))
