@@ -223,12 +223,12 @@ def entity_rules(words: Words, content: Bools, cues: Codes) -> tuple[Codes, Code
     spans = _spans(inside, words.ent_start)
     person = _is(words.ent, Ent.PERSON)
     inside &= content
-    rules = np.where(person, np.uint8(Rule.PERSON_ENTITY), np.uint8(Rule.NAMED_ENTITY)) * inside
+    rules = np.where(person, np.uint8(Rule.PERSON_ENTITY), np.uint8(Rule.NAMED_ENTITY)) * inside.view(np.uint8)
 
     shared = spans.spread(_shares_component(words, spans, inside & person, cues)) & person
     same = spans.spread(_same_entity(words, spans, inside)) & ~person
     repeated = np.where(shared, np.uint8(Rule.REPEATED_PERSON), same * np.uint8(Rule.REPEATED_ENTITY))
-    return rules, repeated * (inside & ~is_number(words))
+    return rules, repeated * (inside & ~is_number(words)).view(np.uint8)
 
 
 def _shares_component(words: Words, entities: _Spans, names: Bools, cues: Codes) -> Bools:

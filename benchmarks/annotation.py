@@ -172,9 +172,10 @@ def timed(function: Callable[[list[str]], int], texts: list[str]) -> tuple[int, 
 
 def measure(args: argparse.Namespace) -> dict[str, object]:
     """The four variants, in turn, each round on new articles."""
-    tokenizer = Tokenizer(args.tokenizer)
-    paper = PapersWay(args.model, tokenizer)
-    stock, engine = ArrayWay(args.model, tokenizer, "spacy"), ArrayWay(args.model, tokenizer, "numba")
+    paper = PapersWay(args.model, Tokenizer(args.tokenizer))
+    paper.tokenizer._table = None  # SentencePiece alone
+    # Each with its own table of pieces: the engine's has not seen what another way was given before.
+    stock, engine = (ArrayWay(args.model, Tokenizer(args.tokenizer), name) for name in ("spacy", "numba"))
     texts = texts_of(args.file)
     warm_up = take(texts, args.warm_up)
     paper(warm_up[: len(warm_up) // 10])

@@ -7,6 +7,7 @@ import io
 import itertools
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,7 +27,7 @@ SEPARABLE = {
     "normalization_rule_name": "identity",
     "remove_extra_whitespaces": False,
 }
-OTHERS = {
+OTHERS: dict[str, dict[str, Any]] = {
     "unigram": {"model_type": "unigram"},
     "no bytes": {"byte_fallback": False},
     "normalised": {"normalization_rule_name": "nmt_nfkc"},
@@ -38,11 +39,11 @@ OTHERS = {
 }
 
 
-def train(folder: Path, **options: object) -> Path:
+def train(folder: Path, **options: Any) -> Path:
     """A small model."""
     corpus = folder / "corpus.txt"
     corpus.write_text(CORPUS, encoding="utf-8")
-    settings = {"vocab_size": 330, "hard_vocab_limit": False, "minloglevel": 2} | SEPARABLE | options
+    settings: dict[str, Any] = {"vocab_size": 330, "hard_vocab_limit": False, "minloglevel": 2} | SEPARABLE | options
     sentencepiece.SentencePieceTrainer.train(input=str(corpus), model_prefix=str(folder / "m"), **settings)
     return folder / "m.model"
 

@@ -18,8 +18,9 @@ entity recogniser. Each embeds a word as the sum of four rows of a hash table fo
 prefix, suffix, shape, space behind, is white space), mixes these (maxout of 3 pieces, layer norm) to 96 numbers, and
 puts four convolutions on top: ``x + norm(maxout(W [left, own, right]))``, each over three words. Embedding, mixer and
 the first convolution's three products depend on the spelling alone: they are looked up (``vectors.py``). The other
-three convolutions are products of [256, 288] x [288, 288], three fifths of all time, and cannot be remembered: they
-depend on up to nine words. Between two texts lie four rows of zeros, one for each convolution, as in spaCy.
+three convolutions are products of [rows, 288] x [288, 288] (``layers.py``), half of all time, and cannot be
+remembered: they depend on up to nine words. Between two texts lie four rows of zeros, one for each convolution, as in
+spaCy.
 
 **3. Tags, parse, entities** (``transitions.py``). The tag is the highest of 50 scores. The parser is arc-eager:
 from a stack and a buffer, it shifts, reduces, draws an arc to the left or right, or opens a sentence. The eight words
@@ -34,8 +35,8 @@ attribute ruler's patterns, as a table; base noun phrases as in spaCy's English.
 **The caches** are bounded: of chunks (and their words), and of vectors. Above a limit, the less used half goes.
 ``Engine.stats`` tells sizes and hit rates. Compiled code is kept on disk (``compiled.py``).
 
-**The same result alone and among others.** Products of one shape round a row alike wherever it stands, so every
-product has a fixed number of rows (``network.BLOCK``), filled up with zeros.
+**The same result alone and among others.** Each number of a product is one sum in one order, whatever rows stand
+beside it (``layers.py``; BLAS rounds by the shape of the whole product).
 
 **The same result as spaCy.** ``structure.py`` reads the pipeline by its structure and refuses any other.
 ``annotator.words`` compares both on a sample at start, and hands texts that make the engine fail to spaCy.

@@ -22,7 +22,9 @@ def kernel(function: Callable[..., Any]) -> Any:
     """Compile a function on its first call; later processes load it from the cache.
 
     The cache is ``NUMBA_CACHE_DIR`` if that is set, else ``__pycache__`` beside the source, else a folder of the
-    user's. Numba replaces its files atomically, so processes that start at once do not break one another.
+    user's. Numba replaces its files atomically, so processes that start at once do not break one another. It compiles
+    again when the function's own file has changed, not for a change of what the function calls in another file
+    (``transitions`` calls ``layers``): there, remove the cache by hand.
     """
     return _register(function, fastmath=False)
 

@@ -70,7 +70,7 @@ class Engine:
     version = VERSION
 
     def __init__(
-        self, nlp: Any, flags: Callable[..., Any], max_chunks: int = 400_000, max_vectors: int = 32_768
+        self, nlp: Any, flags: Callable[..., Any], max_chunks: int = 200_000, max_vectors: int = 32_768
     ) -> None:
         pipeline = read_pipeline(nlp)
         announce_compile()

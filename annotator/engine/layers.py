@@ -73,8 +73,7 @@ def apply(layer: Linear, vectors: Floats, out: Floats | None = None) -> Floats:
     return out
 
 
-@intrinsic
-def _tile(typing_context, rows, first, stride, panels, panel, out, out_row, out_column):
+def _declare_tile(typing_context, rows, first, stride, panels, panel, out, out_row, out_column):
     """``out[row, column :][:COLUMNS] = rows[first + i * stride :][:nI] @ panels[panel]`` for i < ROWS.
 
     ``rows`` is read as one flat run of numbers. All three arrays are contiguous; nothing checks the bounds.
@@ -82,10 +81,13 @@ def _tile(typing_context, rows, first, stride, panels, panel, out, out_row, out_
     return _signature(rows, panels, out), partial(_emit_tile, ROWS, _VECTORS)
 
 
-@intrinsic
-def _wide_tile(typing_context, rows, first, stride, panels, panel, out, out_row, out_column):
-    """``_tile`` of one row, and of panels of WIDE_COLUMNS."""
+def _declare_wide_tile(typing_context, rows, first, stride, panels, panel, out, out_row, out_column):
+    """The same of one row, and of panels of WIDE_COLUMNS."""
     return _signature(rows, panels, out), partial(_emit_tile, 1, _WIDE)
+
+
+_tile: Any = intrinsic(_declare_tile)
+_wide_tile: Any = intrinsic(_declare_wide_tile)
 
 
 def _signature(rows: Any, panels: Any, out: Any) -> Any:

@@ -82,4 +82,5 @@ class Network:
 
 def _laid_out(layer: Maxout) -> tuple[Floats, Floats, Floats, Floats]:
     """Panels, bias, gain and shift."""
-    return (*layers.linear(layer.weight, layer.bias), layer.gain, layer.shift)
+    panels, bias = layers.linear(layer.weight, layer.bias)
+    return panels, bias, layer.gain, layer.shift
