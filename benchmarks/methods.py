@@ -87,7 +87,6 @@ class Run:
     heads: int
     lr: float
     call_fraction: float
-    spans: bool
     data: str
     work: str
     threads: int
@@ -317,7 +316,7 @@ def draw(found: dict[str, list[dict[str, float]]], baselines: list[Run], out: Pa
     from matplotlib.figure import Figure
 
     from lacy_stream.evaluate.losses import draw as draw_losses
-    from lacy_stream.evaluate.token_table import LOSS_BINS, accuracy_by_loss
+    from lacy_stream.evaluate.token_table import LOSS_BIN_NAMES, accuracy_by_loss
 
     calling = {method: rows for method, rows in found.items() if method != "baseline"}
     places, names = np.arange(len(calling)), list(calling)
@@ -337,10 +336,9 @@ def draw(found: dict[str, list[dict[str, float]]], baselines: list[Run], out: Pa
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.subplots()
     rows = [accuracy_by_loss(load(run)) for run in baselines]
-    labels = [f"{low:g}–{high:g}" if high < np.inf else f"> {low:g}" for low, high in zip(LOSS_BINS, LOSS_BINS[1:])]
     for name, colour in (("factual", "#c8553d"), ("other", "#588b8b")):
         values = np.array([[bin["accuracy"] for bin in row[name]] for row in rows])
-        axes.errorbar(labels, np.nanmean(values, 0), np.nanstd(values, 0), color=colour, label=name, marker="o")
+        axes.errorbar(LOSS_BIN_NAMES, np.nanmean(values, 0), np.nanstd(values, 0), color=colour, label=name, marker="o")
     axes.set(title="The baseline's greedy proposal, by the loss of the true token", ylabel="accuracy", xlabel="nats")
     axes.legend()
     figure.savefig(out / "accuracy.png", dpi=150)
@@ -370,7 +368,6 @@ def main() -> None:
     methods = [method for method in args.methods if method != "llm-judge" or spans]
     common = scale | dict(
         call_fraction=args.call_fraction,
-        spans=spans,
         data=str(data),
         work=str(args.work),
         threads=max(1, cores // jobs),

@@ -110,8 +110,7 @@ class CallMask(Algorithm):
             raise ValueError(f"method {method!r} needs a reference model: give one as reference")
         self.call_token_id, self.call_fraction, self.ignore_fraction = call_token_id, call_fraction, ignore_fraction
         self.scope, self.seed = scope, seed
-        # In a tuple: a Composer Algorithm is no module, but nobody should take this one's weights for the run's.
-        self._reference = () if reference is None else (reference.eval().requires_grad_(False),)
+        self._reference = None if reference is None else reference.eval().requires_grad_(False)
         self._reference_clock = _Stopwatch()
         self._model: Any = None
         self._original_loss: Any = None
@@ -142,8 +141,8 @@ class CallMask(Algorithm):
                 self._original_loss = None  # left by a fit that was broken off
         elif event == Event.FIT_START:
             _check_call_token(self.call_token_id, getattr(state.train_dataloader, "dataset", None))
-            for reference in self._reference:
-                state.device.module_to_device(reference)
+            if self._reference is not None:
+                state.device.module_to_device(self._reference)
             self._model.loss = self._loss
         elif event == Event.BEFORE_TRAIN_BATCH:  # again after an out-of-memory retry: start over
             _check_batch(state.batch)
@@ -240,17 +239,17 @@ class CallMask(Algorithm):
                     del logits_BTV
                 reference.append(self._reference_losses(microbatch, labels_BT))
         random_BT = self._random_BT.to(valid[0].device)
-        reference_BT = torch.cat(reference) if self._reference else None
+        reference_BT = torch.cat(reference) if self._reference is not None else None
         return self._select(Targets(torch.cat(loss), torch.cat(classes), torch.cat(valid), random_BT, reference_BT))
 
     @torch.no_grad()
     def _reference_losses(self, batch: Mapping[str, Tensor], labels_BT: Tensor) -> Tensor | None:
         """The reference model's loss of the true token; None without one."""
-        if not self._reference:
+        if self._reference is None:
             return None
         inputs = {key: batch[key] for key in ("input_ids", "attention_mask") if key in batch}
         with self._reference_clock.running(labels_BT.device), get_precision_context(*self._precision):
-            logits_BTV = _logits(self._reference[0](**inputs))
+            logits_BTV = _logits(self._reference(**inputs))
             if logits_BTV.shape[-1] not in (self.call_token_id, self.call_token_id + 1):
                 raise ValueError(
                     f"the reference model's vocabulary has {logits_BTV.shape[-1]} entries: it must be that of the "
@@ -303,7 +302,7 @@ class CallMask(Algorithm):
         if ignored:
             metrics["ignored_token_loss"] = ignored_token_loss / ignored
             metrics |= {f"ignored_{kind.name.lower()}": count / ignored for kind, count in zip(FactClass, ignored_C)}
-        if self._reference:
+        if self._reference is not None:
             seconds = state.device.tensor_to_device(torch.tensor([self._reference_clock.seconds()]))
             dist.all_reduce(seconds, "MAX")
             metrics["reference_s"] = seconds.item()

@@ -8,7 +8,6 @@ from pathlib import Path
 
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from annotator import Annotator
 from annotator.tokens import Tokenizer
 from lacy_stream.checkpoint import load_checkpoint
 
@@ -32,8 +31,9 @@ def load_reference(path: str | os.PathLike[str], tokenizer: Path, max_seq_len: i
     path = Path(path)
     if not path.exists():
         raise ReferenceModelError(f"there is no file or folder {os.fspath(path)!r}")
-    model = _from_folder(path, tokenizer) if path.is_dir() else _from_checkpoint(path, tokenizer)
-    pieces = Annotator(tokenizer, model=None).vocab_size
+    ours = Tokenizer(tokenizer)
+    model = _from_folder(path, tokenizer.name, ours) if path.is_dir() else _from_checkpoint(path, ours)
+    pieces = ours.vocab_size
     entries = model.config.vocab_size
     if entries not in (pieces, pieces + 1):
         raise ReferenceModelError(
@@ -48,24 +48,24 @@ def load_reference(path: str | os.PathLike[str], tokenizer: Path, max_seq_len: i
     return model.eval().requires_grad_(False)
 
 
-def _from_checkpoint(path: Path, tokenizer: Path) -> PreTrainedModel:
+def _from_checkpoint(path: Path, ours: Tokenizer) -> PreTrainedModel:
     checkpoint = load_checkpoint(path)
-    if _sha256(checkpoint.tokenizer) != _sha256(tokenizer):
+    if _sha256(checkpoint.tokenizer) != ours.sha256:
         raise ReferenceModelError(f"{path} was trained with another tokenizer, {checkpoint.tokenizer.name}")
     return checkpoint.model
 
 
-def _from_folder(path: Path, tokenizer: Path) -> PreTrainedModel:
+def _from_folder(path: Path, name: str, ours: Tokenizer) -> PreTrainedModel:
     try:
         AutoConfig.from_pretrained(path)
     except (OSError, ValueError) as error:
         raise ReferenceModelError(f"{path} is no Hugging Face model: {str(error).splitlines()[0]}") from None
     if (own := path / "tokenizer.model").is_file():
-        if _sha256(own) != _sha256(tokenizer):
-            raise ReferenceModelError(f"{path} has another tokenizer: its tokenizer.model is not {tokenizer.name}")
+        if _sha256(own) != ours.sha256:
+            raise ReferenceModelError(f"{path} has another tokenizer: its tokenizer.model is not {name}")
     elif (path / "tokenizer.json").is_file():
         vocabulary = AutoTokenizer.from_pretrained(path).get_vocab()
-        for number, piece in enumerate(Tokenizer(tokenizer).pieces()):
+        for number, piece in enumerate(ours.pieces()):
             if vocabulary.get(piece) != number:
                 raise ReferenceModelError(
                     f"{path} has another tokenizer: piece {piece!r} is {vocabulary.get(piece)} there, {number} here"

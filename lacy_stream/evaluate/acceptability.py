@@ -22,7 +22,7 @@ from lacy_stream.checkpoint import CallingModel, load_model
 from lacy_stream.evaluate.judge import Judge, in_parallel
 from lacy_stream.evaluate.progress import progress
 from lacy_stream.evaluate.results import Table, publish
-from lacy_stream.evaluate.token_table import LOSS_BINS, token_table
+from lacy_stream.evaluate.token_table import LOSS_BIN_NAMES, LOSS_BINS, token_table
 from lacy_stream.recipe import Recipe
 from lacy_stream.show_calls import held_out_documents
 from lacy_stream.sources import ReadOptions, find_inputs, read_rows
@@ -245,10 +245,6 @@ def draw(path: Path, binned: Mapping[str, Sequence[Bin]]) -> None:
 
     figure = Figure(figsize=(9, 3.5 * len(binned)), layout="constrained")
     grid = figure.subplots(len(binned), 2, squeeze=False, sharey=True)
-    names = [
-        f"{low:g}–{high:g}" if high < LOSS_BINS[-1] else f"≥{low:g}"
-        for low, high in zip(LOSS_BINS, LOSS_BINS[1:], strict=False)
-    ]
     for row, (label, all_bins) in zip(grid, binned.items(), strict=True):
         for axes, measure in zip(row, ("accuracy", "acceptability"), strict=True):
             for name, factual in CLASSES.items():
@@ -259,8 +255,8 @@ def draw(path: Path, binned: Mapping[str, Sequence[Bin]]) -> None:
                 ]
                 axes.plot([x for x, _ in points], [y for _, y in points], marker="o", label=name)
             axes.set(title=f"{label}: {measure}", xlabel="loss of the true token (nats)", ylabel="%", ylim=(0, 105))
-            axes.set_xticks(range(len(names)), names)
-            axes.set_xlim(-0.5, len(names) - 0.5)
+            axes.set_xticks(range(len(LOSS_BIN_NAMES)), LOSS_BIN_NAMES)
+            axes.set_xlim(-0.5, len(LOSS_BIN_NAMES) - 0.5)
             axes.legend()
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)

@@ -111,6 +111,10 @@ def calls_by_class(table: TokenTable, call: NDArray[np.bool_]) -> dict[str, floa
 LOSS_BINS = (0.0, 0.5, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0, np.inf)
 """Edges in nats."""
 
+LOSS_BIN_NAMES = tuple(
+    f"{low:g}–{high:g}" if high < np.inf else f"≥{low:g}" for low, high in zip(LOSS_BINS, LOSS_BINS[1:])
+)
+
 
 def accuracy_by_loss(table: TokenTable) -> dict[str, list[dict[str, float]]]:
     """Figure 3, left: of factual and of other targets, the share in each bin of the loss, and how many of them the
