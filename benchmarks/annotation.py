@@ -13,8 +13,9 @@ no variant has seen, and puts them through the whole path from text to LabelledT
 (c) first: the engine on text that it sees for the first time;
 (d) known: the engine on the same text again.
 
-CPU time, medians over the rounds; ratios are taken within a round. ``--workers`` repeats (c) and (d) in several
-processes at once; ``--growth`` watches the memory of one over that many million words.
+CPU time, medians over the rounds; ratios are taken within a round. ``--workers`` repeats (c) and (d) with so many
+processes at once, each on a core of its own, in turns; ``--growth`` watches the memory of one over that many million
+words.
 """
 
 from __future__ import annotations
@@ -214,50 +215,74 @@ def measure(args: argparse.Namespace) -> dict[str, object]:
     }
 
 
-def one_worker(args: argparse.Namespace, number: int, cores: list[int], ready: Any, results: Any) -> None:
-    """Rates of one of several processes that start together."""
+def groups(args: argparse.Namespace) -> Iterator[tuple[int, int, set[int]]]:
+    """Round, number of workers at once, and which: each works at least once in a round with every number of others."""
+    most = max(args.workers)
+    for number in range(args.rounds):
+        for count in args.workers:
+            for first in range(0, most, count):
+                yield number, count, {(first + n) % most for n in range(count)}
+
+
+def one_worker(args: argparse.Namespace, number: int, cores: list[int], barrier: Any, results: Any) -> None:
+    """Rates of one of several processes, which work in the groups of ``groups`` while the others wait."""
     os.sched_setaffinity(0, {cores[number % len(cores)]})
     start = time.monotonic()
     engine = ArrayWay(args.model, Tokenizer(args.tokenizer), "numba")
     started = time.monotonic() - start
     texts = texts_of(args.file)
     engine(take(texts, args.warm_up))
-    chosen = take(texts, args.tokens)
-    ready.wait()
-    rates = {}
-    for name in ("first", "known"):
-        wall = time.monotonic()
-        tokens, cpu = timed(engine, chosen)
-        rates[name] = {"cpu": tokens / cpu, "wall": tokens / (time.monotonic() - wall)}
+    rates: dict[str, dict[tuple[int, int], float]] = {}
+    for round_, count, group in groups(args):
+        chosen = take(texts, -(-args.tokens // args.rounds)) if number in group else []
+        for name in ("first", "known"):
+            barrier.wait()
+            if number in group:
+                wall = time.monotonic()
+                tokens, cpu = timed(engine, chosen)
+                rates.setdefault(f"{name}, cpu", {})[round_, count] = tokens / cpu
+                rates.setdefault(f"{name}, wall", {})[round_, count] = tokens / (time.monotonic() - wall)
     results.put((rates, started, psutil.Process().memory_info().rss >> 20))
 
 
 def scale(args: argparse.Namespace) -> dict[str, object]:
-    """Total rates with each number of workers, and the share of the ideal that they reach."""
+    """Rates with each number of workers, and the share that each keeps of what it did in the first number.
+
+    The numbers take turns within a round, so that a host whose speed drifts does so for all of them.
+    """
     context = multiprocessing.get_context("spawn")
     cores = sorted(os.sched_getaffinity(0))
+    most = max(args.workers)
+    barrier, results = context.Barrier(most), context.Queue()
+    workers = [
+        context.Process(target=one_worker, args=(args, number, cores, barrier, results)) for number in range(most)
+    ]
+    for worker in workers:
+        worker.start()
+    found = [results.get() for _ in workers]
+    for worker in workers:
+        worker.join()
     rows: dict[str, object] = {}
-    alone: dict[str, float] = {}
     for count in args.workers:
-        ready, results = context.Barrier(count), context.Queue()
-        workers = [
-            context.Process(target=one_worker, args=(args, number, cores, ready, results)) for number in range(count)
-        ]
-        for worker in workers:
-            worker.start()
-        found = [results.get() for _ in workers]
-        for worker in workers:
-            worker.join()
-        total = {f"{name}, {clock}": sum(rates[name][clock] for rates, _, _ in found)
-                 for name in ("first", "known") for clock in ("cpu", "wall")}  # fmt: skip
-        alone = alone or {name: value / count for name, value in total.items()}
+        total, efficiency = {}, {}
+        for name in found[0][0]:
+            mean = [
+                {n: statistics.mean(rates[name][round_, n] for rates, _, _ in found) for n in args.workers}
+                for round_ in range(args.rounds)
+            ]
+            total[name] = round(count * statistics.median(row[count] for row in mean))
+            shares = [row[count] / row[args.workers[0]] for row in mean]
+            efficiency[name] = [round(share, 3) for share in statistics.quantiles(shares, n=4)]
         rows[str(count)] = {
-            "tokens_per_s": {name: round(value) for name, value in total.items()},
-            "efficiency": {name: round(value / count / alone[name], 3) for name, value in total.items()},
-            "start_s": round(max(started for _, started, _ in found), 1),
-            "memory_mb": max(memory for _, _, memory in found),
+            "tokens_per_s": total,
+            "efficiency": {name: values[1] for name, values in efficiency.items()},
+            "efficiency_quartiles": efficiency,
         }
-    return {"workers": rows}
+    return {
+        "workers": rows,
+        "start_s": round(max(started for _, started, _ in found), 1),
+        "memory_mb": max(memory for _, _, memory in found),
+    }
 
 
 def grow(args: argparse.Namespace) -> dict[str, object]:
@@ -293,7 +318,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=300_000, help="measured, in all rounds (default: %(default)s)")
     parser.add_argument("--warm-up", type=int, default=500_000, help="tokens before, of other articles")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--workers", type=int, nargs="+", help="measure so many processes at once instead")
+    parser.add_argument("--workers", type=int, nargs="+", help="measure so many processes at once, in turns, instead")
     parser.add_argument("--growth", type=float, help="watch the memory over so many million words instead")
     parser.add_argument("--model", default="en_core_web_sm")
     parser.add_argument("--tokenizer", type=Path, required=True, help="SentencePiece model")

@@ -1,6 +1,7 @@
-"""Generation with caches against reading everything again at each token and call; and the call rates that come out.
+"""Generation with caches against reading everything again at each token and call; the call rates that come out; and
+texts in batches against one at a time.
 
-    python benchmarks/cascade.py PARTNER [--model MODEL] [--tokens 256] [--only caches|rates] [--out FILE]
+    python benchmarks/cascade.py PARTNER [--model MODEL] [--tokens 256] [--only caches|rates|batches] [--out FILE]
 
 MODEL is a checkpoint or folder; without one, a GPT-2 with random weights of the demo's size (2 layers, 192 wide). Both
 ways of a pair run one after the other in this process, and must write the same text.
@@ -11,6 +12,7 @@ from __future__ import annotations
 import argparse
 import os
 import shlex
+import statistics
 import sys
 import time
 from pathlib import Path
@@ -79,13 +81,39 @@ def rate_rows(model: CallingModel, tokens: int) -> list[str]:
         for rate in RATES:
             found = []
             for estimator in ("tracking", "paper"):
-                texts = generate(
-                    model, prompts, partner=partner, call_rate=rate, max_new_tokens=tokens, estimator=estimator
-                )
-                written = [token.writer == PARTNER for text in texts for token in text.tokens]
-                found.append(sum(written) / len(written))
-            rows.append(f"| {rate:.0%} | {len(written)} | {found[0]:.1%} | {found[1]:.1%} |")
+                for batch_size in (1, 8):
+                    texts = generate(
+                        model,
+                        prompts,
+                        partner=partner,
+                        call_rate=rate,
+                        max_new_tokens=tokens,
+                        estimator=estimator,
+                        batch_size=batch_size,
+                    )
+                    written = [token.writer == PARTNER for text in texts for token in text.tokens]
+                    found.append(sum(written) / len(written))
+            rows.append(f"| {rate:.0%} | {len(written)} | {' | '.join(f'{share:.1%}' for share in found)} |")
             print(rows[-1], flush=True)
+    return rows
+
+
+def batch_rows(model: CallingModel, partner: TransformersPartner, tokens: int) -> list[str]:
+    """A Markdown row for each call rate: CPU seconds of 16 texts, one at a time and in batches of 8, median of 3 in
+    turns."""
+    rows = []
+    for rate in (0.0, 0.15):
+        seconds: dict[int, list[float]] = {1: [], 8: []}
+        for _ in range(3):
+            for batch_size, found in seconds.items():
+                start = time.process_time()
+                prompts = [f"Tell me a bio of person {n}. The person is" for n in range(16)]
+                options = {"call_rate": rate, "max_new_tokens": tokens, "batch_size": batch_size}
+                written = sum(len(text.tokens) for text in generate(model, prompts, partner=partner, **options))
+                found.append((time.process_time() - start) / written)
+        alone, together = (1e3 * statistics.median(found) for found in seconds.values())
+        rows.append(f"| {rate:.0%} | {alone:.2f} | {together:.2f} | {alone / together:.1f} |")
+        print(rows[-1], flush=True)
     return rows
 
 
@@ -94,7 +122,7 @@ def main() -> None:
     parser.add_argument("partner", help="as `lacy-stream generate --partner`, a model of transformers")
     parser.add_argument("--model", help="checkpoint or folder")
     parser.add_argument("--tokens", type=int, default=256)
-    parser.add_argument("--only", choices=("caches", "rates"), help="one of the two tables")
+    parser.add_argument("--only", choices=("caches", "rates", "batches"), help="one of the tables")
     parser.add_argument("--out", help="Markdown file to write")
     args = parser.parse_args()
     torch.set_num_threads(1)  # one core: the machine may be shared
@@ -108,7 +136,7 @@ def main() -> None:
         f"`{command.strip()}` on {os.cpu_count()} cores of a Xeon, torch {torch.__version__} with one thread, float32. "
         f"Small model: {model.name}. Partner: {partner.name}.",
     ]
-    if args.only != "rates":
+    if args.only in (None, "caches"):
         lines += [
             "",
             "## Caches against reading everything again, one text, the same text both ways",
@@ -117,14 +145,23 @@ def main() -> None:
             "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
             *reuse_rows(model, partner, args.tokens),
         ]
-    if args.only != "caches":
+    if args.only in (None, "rates"):
         lines += [
             "",
             "## Call rates over 20 prompts, all tokens",
             "",
-            "| target | tokens | tracking | paper's estimator |",
-            "| --- | --- | --- | --- |",
+            "| target | tokens | tracking | in batches of 8 | paper's estimator | in batches of 8 |",
+            "| --- | --- | --- | --- | --- | --- |",
             *rate_rows(model, args.tokens),
+        ]
+    if args.only in (None, "batches"):
+        lines += [
+            "",
+            "## 16 texts, one at a time and 8 at a time, CPU ms per token, one core",
+            "",
+            "| call rate | one at a time | 8 at a time | factor |",
+            "| --- | --- | --- | --- |",
+            *batch_rows(model, partner, args.tokens),
         ]
     if args.out is not None:
         Path(args.out).write_text("\n".join(lines) + "\n", encoding="utf-8")

@@ -3,9 +3,10 @@
     python benchmarks/soak.py --tokenizer tokenizer.model --documents 20000
 
 Three runs over made-up text in which every third word was never seen before: at full speed; with a trainer that takes
-ten times as long as the stream; and with workers that stand still nine tenths of the time (SIGSTOP). Every second:
-resident memory of the trainer and its workers, file descriptors and threads. Reported: their medians over the second
-and the last tenth of each run. The first tenth is start-up.
+ten times as long as the stream; and with workers that stand still nine tenths of the time (SIGSTOP). Each begins with
+``--fill`` documents at full speed, which fill the tables of the annotation engine. Then every second: resident memory
+of the trainer and its workers, file descriptors and threads. Reported: their medians over the first and the last tenth
+of what came after.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from lacy_stream.batches import annotated_dataloader
 from lacy_stream.pool import AnnotationPool
 
 BATCH, SEQ_LEN, WORDS = 8, 512, 100
+RUNS = {"full-speed": "", "slow-trainer": "trainer", "slow-workers": "workers"}  # name: who is slow
 
 
 class Sample(NamedTuple):
@@ -77,30 +79,33 @@ def stopping(pool: AnnotationPool, done: threading.Event) -> None:
         os.kill(worker.pid, signal.SIGCONT)
 
 
-def run(args: argparse.Namespace, data: Path, name: str, documents: int, slow: str = "") -> None:
+def run(args: argparse.Namespace, data: Path, name: str, documents: int, fill: int, slow: str = "") -> None:
     done = threading.Event()
     model = None if args.engine == "none" else "en_core_web_sm"
     engine = "auto" if model is None else args.engine
     with AnnotationPool(args.tokenizer, model, args.workers, engine=engine) as pool:
         loader = annotated_dataloader(data, pool, shuffle=True, batch_size=BATCH, max_seq_len=SEQ_LEN)
         stopper = threading.Thread(target=stopping, args=(pool, done), daemon=True)
-        samples, last, start = [], 0.0, time.perf_counter()
+        samples, last, start, filled = [], 0.0, 0.0, 0
         for batch in loader:
-            if slow == "workers" and not samples:
-                stopper.start()
-            if time.perf_counter() - last > 1:
+            taken = pool.stats().documents
+            if not start and taken >= fill:
+                start, filled = time.perf_counter(), taken
+                if slow == "workers":
+                    stopper.start()
+            if start and time.perf_counter() - last > 1:
                 last = time.perf_counter()
                 samples.append(sample(pool))
-            if pool.stats().documents >= documents:
+            if taken >= filled + documents and start:
                 break
-            if slow == "trainer":  # ten times what the workers need for a batch
+            if start and slow == "trainer":  # ten times what the workers need for a batch
                 time.sleep(10 * batch["input_ids"].numel() / (args.workers * pool.stats().tokens_per_s_per_core))
         done.set()
         if stopper.ident is not None:
             stopper.join()
         elapsed, restarts = time.perf_counter() - start, pool.report.counts()["worker_restarted"]
     tenth = max(1, len(samples) // 10)
-    early, late = samples[tenth : 2 * tenth], samples[-tenth:]
+    early, late = samples[:tenth], samples[-tenth:]
     cells = [
         f"{statistics.median(getattr(s, field) for s in early):,.0f} -> "
         f"{statistics.median(getattr(s, field) for s in late):,.0f}"
@@ -112,19 +117,20 @@ def run(args: argparse.Namespace, data: Path, name: str, documents: int, slow: s
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tokenizer", type=Path, required=True, help="SentencePiece model")
-    parser.add_argument("--documents", type=int, default=20_000, help="at full speed; a tenth for the slow runs")
+    parser.add_argument("--documents", type=int, default=20_000, help="of each run (default: %(default)s)")
+    parser.add_argument("--fill", type=int, default=20_000, help="before them, not measured (default: %(default)s)")
+    parser.add_argument("--runs", nargs="+", choices=RUNS, default=list(RUNS), help="default: all three")
     parser.add_argument(
         "--engine", choices=["auto", "numba", "spacy", "none"], default="auto", help="none: tokenise only"
     )
     parser.add_argument("--workers", type=int, default=2)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        write(Path(folder), args.documents)
+        write(Path(folder), args.fill + args.documents + 1000)
         fields = " | ".join(Sample._fields)
         print(f"| run | documents | seconds | {fields} | restarts |\n| --- | --- | --- | --- | --- | --- | --- | --- |")
-        run(args, Path(folder), "full speed", args.documents)
-        run(args, Path(folder), "slow trainer", args.documents // 10, "trainer")
-        run(args, Path(folder), "slow workers", args.documents // 10, "workers")
+        for name in args.runs:
+            run(args, Path(folder), name, args.documents, args.fill, RUNS[name])
 
 
 if __name__ == "__main__":

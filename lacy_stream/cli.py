@@ -270,6 +270,12 @@ def _add_generate(commands: argparse._SubParsersAction[argparse.ArgumentParser])
 
     add = parser.add_argument_group("text").add_argument
     add("--max-new-tokens", type=int, default=256, metavar="N", help="default: 256")
+    add(
+        "--batch-size",
+        type=int,
+        metavar="N",
+        help="texts at a time (default: 8 of --prompts; 1 of --prompt, so that they are seen as they grow)",
+    )
     add("--repetition-penalty", type=float, default=1.2, metavar="F", help="of both models (default: 1.2; 1 for none)")
 
     add = parser.add_argument_group("articles for the partner").add_argument

@@ -73,8 +73,7 @@ def test_random_depends_on_the_text_alone() -> None:
     """A text's draws are the same in a run that goes on, differ between texts and seeds, and fill 0 to 1."""
 
     def draws(seed: int, number: int) -> list[float]:
-        score = Random(seed)
-        score.restart(number)
+        score = Random(seed).of_text(number)
         return [score(torch.zeros(1), 0, "") for _ in range(1000)]
 
     assert draws(0, 1) == draws(0, 1) != draws(0, 2) != draws(1, 2)

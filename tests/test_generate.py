@@ -12,7 +12,7 @@ from transformers import AutoTokenizer
 
 from lacy_stream.cascade import Generation, TransformersPartner, generate, open_partner
 from lacy_stream.cascade.bridge import Proposal
-from lacy_stream.cascade.decoder import Decoder
+from lacy_stream.cascade.decoder import BatchDecoder, Decoder
 from lacy_stream.cascade.records import from_record, record
 from lacy_stream.cascade.vocabulary import Vocabulary, open_vocabulary
 from lacy_stream.checkpoint import CallingModel, load_model
@@ -116,11 +116,39 @@ def test_the_cache_reads_only_what_changed(wordy: CallingModel) -> None:
     assert reads == [4, 1, 2, 1, 0, 1]
 
 
+def test_rows_that_are_read_together(wordy: CallingModel) -> None:
+    """Rows of other lengths that grow by other steps and end at other times: each has the logits that it has alone."""
+    growth = {3: [[2, 5, 6], [7], [8, 9, 10], [11]], 4: [[2], [9, 9, 9, 9], [5]], 7: [[2, 8, 8, 8, 8, 8], [4]]}
+    decoder = BatchDecoder(wordy.model, growth)
+    rows: dict[int, list[int]] = {number: [] for number in growth}
+    for step in range(4):
+        rows = {number: row + growth[number][step] for number, row in rows.items() if step < len(growth[number])}
+        found = decoder.logits(rows)
+        assert list(found) == list(rows)
+        for number, row in rows.items():
+            assert len(found[number]) == len(growth[number][step])
+            torch.testing.assert_close(found[number][-1], Decoder(wordy.model).logits(row), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("batch_size", [2, 8])
+def test_texts_of_a_batch_are_those_of_one_at_a_time(
+    wordy: CallingModel, twin: TransformersPartner, batch_size: int
+) -> None:
+    """With the same model on both sides the text is plain generation, whoever writes; prompts that are skipped leave
+    their neighbours alone, and short texts end before long ones."""
+    prompts = [PROMPTS[0], "", *PROMPTS[1:], "1" * 505, "He"]
+    texts = list(generate(wordy, prompts, partner=twin, call_rate=0.3, max_new_tokens=24, batch_size=batch_size))
+    assert [text.finish for text in texts] == ["length", "skipped", "length", "length", "context", "length"]
+    for prompt, text in zip(prompts, texts, strict=True):
+        assert text.skipped or prompt + text.text == plain(wordy, prompt, len(text.tokens))
+    assert {token.writer for text in texts for token in text.tokens} == {"model", "partner"}
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("rate", [0.15, 0.75])
-def test_the_call_rate(wordy: CallingModel, twin: TransformersPartner, rate: float) -> None:
+@pytest.mark.parametrize(("rate", "batch_size"), [(0.15, 1), (0.75, 1), (0.22, 8), (0.45, 8)])
+def test_the_call_rate(wordy: CallingModel, twin: TransformersPartner, rate: float, batch_size: int) -> None:
     """Over 20 prompts of 256 tokens the partner's share is within 2 points of its target."""
-    texts = list(generate(wordy, [f"{n}, or" for n in range(20)], partner=twin, call_rate=rate))
+    texts = list(generate(wordy, [f"{n}, or" for n in range(20)], partner=twin, call_rate=rate, batch_size=batch_size))
     tokens = [token for text in texts for token in text.tokens]
     share = sum(token.writer == "partner" for token in tokens) / len(tokens)
     assert len(tokens) > 2000 and share == pytest.approx(rate, abs=0.02)
@@ -161,16 +189,31 @@ def test_no_call_inside_a_character(wordy: CallingModel) -> None:
     assert text.tokens[1].score is None and partner.texts == ["aé"]
 
 
-def test_a_run_goes_on_where_it_was(wordy: CallingModel, twin: TransformersPartner) -> None:
-    """With the texts that are there already, also through JSON, the rest is what an uninterrupted run writes."""
-    arguments = {"partner": twin, "call_rate": 0.3, "max_new_tokens": 24}
-    for method in ("call", "random"):
-        whole = list(generate(wordy, PROMPTS, delegate=method, **arguments))
-        done = [from_record(record(text)) for text in whole[:2]]
-        rest = list(generate(wordy, PROMPTS[2:], delegate=method, done=done, **arguments))
-        assert [(t.text, t.writer, t.score) for t in rest[0].tokens] == [
-            (t.text, t.writer, t.score) for t in whole[2].tokens
-        ]
+@pytest.mark.parametrize("delegate", ["call", "random"])
+@pytest.mark.parametrize("batch_size", [1, 2, 3])
+def test_a_run_goes_on_where_it_was(
+    wordy: CallingModel, twin: TransformersPartner, batch_size: int, delegate: str
+) -> None:
+    """With the texts that are there already, also through JSON, the rest is what an uninterrupted run writes: also
+    where it was stopped within a batch."""
+    prompts = ["", *PROMPTS, "Paris", "The"]
+    arguments = {"partner": twin, "call_rate": 0.3, "max_new_tokens": 12, "batch_size": batch_size}
+    whole = list(generate(wordy, prompts, delegate=delegate, **arguments))
+    for number in (1, 4, 5):
+        done = [from_record(record(text)) for text in whole[:number]]
+        rest = list(generate(wordy, prompts, delegate=delegate, done=done, **arguments))
+        assert [text.tokens for text in rest] == [text.tokens for text in whole[number:]]
+
+
+def test_a_partner_whose_context_is_full(wordy: CallingModel, twin: TransformersPartner) -> None:
+    """What stands already is kept, and the text ends there; a prompt that is too long for it is skipped."""
+    context, twin.context = twin.context, 30
+    try:
+        texts = list(generate(wordy, ["Ada " * 40, PROMPTS[0]], partner=twin, call_rate=0.5, max_new_tokens=60))
+    finally:
+        twin.context = context
+    assert [text.finish for text in texts] == ["skipped", "context"]
+    assert "context of 30" in texts[0].skipped and 10 < len(texts[1].tokens) < 60
 
 
 def test_prompts_that_cannot_be_continued(wordy: CallingModel) -> None:
@@ -190,6 +233,7 @@ def test_arguments_that_mean_nothing(wordy: CallingModel) -> None:
         ({"call_rate": 1.5}, "call_rate is 1.5"),
         ({"max_new_tokens": 0}, "max_new_tokens is 0"),
         ({"repetition_penalty": 0}, "repetition_penalty is 0"),
+        ({"batch_size": 0}, "batch_size is 0"),
         ({"estimator": "best"}, "estimator: 'best'"),
         ({"delegate": "never"}, "delegate: 'never'"),
     ):

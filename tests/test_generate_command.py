@@ -43,6 +43,22 @@ def test_a_prompt_on_the_terminal(wordy_model: Path, tmp_path: Path, capsys: pyt
     assert "<mark" in page.read_text() and "Ada &lt;b&gt; was" in page.read_text()
 
 
+def test_prompts_in_a_batch(wordy_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Texts that grow together are printed one after the other."""
+    command = ["generate", str(wordy_model), "--partner", str(wordy_model), "--max-new-tokens", "12"]
+    command += ["--prompt", "Ada Lovelace was", "--prompt", "Marie Curie was"]
+    assert main(command) == 0
+    alone = capsys.readouterr().out
+    assert main([*command, "--batch-size", "2"]) == 0
+    together = capsys.readouterr().out
+    assert (
+        together.replace("⟦", "").replace("⟧", "").split("texts")[0]
+        == alone.replace("⟦", "").replace("⟧", "").split("texts")[0]
+    )
+    assert main([*command, "--batch-size", "0"]) == 2
+    assert "batch_size is 0" in capsys.readouterr().err
+
+
 def test_a_file_of_prompts_goes_on(
     wordy_model: Path, prompts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -61,8 +77,9 @@ def test_a_file_of_prompts_goes_on(
     prompts.write_text(NAMES.replace("Ada", "Eve"))
     assert main([*command, str(cut)]) == 2
     assert "text 1 has the prompt 'Ada" in capsys.readouterr().err
-    assert main([*command, str(cut), "--seed", "1"]) == 2
-    assert "seed was 0, is 1" in capsys.readouterr().err
+    for option, message in (("--seed", "seed was 0, is 1"), ("--batch-size", "batch_size was 8, is 1")):
+        assert main([*command, str(cut), option, "1"]) == 2
+        assert message in capsys.readouterr().err
 
 
 def test_an_endpoint_that_dies(wordy_model: Path, prompts: Path, tmp_path: Path, capsys) -> None:

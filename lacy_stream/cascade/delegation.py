@@ -29,8 +29,9 @@ class Score(Protocol):
 
     def __call__(self, logits_V: Tensor, proposal: int, text: str) -> float: ...
 
-    def restart(self, number: int) -> None:
-        """The next text begins: its number in the run. Scores of a text must not depend on the texts before."""
+    def of_text(self, number: int) -> Score:
+        """The score for one text, by its number in the run: it must not depend on other texts."""
+        ...
 
     def of_prompt(self, logits_TV: Tensor) -> list[float]:
         """Scores at the positions of a prompt, for the threshold to begin with; empty where they would be no guide."""
@@ -46,7 +47,8 @@ class CallLogit:
     def __call__(self, logits_V: Tensor, proposal: int, text: str) -> float:
         return float(logits_V[self._id])
 
-    def restart(self, number: int) -> None: ...
+    def of_text(self, number: int) -> Score:
+        return self
 
     def of_prompt(self, logits_TV: Tensor) -> list[float]:
         return logits_TV[:, self._id].tolist()
@@ -55,15 +57,14 @@ class CallLogit:
 class Random:
     """The control: uniform in 0..1, whatever the model says."""
 
-    def __init__(self, seed: int) -> None:
-        self._seed = seed
-        self.restart(0)
+    def __init__(self, seed: int, number: int = 0) -> None:
+        self._seed, self._random = seed, random.Random(seed * 1_000_003 + number)
 
     def __call__(self, logits_V: Tensor, proposal: int, text: str) -> float:
         return self._random.random()
 
-    def restart(self, number: int) -> None:
-        self._random = random.Random(self._seed * 1_000_003 + number)
+    def of_text(self, number: int) -> Score:
+        return Random(self._seed, number)
 
     def of_prompt(self, logits_TV: Tensor) -> list[float]:
         return [position / 100 for position in range(101)]  # their distribution is known
@@ -99,7 +100,8 @@ class InferenceTimeLacy:
             return unsure + NOT_A_FACT
         return unsure + (0.0 if self._is_fact(text + spelling.decode(errors="replace")) else NOT_A_FACT)
 
-    def restart(self, number: int) -> None: ...
+    def of_text(self, number: int) -> Score:
+        return self
 
     def of_prompt(self, logits_TV: Tensor) -> list[float]:
         return []  # would take a parse for each position

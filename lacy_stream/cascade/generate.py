@@ -1,14 +1,17 @@
 """Prompts -> texts that a small model writes, with a larger one stepping in where it calls (section 5, appendix A.5).
 
-for each token:  ids --Decoder--> logits --Score--> score >= Threshold?  no: the small model's best token
-                                                                        yes: text --Partner--> its best token
-                                                                             --bridge--> one or more tokens
+for each token:  ids --BatchDecoder--> logits --Score--> score >= Threshold?  no: the small model's best token
+                                                                             yes: text --Partner--> its best token
+                                                                                  --bridge--> one or more tokens
+
+Texts of a batch grow in step, and at each step decide in their order: their threshold is one.
 """
 
 from __future__ import annotations
 
 import codecs
-from collections.abc import Callable, Iterable, Iterator
+import itertools
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -17,7 +20,7 @@ from torch import Tensor
 
 from annotator import Annotator
 from lacy_stream.cascade.bridge import first_expressible
-from lacy_stream.cascade.decoder import Decoder, penalised
+from lacy_stream.cascade.decoder import BatchDecoder, penalised, takes_batches
 from lacy_stream.cascade.delegation import Score, open_score
 from lacy_stream.cascade.partners import Partner, PromptError, Session
 from lacy_stream.cascade.thresholds import ESTIMATORS, Threshold
@@ -49,7 +52,7 @@ class Generation:
 
     text: behind the prompt.
     tokens: of the text, in order.
-    finish: "end" (of text), "length" (max_new_tokens), "context" (of the small model is full) or "skipped".
+    finish: "end" (of text), "length" (max_new_tokens), "context" (of one of the two models is full) or "skipped".
     skipped: why there is no text; empty where there is one.
     prompt_scores: what the threshold began with; of the first text of a run only.
     fallbacks: calls in which nothing that the partner proposed could be expressed, and the small model wrote.
@@ -92,18 +95,19 @@ def generate(
     estimator: str = "tracking",
     annotator: Annotator | None = None,
     seed: int = 0,
+    batch_size: int = 1,
     reuse: bool = True,
     done: Iterable[Generation] = (),
     on_token: OnToken | None = None,
 ) -> Iterator[Generation]:
-    """Continue prompts one after the other, greedily.
+    """Continue prompts, greedily.
 
     The threshold goes on from text to text, and begins with the scores at the positions of the first prompt. What was
     ``done`` before is counted in, so that a run that goes on writes what an uninterrupted one would have.
 
     Args:
         model: of ``load_model``.
-        prompts: to continue.
+        prompts: to continue, in order; those that are done are the first of them.
         partner: who answers calls; None for no calls.
         delegate: "call" (the <CALL> logit), "random", "ilacy-logprob" or "ilacy-entropy".
         call_rate: share of the tokens that the partner writes, 0 to 1; 0 for no calls.
@@ -112,12 +116,15 @@ def generate(
         estimator: "tracking", or "paper" (see ``thresholds``).
         annotator: for i-LaCy; None makes one.
         seed: for random delegation.
+        batch_size: texts that the small model writes at once; the partner answers one at a time. Rounding, and where
+            the threshold stands, depend on it.
         reuse: False reads the whole text again for each token, for comparison.
         done: what this run has made of earlier prompts, in order.
         on_token: see there.
 
     Yields:
-        One ``Generation`` for each prompt, in order. A prompt that is empty or too long is one without text.
+        One ``Generation`` for each prompt that is not done, in order. A prompt that is empty or too long is one without
+        text.
 
     Raises:
         ValueError: an argument, or a model that cannot delegate so.
@@ -129,6 +136,10 @@ def generate(
         raise ValueError(f"max_new_tokens is {max_new_tokens}: give at least 1")
     if repetition_penalty <= 0:
         raise ValueError(f"repetition_penalty is {repetition_penalty}: give 1 for none, more to discourage repetition")
+    if batch_size < 1:
+        raise ValueError(f"batch_size is {batch_size}: give at least 1")
+    if batch_size > 1 and not takes_batches(model.model):
+        raise ValueError(f"batch_size is {batch_size}: {model.name} takes no positions, so give 1")
     if estimator not in ESTIMATORS:
         raise ValueError(f"estimator: {estimator!r} is none of {', '.join(ESTIMATORS)}")
     vocabulary = open_vocabulary(model.tokenizer)
@@ -137,21 +148,30 @@ def generate(
         score = open_score(delegate, model, vocabulary, annotator, seed)
         calls = _Calls(partner, partner.speaks(vocabulary), score, ESTIMATORS[estimator](call_rate))
     cascade = _Cascade(model, vocabulary, calls, max_new_tokens, repetition_penalty, reuse)
-    return _generations(cascade, prompts, list(done), on_token)
+    return _generations(cascade, prompts, batch_size, list(done), on_token)
 
 
 def _generations(
-    cascade: _Cascade, prompts: Iterable[str | Prompt], done: list[Generation], on_token: OnToken | None
+    cascade: _Cascade,
+    prompts: Iterable[str | Prompt],
+    batch_size: int,
+    done: list[Generation],
+    on_token: OnToken | None,
 ) -> Iterator[Generation]:
-    for generation in done:
-        cascade.count_in(generation)
-    for number, prompt in enumerate(prompts, start=len(done)):
-        prompt = Prompt(prompt) if isinstance(prompt, str) else prompt
-        tell = (lambda token, number=number: on_token(number, token)) if on_token is not None else None
-        try:
-            yield cascade.write(prompt, number, tell)
-        except PromptError as error:
-            yield Generation(prompt.text, "", [], "skipped", str(error))
+    """A batch of which only a part is done is written once more."""
+    batches = _batches([Prompt(prompt) if isinstance(prompt, str) else prompt for prompt in prompts], batch_size)
+    first = 0
+    for batch in batches:
+        written = done[first : first + batch_size]
+        if len(written) == len(batch):
+            cascade.count_in(written)
+        else:
+            yield from cascade.write(batch, first, on_token)[len(written) :]
+        first += batch_size
+
+
+def _batches(prompts: list[Prompt], size: int) -> Iterator[list[Prompt]]:
+    return (prompts[first : first + size] for first in range(0, len(prompts), size))
 
 
 @dataclass
@@ -163,6 +183,15 @@ class _Calls:
     score: Score
     threshold: Threshold
     warm: bool = False
+
+    def begin(self, score: Score, logits_TV: Tensor) -> list[float]:
+        """The scores of a prompt, if the threshold begins with them."""
+        if self.warm:
+            return []
+        scores = score.of_prompt(logits_TV)
+        self.threshold.warm_up(scores)
+        self.warm = True
+        return scores
 
 
 class _Step(NamedTuple):
@@ -186,55 +215,75 @@ class _Cascade:
     repetition_penalty: float
     reuse: bool
 
-    def count_in(self, generation: Generation) -> None:
-        """Bring the threshold to where a text has left it."""
-        if self.calls is None or generation.skipped:
+    def count_in(self, batch: Sequence[Generation]) -> None:
+        """Bring the threshold to where the texts of a batch have left it."""
+        if self.calls is None:
             return
-        if not self.calls.warm:
-            self.calls.threshold.warm_up(generation.prompt_scores)
-            self.calls.warm = True
-        for score, tokens, called in _decisions(generation.tokens):
-            self.calls.threshold.update(score, tokens, called)
+        for generation in batch:
+            if generation.prompt_scores and not self.calls.warm:
+                self.calls.threshold.warm_up(generation.prompt_scores)
+                self.calls.warm = True
+        for step in itertools.zip_longest(*(_decisions(generation.tokens) for generation in batch)):
+            for decision in filter(None, step):
+                self.calls.threshold.update(*decision)
 
-    def write(self, prompt: Prompt, number: int, tell: Callable[[Token], None] | None) -> Generation:
-        """Continue one prompt.
+    def write(self, batch: Sequence[Prompt], first: int, on_token: OnToken | None) -> list[Generation]:
+        """Continue the prompts of a batch, the first of which has that number in the run."""
+        texts = {number: self._writing(prompt, number, on_token) for number, prompt in enumerate(batch, start=first)}
+        generations: dict[int, Generation] = {}
+        rows: dict[int, list[int]] = {}
 
-        Raises:
-            PromptError: it cannot be continued.
-        """
-        text = _Text(self, prompt)
-        decoder = Decoder(self.model.model, reuse=self.reuse)
-        logits_TV = decoder.all_logits(text.row)
-        session, prompt_scores = self._begin(prompt, number, logits_TV)
-        logits_V, fallbacks, finish = logits_TV[-1], 0, ""
+        def go_on(number: int, logits_TV: Tensor | None) -> None:
+            try:
+                rows[number] = texts[number].send(logits_TV)  # type: ignore[arg-type]  # None starts a generator
+            except StopIteration as end:
+                generations[number] = end.value
+                rows.pop(number, None)
+
+        for number in texts:
+            go_on(number, None)
+        decoder = BatchDecoder(self.model.model, rows, reuse=self.reuse)
+        while rows:
+            for number, logits_TV in decoder.logits(rows).items():
+                go_on(number, logits_TV)
+        return [generations[number] for number in texts]
+
+    def _writing(
+        self, prompt: Prompt, number: int, on_token: OnToken | None
+    ) -> Generator[list[int], Tensor, Generation]:
+        """Continue one prompt: yields the row that the small model is to read, and is sent the logits of what is new
+        in it."""
+        try:
+            text = _Text(self, prompt)
+        except PromptError as error:
+            return Generation(prompt.text, "", [], "skipped", str(error))
+        tell = None if on_token is None else lambda token: on_token(number, token)
+        score, session, prompt_scores, fallbacks, finish = None, None, [], 0, ""
         while not finish:
-            step = self._step(text, logits_V, session)
+            logits_TV = yield text.row
+            if self.calls is not None and (score is None or session is None):
+                score, session = self.calls.score.of_text(number), self.calls.partner.session(prompt.preamble)
+                prompt_scores = self.calls.begin(score, logits_TV)
+            try:
+                step = self._step(text, logits_TV[-1], score, session)
+            except PromptError as error:  # the partner's context is full
+                if text.is_new:
+                    return Generation(prompt.text, "", [], "skipped", str(error), prompt_scores)
+                finish = "context"
+                break
             fallbacks += step.fallback
             finish = text.append(step, tell)
             if self.calls is not None and finish != "end":
                 called = len(step.ids) if step.writer == PARTNER else 0
                 self.calls.threshold.update(step.score, len(step.ids), called)
-            if not finish:
-                logits_V = decoder.logits(text.row)
         return Generation(prompt.text, *text.written(), finish, "", prompt_scores, fallbacks)
 
-    def _begin(self, prompt: Prompt, number: int, logits_TV: Tensor) -> tuple[Session | None, list[float]]:
-        """The partner's session, and the scores that the threshold is given to begin with."""
-        calls = self.calls
-        if calls is None:
-            return None, []
-        calls.score.restart(number)
-        prompt_scores = [] if calls.warm else calls.score.of_prompt(logits_TV)
-        calls.threshold.warm_up(prompt_scores)
-        calls.warm = True
-        return calls.partner.session(prompt.preamble), prompt_scores
-
-    def _step(self, text: _Text, logits_V: Tensor, session: Session | None) -> _Step:
+    def _step(self, text: _Text, logits_V: Tensor, score_of: Score | None, session: Session | None) -> _Step:
         """One decision."""
         best = self._best(text, logits_V)
-        if self.calls is None or session is None or text.inside_character:  # which the small model finishes
-            return _Step([best], MODEL)
-        score, threshold = self.calls.score(logits_V, best, text.text), self.calls.threshold.value()
+        if self.calls is None or score_of is None or session is None or text.inside_character:
+            return _Step([best], MODEL)  # which finishes characters, too
+        score, threshold = score_of(logits_V, best, text.text), self.calls.threshold.value()
         if score < threshold:
             return _Step([best], MODEL, score, threshold)
         ids = self._ask(text, session, self.calls.same_vocabulary)
@@ -286,6 +335,10 @@ class _Text:
         self.row, self.text = [self._model.eos_id, *ids], prompt.text
         self._tokens: list[Token] = []
         self._bytes = codecs.getincrementaldecoder("utf-8")("replace")
+
+    @property
+    def is_new(self) -> bool:
+        return not self._tokens
 
     @property
     def inside_character(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -21,13 +22,16 @@ from lacy_stream.evaluate.journal import Journal, JournalError
 from lacy_stream.evaluate.models import fingerprint
 from lacy_stream.evaluate.progress import progress
 
+BATCH_SIZE = 8
+
 
 @dataclass(frozen=True)
 class Options:
     """What the command was told; see its help and ``generate``.
 
     prompts: texts, or ``prompts_file``. out, html: files. knowledge: store of the articles that the partner reads;
-    title: of the article for ``prompts``. template: file of the text around an article.
+    title: of the article for ``prompts``. template: file of the text around an article. batch_size: where it is
+    more than 1, texts are shown when they are finished.
     """
 
     model: str
@@ -38,6 +42,7 @@ class Options:
     call_rate: float = 0.15
     estimator: str = "tracking"
     max_new_tokens: int = 256
+    batch_size: int | None = None
     repetition_penalty: float = 1.2
     seed: int = 0
     knowledge: str | None = None
@@ -47,12 +52,20 @@ class Options:
     html: str | None = None
     device: str = "cpu"
 
+    @property
+    def texts_at_once(self) -> int:
+        """``batch_size``, or what suits where the prompts come from."""
+        if self.batch_size is not None:
+            return self.batch_size
+        return BATCH_SIZE if self.prompts_file is not None else 1
+
     def settings(self) -> dict[str, object]:
         """What the texts depend on, beside the prompts."""
         names = ("partner", "delegate", "call_rate", "estimator", "max_new_tokens", "repetition_penalty", "seed")
         files = {name: getattr(self, name) for name in ("knowledge", "title", "template")}
         prints = {name: file and name != "title" and fingerprint(file) or file for name, file in files.items()}
-        return {"model": fingerprint(self.model), **{name: getattr(self, name) for name in names}, **prints}
+        values = {name: getattr(self, name) for name in names} | {"batch_size": self.texts_at_once}
+        return {"model": fingerprint(self.model), **values, **prints}
 
 
 def run(options: Options) -> int:
@@ -68,7 +81,7 @@ def run(options: Options) -> int:
     console = Console(highlight=False)
     finished = list(done)
     if len(done) < len(prompts):
-        with _display(console, prompts, len(done), quiet=options.prompts_file is not None) as (on_token, on_text):
+        with _display(console, prompts, len(done), options) as (on_token, on_text):
             for generation in _generations(options, prompts, done, on_token):
                 if journal is not None:
                     journal.add(record(generation))
@@ -115,7 +128,7 @@ def _generations(
         partner = open_partner(options.partner, repetition_penalty=options.repetition_penalty, device=options.device)
     return generate(
         model,
-        prompts[len(done) :],
+        prompts,
         partner=partner,
         delegate=options.delegate,
         call_rate=options.call_rate,
@@ -123,15 +136,17 @@ def _generations(
         repetition_penalty=options.repetition_penalty,
         estimator=options.estimator,
         seed=options.seed,
+        batch_size=options.texts_at_once,
         done=done,
         on_token=on_token,
     )
 
 
 @contextmanager
-def _display(console: Console, prompts: Sequence[Prompt], done: int, *, quiet: bool):
-    """Yields what is told of tokens and of texts. Few prompts: their texts as they grow; a file of them: a bar."""
-    if quiet:
+def _display(console: Console, prompts: Sequence[Prompt], done: int, options: Options):
+    """Yields what is told of tokens and of texts. Few prompts: their texts, as they grow where it is one at a time; a
+    file of them: a bar."""
+    if options.prompts_file is not None:
         with progress("texts", len(prompts), done) as advance:
             yield None, lambda generation: advance(1)
         return
@@ -144,7 +159,16 @@ def _display(console: Console, prompts: Sequence[Prompt], done: int, *, quiet: b
         console.print(styled(token, console.is_terminal), end="", soft_wrap=True)
         sys.stdout.flush()
 
-    yield on_token, lambda generation: console.print("\n" if generation.tokens else "")
+    numbers = itertools.count(done)
+
+    def on_text(generation: Generation) -> None:
+        number = next(numbers)
+        if options.texts_at_once > 1:
+            for token in generation.tokens:
+                on_token(number, token)
+        console.print("\n" if generation.tokens else "")
+
+    yield on_token if options.texts_at_once == 1 else None, on_text
 
 
 def _summarise(console: Console, generations: Sequence[Generation], options: Options) -> None:

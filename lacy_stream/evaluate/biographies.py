@@ -44,6 +44,7 @@ class Cascade:
         partner, delegate, call_rate: as ``cascade.generate`` takes them; no partner, no calls.
         max_new_tokens: at most (256 in the paper).
         articles: store that the partner reads the person's article in first (RAG, appendix A.5); None: it reads none.
+        batch_size: texts that the model writes at once.
         template: file of the text around the article; None: the paper's, for Qwen 3.
     """
 
@@ -53,6 +54,7 @@ class Cascade:
     max_new_tokens: int = 256
     articles: str | None = None
     template: str | None = None
+    batch_size: int = 8
 
     def settings(self) -> dict[str, Any]:
         """What the texts depend on, files by their fingerprints."""
@@ -141,7 +143,7 @@ def write_biographies(
         )
     if len(done) < len(prompts):
         with progress(f"{label}: biographies written", len(prompts), len(done)) as advance:
-            for generation in _generate(path, prompts[len(done) :], cascade, done, device):
+            for generation in _generate(path, prompts, cascade, done, device):
                 kept.add(record(generation))
                 done.append(generation)
                 advance(1)
@@ -176,5 +178,6 @@ def _generate(
         delegate=cascade.delegate,
         call_rate=cascade.call_rate,
         max_new_tokens=cascade.max_new_tokens,
+        batch_size=cascade.batch_size,
         done=list(done),
     )

@@ -203,6 +203,7 @@ def _add_writing(parser: argparse.ArgumentParser) -> Callable[..., argparse.Acti
     add = parser.add_argument_group("how the texts are written").add_argument
     add("--partner", metavar="SPEC", help="model that answers calls, as in `lacy-stream generate`; none: no calls")
     add("--max-new-tokens", type=_positive, default=256, metavar="N", help="longest text (default: 256)")
+    add("--batch-size", type=_positive, default=8, metavar="N", help="texts at a time (default: 8)")
     add("--rag", action="store_true", help="the partner reads the person's article of --knowledge first")
     add("--template", metavar="FILE", help="text around {title} and {article} (default: the paper's, for Qwen 3)")
     return add
@@ -210,7 +211,8 @@ def _add_writing(parser: argparse.ArgumentParser) -> Callable[..., argparse.Acti
 
 def _writing(args: argparse.Namespace) -> dict[str, Any]:
     articles = args.knowledge if args.rag else None
-    return {"max_new_tokens": args.max_new_tokens, "articles": articles, "template": args.template}
+    names = ("max_new_tokens", "batch_size", "template")
+    return {name: getattr(args, name) for name in names} | {"articles": articles}
 
 
 def _add_jury(parser: argparse.ArgumentParser) -> None:
