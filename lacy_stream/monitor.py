@@ -119,7 +119,7 @@ def describe_rate(stats: PoolStats, parsed: bool) -> str:
         return f"{documents}, nothing to annotate"
     rate = stats.tokens_per_s_per_core
     if not parsed:
-        return f"{documents}, {stats.tokens:,} tokens tokenised, not annotated: {rate:,.0f} tokens/s per core"
+        return f"{documents}, {stats.tokens:,} tokens tokenised, not parsed: {rate:,.0f} tokens/s per core"
     return (
         f"{documents}, {stats.tokens:,} tokens annotated: {rate:,.0f} tokens/s per core, "
         f"{1e9 / rate / 3600:,.0f} h per 1B tokens (the paper: 1,827 tokens/s, 152 h)"

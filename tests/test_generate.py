@@ -154,6 +154,22 @@ def test_the_call_rate(wordy: CallingModel, twin: TransformersPartner, rate: flo
     assert len(tokens) > 2000 and share == pytest.approx(rate, abs=0.02)
 
 
+@pytest.mark.parametrize("delegate", ["ilacy-logprob", "ilacy-entropy"])
+def test_inference_time_lacy_writes(wordy: CallingModel, twin: TransformersPartner, delegate: str) -> None:
+    """Whole texts of a model without <CALL>: those of plain generation, about as many calls as asked for, and what was
+    called is more uncertain, or more of a fact, than what was not."""
+    model = replace(wordy, call_token_id=None)
+    options = {"partner": twin, "call_rate": 0.3, "max_new_tokens": 48, "batch_size": 3}
+    texts = list(generate(model, PROMPTS, delegate=delegate, **options))
+    tokens = [token for text in texts for token in text.tokens]
+    called = [token.score for token in tokens if token.writer == "partner" and token.score is not None]
+    kept = [token.score for token in tokens if token.writer == "model" and token.score is not None]
+    assert sum(token.writer == "partner" for token in tokens) / len(tokens) == pytest.approx(0.3, abs=0.1)
+    assert sum(called) / len(called) > sum(kept) / len(kept)
+    facts = [score for score in called + kept if score > -50]
+    assert facts and len(facts) < len(called + kept), "some of the proposals are facts by grammar, and not all"
+
+
 def test_the_partner_sees_the_text_so_far(wordy: CallingModel) -> None:
     """The partner is given prompt and text, without <CALL>, and its token in several pieces is appended whole."""
     partner = Scripted(None, b"\xe2", b" 1987")

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from lacy_stream.losses import token_losses
 from lacy_stream.metrics import (
     CallLoss,
     MaskModel,
@@ -83,6 +84,21 @@ def test_losses_are_their_definitions_over_batches() -> None:
     expected = {TotalLoss: without.mean(), NonCallLoss: without[~mask].mean(), CallLoss: within[mask].mean()}
     for kind, metric in metrics.items():
         assert metric.compute().item() == pytest.approx(expected[kind].item(), rel=1e-5)
+
+
+def test_a_batch_is_measured_once_for_all_metrics(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Composer updates one metric after the other with the same tensors; other tensors, and the same with another id of
+    <CALL>, are measured anew."""
+    measured = []
+    monkeypatch.setattr("lacy_stream.metrics.token_losses", lambda *a: measured.append(a[0]) or token_losses(*a))
+    made = [metric(2) for metric in (CallLoss, NonCallLoss, TotalLoss)]
+    for logits, targets in batches():
+        for metric in made:
+            metric.update(logits, targets)
+    assert len(measured) == len(batches())
+    TotalLoss(1).update(logits, targets)
+    TotalLoss(1).update(logits.clone(), targets)
+    assert len(measured) == len(batches()) + 2
 
 
 def test_losses_do_not_depend_on_the_batches() -> None:
