@@ -40,7 +40,7 @@ from lacy_stream.selectors import METHODS
 
 SCALES = {
     # steps, rows of a step, tokens of a row, width, layers, heads, learning rate
-    "cpu": dict(steps=400, batch=4, length=128, width=96, layers=2, heads=4, lr=2e-3),
+    "cpu": dict(steps=800, batch=4, length=128, width=96, layers=2, heads=4, lr=2e-3),
     "gpu": dict(steps=8000, batch=64, length=512, width=512, layers=8, heads=8, lr=6e-4),
 }
 REFERENCE, REFERENCE_SEED, REFERENCE_STEPS = "reference", 1000, 2
@@ -249,7 +249,7 @@ def figures(run: Run, baseline: Run, judge: np.ndarray | None) -> dict[str, floa
     call = own_mask(table, run.call_fraction)
     on_baseline = losses(matched, call, own=False)
     found = losses(table, call) | {f"matched_{name}": on_baseline[name] for name in ("call_loss", "non_call_loss")}
-    found |= calls_by_class(table, call)
+    found |= calls_by_class(table, call) | {"leads": float(table.call_leads.mean())}
     if judge is not None:
         found["judge_precision"] = float((judge & call).sum() / call.sum())
         found["judge_recall"] = float((judge & call).sum() / judge.sum())
@@ -272,6 +272,7 @@ COLUMNS = {
     "non_call_loss": "non-call loss",
     "matched_non_call_loss": "baseline there ",
     "total_loss": "total loss",
+    "leads": "positions where <CALL> leads, %",
 }
 
 
@@ -337,8 +338,8 @@ def draw(found: dict[str, list[dict[str, float]]], baselines: list[Run], out: Pa
     axes = figure.subplots()
     rows = [accuracy_by_loss(load(run)) for run in baselines]
     for name, colour in (("factual", "#c8553d"), ("other", "#588b8b")):
-        values = np.array([[bin["accuracy"] for bin in row[name]] for row in rows])
-        axes.errorbar(LOSS_BIN_NAMES, np.nanmean(values, 0), np.nanstd(values, 0), color=colour, label=name, marker="o")
+        values = np.ma.masked_invalid([[bin["accuracy"] for bin in row[name]] for row in rows])  # a bin may be empty
+        axes.errorbar(LOSS_BIN_NAMES, values.mean(0), values.std(0), color=colour, label=name, marker="o")
     axes.set(title="The baseline's greedy proposal, by the loss of the true token", ylabel="accuracy", xlabel="nats")
     axes.legend()
     figure.savefig(out / "accuracy.png", dpi=150)

@@ -147,7 +147,7 @@ def _display(console: Console, prompts: Sequence[Prompt], done: int, options: Op
     """Yields what is told of tokens and of texts. Few prompts: their texts, as they grow where it is one at a time; a
     file of them: a bar."""
     if options.prompts_file is not None:
-        with progress("texts", len(prompts), done) as advance:
+        with progress("texts", len(prompts), done, together=options.texts_at_once) as advance:
             yield None, lambda generation: advance(1)
         return
     started: set[int] = set()

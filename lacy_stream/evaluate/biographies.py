@@ -142,7 +142,8 @@ def write_biographies(
             f"{kept.path} was written about other names; remove it to start over, or choose another --out"
         )
     if len(done) < len(prompts):
-        with progress(f"{label}: biographies written", len(prompts), len(done)) as advance:
+        what = f"{label}: biographies written"
+        with progress(what, len(prompts), len(done), together=cascade.batch_size) as advance:
             for generation in _generate(path, prompts, cascade, done, device):
                 kept.add(record(generation))
                 done.append(generation)
