@@ -62,6 +62,9 @@ class CallMask(Algorithm):
         reference: for the methods that need one, a causal language model of transformers with the same tokenizer, with
             or without an entry for <CALL>. It is frozen, moved to the device, and run in the trainer's precision,
             whole on every rank.
+        call_in_softmax: what is learned where <CALL> is not the target. False, as in the paper: the true token, with
+            <CALL> left out of the softmax, so that nothing lowers its logit there and only a threshold tells calls
+            apart. True: the true token and that this is no place to call, so that p(<CALL>) means what it says.
         seed: of the methods that draw at random. The draw depends on the seed, the step and the place in the
             mini-batch: not on microbatches, ranks, or whether the run was resumed.
 
@@ -90,6 +93,7 @@ class CallMask(Algorithm):
         *,
         ignore_fraction: float = 0.15,
         reference: torch.nn.Module | None = None,
+        call_in_softmax: bool = False,
         seed: int = 17,
     ) -> None:
         if not 0 < call_fraction < 1:
@@ -109,7 +113,7 @@ class CallMask(Algorithm):
         if self.method.reference and reference is None:
             raise ValueError(f"method {method!r} needs a reference model: give one as reference")
         self.call_token_id, self.call_fraction, self.ignore_fraction = call_token_id, call_fraction, ignore_fraction
-        self.scope, self.seed = scope, seed
+        self.scope, self.seed, self.call_in_softmax = scope, seed, call_in_softmax
         self._reference = None if reference is None else reference.eval().requires_grad_(False)
         self._reference_clock = _Stopwatch()
         self._model: Any = None
@@ -179,7 +183,9 @@ class CallMask(Algorithm):
             masks = self._select(Targets(losses.true.detach(), classes_BT, valid_BT, random_BT, reference_BT))
         self._row += rows
         self._count(losses, masks.selection, classes_BT, valid_BT)
-        return objective(losses, valid_BT, *masks.selection, learned_share=masks.learned_share)
+        return objective(
+            losses, valid_BT, *masks.selection, learned_share=masks.learned_share, call_in_softmax=self.call_in_softmax
+        )
 
     def _checked_logits(self, outputs: Any) -> Tensor:
         logits_BTV = _logits(outputs)

@@ -106,6 +106,8 @@ def objective(
     call: Tensor | None = None,
     ignore: Tensor | None = None,
     learned_share: Tensor | None = None,
+    *,
+    call_in_softmax: bool = False,
 ) -> Tensor:
     """What is minimised: <CALL> is the target on the call mask, nothing on the ignore mask, the true token elsewhere.
 
@@ -118,11 +120,15 @@ def objective(
         call, ignore: bool, same shape, disjoint; None for no such mask.
         learned_share: for A.2, the share of valid targets that are not ignored. Default, that of these positions; for
             a part of a mini-batch, that of the whole, so that the parts weigh as their valid targets do.
+        call_in_softmax: with a call mask, keep <CALL> in the softmax where it is not the target. The paper leaves it
+            out.
 
     Returns:
         A scalar; 0 where nothing is valid.
     """
-    loss = losses.true if call is None else torch.where(call, losses.call, losses.true)
+    loss = losses.true
+    if call is not None:
+        loss = torch.where(call, losses.call, losses.true_with_call if call_in_softmax else losses.true)
     counted = valid if ignore is None else valid & ~ignore
     divisor = valid.sum().clamp(min=1)
     if call is None and ignore is not None:

@@ -142,6 +142,7 @@ class CallMask:
     call_fraction: float = 0.15
     ignore_fraction: float = 0.15
     reference: Optional[str] = None
+    call_in_softmax: bool = False
     scope: str = "global"
 
 

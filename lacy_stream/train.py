@@ -267,6 +267,7 @@ def _algorithms(recipe: Recipe, pool: AnnotationPool, call_token_id: int) -> lis
             mask.scope,  # type: ignore[arg-type]
             ignore_fraction=mask.ignore_fraction,
             reference=reference,
+            call_in_softmax=mask.call_in_softmax,
             seed=recipe.seed,
         )
     ]

@@ -310,6 +310,19 @@ def test_model_is_put_back_after_a_fit_that_failed() -> None:
     assert "loss" not in model.__dict__
 
 
+def test_call_in_the_softmax_is_learned_to_be_rare() -> None:
+    """Trained as the paper has it, <CALL> becomes the likeliest token also where it is no target; kept in the softmax,
+    its mean probability comes near the share of the calls."""
+    probability = {}
+    for kept in (False, True):
+        model = gpt2()
+        fit(model, steps=60, call_in_softmax=kept)
+        with torch.no_grad():
+            ids = torch.stack([row["input_ids"] for row in rows(ROWS)])
+            probability[kept] = model.model(ids).logits.softmax(-1)[..., CALL].mean().item()
+    assert probability[True] == pytest.approx(0.15, abs=0.1) and probability[False] > 0.5
+
+
 def test_two_ranks_train_the_same_weights(tmp_path: Path) -> None:
     """Two gloo ranks with half of each mini-batch, in microbatches of 2 rows, end with one rank's weights, random
     choices included."""

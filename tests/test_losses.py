@@ -62,6 +62,23 @@ def test_loss_and_gradient_are_those_of_the_equations(equation: str, call_token_
     assert (gradient[ignore] == 0).all()
 
 
+def test_call_stays_in_the_softmax_where_that_is_asked_for() -> None:
+    """The loss is then cross-entropy over the whole vocabulary everywhere, <CALL> being the target on the mask. It
+    lowers the logit of <CALL> where that is not the target, and the paper's objective does not."""
+    generator = torch.Generator().manual_seed(4)
+    logits = (torch.randn(60, VOCABULARY, dtype=torch.float64, generator=generator) * 3).requires_grad_()
+    targets = torch.randint(0, CALL, (60,), generator=generator)
+    call, valid = torch.rand(60, generator=generator) < 0.3, torch.ones(60, dtype=torch.bool)
+    gradients = {}
+    for kept in (True, False):
+        loss = objective(token_losses(logits, targets, CALL), valid, call, call_in_softmax=kept)
+        (gradients[kept],) = torch.autograd.grad(loss, logits)
+    expected = F.cross_entropy(logits, torch.where(call, CALL, targets))
+    (expected_gradient,) = torch.autograd.grad(expected, logits)
+    torch.testing.assert_close(gradients[True], expected_gradient, rtol=1e-9, atol=1e-12)
+    assert (gradients[True][~call, CALL] > 0).all() and (gradients[False][~call, CALL] == 0).all()
+
+
 def test_parts_of_a_mini_batch_add_up_to_its_mean() -> None:
     """A.2 over two parts, weighed by their valid targets and with the share of the whole, is A.2 of the whole."""
     generator = torch.Generator().manual_seed(2)

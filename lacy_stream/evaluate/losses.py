@@ -213,6 +213,6 @@ def draw(path: Path, found: Mapping[str, Sequence[Mapping[str, float]]]) -> None
         axes.set_ylim(bottom=0.8 * min(lowest))
         axes.set_xticks(places, found, rotation=35, ha="right")
         axes.set(title=title, ylabel="nats")
-        axes.legend()
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncol=2)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)
