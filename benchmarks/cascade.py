@@ -26,6 +26,7 @@ from lacy_stream.checkpoint import CallingModel, load_model
 from lacy_stream.recipe import tokenizer_path
 
 PROMPT = "Tell me a bio of Marie Curie. Marie Curie is"
+ROUNDS = 5
 RATES = (0.15, 0.22, 0.45, 0.75)
 
 
@@ -49,18 +50,25 @@ def timed(
 
 
 def reuse_rows(model: CallingModel, partner: TransformersPartner, tokens: int) -> list[str]:
-    """A Markdown row for each rate: calls, seconds of both ways, factors."""
-    timed(model, partner, 0.5, 8, True)  # warm
+    """A Markdown row for each rate: calls, seconds of both ways in turns, factors within a turn; medians."""
+    for reuse in (True, False):
+        timed(model, partner, 0.5, 8, reuse)  # warm
     rows = []
     for rate in (0.15, 0.45):
-        (fast, wall, cpu), (slow, slow_wall, slow_cpu) = (
-            timed(model, partner, rate, tokens, reuse) for reuse in (True, False)
+        fast, walls, cpus = None, [], []
+        for _ in range(ROUNDS):
+            (fast, *fast_s), (slow, *slow_s) = (timed(model, partner, rate, tokens, reuse) for reuse in (True, False))
+            assert fast.text == slow.text, "both ways must write the same text"
+            walls.append((fast_s[0], slow_s[0], slow_s[0] / fast_s[0]))
+            cpus.append((fast_s[1], slow_s[1], slow_s[1] / fast_s[1]))
+        assert fast is not None
+        (wall, slow_wall, factor), (cpu, slow_cpu, cpu_factor) = (
+            map(statistics.median, zip(*seconds, strict=True)) for seconds in (walls, cpus)
         )
-        assert fast.text == slow.text, "both ways must write the same text"
         calls = sum(token.writer == PARTNER and token.score is not None for token in fast.tokens)
         rows.append(
-            f"| {rate:.0%} | {len(fast.tokens)} | {calls} | {wall:.1f} | {slow_wall:.1f} | {slow_wall / wall:.1f} | "
-            f"{cpu:.1f} | {slow_cpu:.1f} | {slow_cpu / cpu:.1f} |"
+            f"| {rate:.0%} | {len(fast.tokens)} | {calls} | {wall:.1f} | {slow_wall:.1f} | {factor:.1f} | "
+            f"{cpu:.1f} | {slow_cpu:.1f} | {cpu_factor:.1f} |"
         )
         print(rows[-1], flush=True)
     return rows
