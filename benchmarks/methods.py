@@ -244,6 +244,7 @@ def _table(run: Run, pool: Any, model: Any, judged: bool) -> Any:
 
 def figures(run: Run, baseline: Run, judge: np.ndarray | None) -> dict[str, float]:
     """All figures of one run; the baseline is that of the same seed."""
+    from annotator import FactClass
     from lacy_stream.evaluate.token_table import calls_by_class, losses, own_mask
 
     table, matched = load(run), load(baseline)
@@ -253,6 +254,9 @@ def figures(run: Run, baseline: Run, judge: np.ndarray | None) -> dict[str, floa
     on_baseline = losses(matched, call, own=False)
     found = losses(table, call) | {f"matched_{name}": on_baseline[name] for name in ("call_loss", "non_call_loss")}
     found |= calls_by_class(table, call) | {"leads": float(table.call_leads.mean())}
+    found["call_probability"] = float(-np.expm1(table.loss - table.loss_with_call.astype(np.float64)).mean())
+    facts = table.token_class == FactClass.FACTUAL
+    found["hardest"] = float((facts & (matched.loss >= np.quantile(matched.loss[facts], 0.4)))[call].mean())
     if judge is not None:
         found["judge_precision"] = float((judge & call).sum() / call.sum())
         found["judge_recall"] = float((judge & call).sum() / judge.sum())
@@ -278,6 +282,7 @@ def seconds(runs: Sequence[Run]) -> int:
 COLUMNS = {
     "precision": "calls that are facts, %",
     "recall": "facts that are called, %",
+    "hardest": "calls among the baseline's hardest 60% of the facts, %",
     "judge_precision": "calls that the judge marked, %",
     "call_loss": "call loss",
     "matched_call_loss": "baseline there",
@@ -285,6 +290,7 @@ COLUMNS = {
     "matched_non_call_loss": "baseline there ",
     "total_loss": "total loss",
     "leads": "positions where <CALL> leads, %",
+    "call_probability": "mean p(<CALL>), %",
 }
 
 
