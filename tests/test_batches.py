@@ -117,18 +117,21 @@ def test_number_of_workers_does_not_show(corpus: Path, tokenizer_path: Path) -> 
 
 
 def test_killed_workers_do_not_show(corpus: Path, pool: AnnotationPool, tokenizer_path: Path) -> None:
-    """Every worker is killed at every fifth batch: the rows are those of an undisturbed run."""
+    """A worker is killed at every fifth batch: the rows are those of an undisturbed run."""
     with AnnotationPool(tokenizer_path, model=None, num_workers=2) as other:
         rows = []
         for number, batch in enumerate(islice(train_loader(corpus, other), 20)):
             rows.append(batch["input_ids"])
             if number % 5 == 0:
-                # A document that is held by two dead workers would be quarantined, and rightly so.
-                while other.stats().queued or other.stats().in_flight:
+                # A document that was held by two dead workers would be quarantined, and rightly so: what the last one
+                # held is done by now, and only one is killed, since the loader may just have submitted a document.
+                while (stats := other.stats()).queued or stats.in_flight:
                     time.sleep(0.01)
-                for worker in list(other._workers.values()):
-                    worker.kill()
-        assert other.report.counts()["worker_restarted"] > 2 and not other.quarantine
+                alive = [worker for worker in list(other._workers.values()) if worker.is_alive()]
+                alive[0].kill()
+        # One that dies without work is missed when there is work again, which may be after the last batch.
+        assert not other.quarantine
+        assert other.report.counts()["worker_restarted"] > 1
     assert torch.equal(torch.stack(rows), take(train_loader(corpus, pool), 20))
 
 
