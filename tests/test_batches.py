@@ -116,6 +116,14 @@ def test_number_of_workers_does_not_show(corpus: Path, tokenizer_path: Path) -> 
     assert len(hashes) == 1
 
 
+def kill_one(pool: AnnotationPool) -> None:
+    for worker in list(pool._workers.values()):
+        with suppress(ValueError):  # it is being replaced
+            if worker.is_alive():
+                worker.kill()
+                return
+
+
 def test_killed_workers_do_not_show(corpus: Path, pool: AnnotationPool, tokenizer_path: Path) -> None:
     """A worker is killed at every fifth batch: the rows are those of an undisturbed run."""
     with AnnotationPool(tokenizer_path, model=None, num_workers=2) as other:
@@ -127,8 +135,7 @@ def test_killed_workers_do_not_show(corpus: Path, pool: AnnotationPool, tokenize
                 # held is done by now, and only one is killed, since the loader may just have submitted a document.
                 while (stats := other.stats()).queued or stats.in_flight:
                     time.sleep(0.01)
-                alive = [worker for worker in list(other._workers.values()) if worker.is_alive()]
-                alive[0].kill()
+                kill_one(other)
         # One that dies without work is missed when there is work again, which may be after the last batch.
         assert not other.quarantine
         assert other.report.counts()["worker_restarted"] > 1
