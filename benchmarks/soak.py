@@ -29,7 +29,7 @@ from lacy_stream.batches import annotated_dataloader
 from lacy_stream.pool import AnnotationPool
 
 BATCH, SEQ_LEN, WORDS = 8, 512, 100
-RUNS = {"full-speed": "", "slow-trainer": "trainer", "slow-workers": "workers"}  # name: who is slow
+RUNS = ("full-speed", "slow-trainer", "slow-workers")
 
 
 class Sample(NamedTuple):
@@ -79,7 +79,7 @@ def stopping(pool: AnnotationPool, done: threading.Event) -> None:
         os.kill(worker.pid, signal.SIGCONT)
 
 
-def run(args: argparse.Namespace, data: Path, name: str, documents: int, fill: int, slow: str = "") -> None:
+def run(args: argparse.Namespace, data: Path, name: str) -> None:
     done = threading.Event()
     model = None if args.engine == "none" else "en_core_web_sm"
     engine = "auto" if model is None else args.engine
@@ -89,16 +89,16 @@ def run(args: argparse.Namespace, data: Path, name: str, documents: int, fill: i
         samples, last, start, filled = [], 0.0, 0.0, 0
         for batch in loader:
             taken = pool.stats().documents
-            if not start and taken >= fill:
+            if not start and taken >= args.fill:
                 start, filled = time.perf_counter(), taken
-                if slow == "workers":
+                if name == "slow-workers":
                     stopper.start()
             if start and time.perf_counter() - last > 1:
                 last = time.perf_counter()
                 samples.append(sample(pool))
-            if taken >= filled + documents and start:
+            if start and taken >= filled + args.documents:
                 break
-            if start and slow == "trainer":  # ten times what the workers need for a batch
+            if start and name == "slow-trainer":  # ten times what the workers need for a batch
                 time.sleep(10 * batch["input_ids"].numel() / (args.workers * pool.stats().tokens_per_s_per_core))
         done.set()
         if stopper.ident is not None:
@@ -111,7 +111,7 @@ def run(args: argparse.Namespace, data: Path, name: str, documents: int, fill: i
         f"{statistics.median(getattr(s, field) for s in late):,.0f}"
         for field in Sample._fields
     ]
-    print(f"| {name} | {documents:,} | {elapsed:.0f} | {' | '.join(cells)} | {restarts} |", flush=True)
+    print(f"| {name} | {args.documents:,} | {elapsed:.0f} | {' | '.join(cells)} | {restarts} |", flush=True)
 
 
 def main() -> None:
@@ -119,7 +119,7 @@ def main() -> None:
     parser.add_argument("--tokenizer", type=Path, required=True, help="SentencePiece model")
     parser.add_argument("--documents", type=int, default=20_000, help="of each run (default: %(default)s)")
     parser.add_argument("--fill", type=int, default=20_000, help="before them, not measured (default: %(default)s)")
-    parser.add_argument("--runs", nargs="+", choices=RUNS, default=list(RUNS), help="default: all three")
+    parser.add_argument("--runs", nargs="+", choices=RUNS, default=RUNS, help="default: all three")
     parser.add_argument(
         "--engine", choices=["auto", "numba", "spacy", "none"], default="auto", help="none: tokenise only"
     )
@@ -130,7 +130,7 @@ def main() -> None:
         fields = " | ".join(Sample._fields)
         print(f"| run | documents | seconds | {fields} | restarts |\n| --- | --- | --- | --- | --- | --- | --- | --- |")
         for name in args.runs:
-            run(args, Path(folder), name, args.documents, args.fill, RUNS[name])
+            run(args, Path(folder), name)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from annotator import Annotator
 from lacy_stream.model import build_model
 from lacy_stream.recipe import Recipe, check_recipe, tokenizer_path
 from lacy_stream.report import Report
+from lacy_stream.sources import is_hub_name
 
 LATEST = "latest-rank0.pt"
 SENTENCEPIECE, RECIPE = "tokenizer.model", "recipe.yaml"
@@ -120,7 +121,7 @@ def load_model(path: str | os.PathLike[str]) -> CallingModel:
 
 
 def _from_transformers(name: str) -> CallingModel:
-    if not os.path.isdir(name) and not re.fullmatch(r"\w[\w.-]*/[\w.-]+", name):
+    if not os.path.isdir(name) and not is_hub_name(name):
         raise FileNotFoundError(f"there is no file or folder {name!r}")
     try:
         model = AutoModelForCausalLM.from_pretrained(name, torch_dtype="float32")

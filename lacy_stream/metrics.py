@@ -90,19 +90,17 @@ class _Measured:
     it is computed once; with a vocabulary of 32,000 it is most of what a metric costs."""
 
     def __init__(self) -> None:
-        self._of: tuple[weakref.ref[Tensor], weakref.ref[Tensor], int] | None = None
-        self._found: tuple[TokenLosses, CallScores] | None = None
+        self._last: tuple[weakref.ref[Tensor], weakref.ref[Tensor], int, tuple[TokenLosses, CallScores]] | None = None
 
     def __call__(self, logits: Tensor, targets: Tensor, call_token_id: int) -> tuple[TokenLosses, CallScores]:
         """Losses and scores of each position; logits [..., V], targets [...]."""
-        if self._found is None or not self._same(logits, targets, call_token_id):
-            self._found = token_losses(logits, targets, call_token_id), call_scores(logits, call_token_id)
-            self._of = weakref.ref(logits), weakref.ref(targets), call_token_id
-        return self._found
-
-    def _same(self, logits: Tensor, targets: Tensor, call_token_id: int) -> bool:
-        of = self._of
-        return of is not None and of[0]() is logits and of[1]() is targets and of[2] == call_token_id
+        if self._last is not None:
+            of_logits, of_targets, of_call, found = self._last
+            if of_logits() is logits and of_targets() is targets and of_call == call_token_id:
+                return found
+        found = token_losses(logits, targets, call_token_id), call_scores(logits, call_token_id)
+        self._last = weakref.ref(logits), weakref.ref(targets), call_token_id, found
+        return found
 
 
 _measured = _Measured()

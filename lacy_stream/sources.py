@@ -160,6 +160,11 @@ def find_inputs(sources: Sequence[str | Path], options: ReadOptions) -> tuple[li
     return [replace(found, ambiguous=names[found.name] > 1) for found in inputs], notes
 
 
+def is_hub_name(name: str) -> bool:
+    """Whether it could be owner/name on the Hugging Face hub."""
+    return re.fullmatch(r"\w[\w.-]*/[\w.-]+", name) is not None
+
+
 def _expand(source: str, split: str) -> tuple[list[Input], list[str] | None]:
     """The inputs of one source, and what was left out of it because of `split`; None: it has no splits."""
     path = Path(source).expanduser()
@@ -172,7 +177,7 @@ def _expand(source: str, split: str) -> tuple[list[Input], list[str] | None]:
             raise PrepareError(f"{source}: unknown suffix or no file; known are {', '.join(SUFFIXES)}")
         left_out = [] if _split_name(Path(path.name), split) == split else None
         return [_file(path.absolute(), path.name)], left_out
-    if source.endswith(SUFFIXES) or not re.fullmatch(r"\w[\w.-]*/[\w.-]+", source):
+    if source.endswith(SUFFIXES) or not is_hub_name(source):
         raise PrepareError(f"{source} does not exist")
     _need("datasets", f"{source} does not exist here; looking for it on the Hugging Face hub")
     return [Input("hub", source, source)], []

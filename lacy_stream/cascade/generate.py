@@ -159,19 +159,13 @@ def _generations(
     on_token: OnToken | None,
 ) -> Iterator[Generation]:
     """A batch of which only a part is done is written once more."""
-    batches = _batches([Prompt(prompt) if isinstance(prompt, str) else prompt for prompt in prompts], batch_size)
-    first = 0
-    for batch in batches:
-        written = done[first : first + batch_size]
+    every = [Prompt(prompt) if isinstance(prompt, str) else prompt for prompt in prompts]
+    for first in range(0, len(every), batch_size):
+        batch, written = every[first : first + batch_size], done[first : first + batch_size]
         if len(written) == len(batch):
             cascade.count_in(written)
         else:
             yield from cascade.write(batch, first, on_token)[len(written) :]
-        first += batch_size
-
-
-def _batches(prompts: list[Prompt], size: int) -> Iterator[list[Prompt]]:
-    return (prompts[first : first + size] for first in range(0, len(prompts), size))
 
 
 @dataclass

@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 from collections.abc import Sequence
 from pathlib import Path
+
+from lacy_stream.sources import is_hub_name
 
 
 def labels(paths: Sequence[str]) -> dict[str, str]:
@@ -21,7 +22,7 @@ def labels(paths: Sequence[str]) -> dict[str, str]:
     for path in paths:
         if path in labelled.values():
             raise ValueError(f"{path} is given twice")
-        if not os.path.exists(path) and not re.fullmatch(r"\w[\w.-]*/[\w.-]+", path):
+        if not os.path.exists(path) and not is_hub_name(path):
             raise ValueError(
                 f"{path} does not exist: give a checkpoint, such as runs/NAME/latest-rank0.pt, or a folder"
             )
