@@ -22,10 +22,12 @@ $(STAMP): pyproject.toml constraints.txt $(wildcard hook/*)
 # The main job on real text: prepare, train with the annotation in the data path, look at what is delegated.
 demo: setup
 	mkdir -p demo
-	$(BIN)/python -m lacy_stream.demo demo/articles.jsonl
+	$(BIN)/python -m lacy_stream.demo articles demo/articles.jsonl
+	$(BIN)/python -m lacy_stream.demo tokenizer demo/articles.jsonl demo/pieces.model
 	$(BIN)/lacy-stream prepare demo/articles.jsonl --out demo/data --overwrite
 	$(BIN)/composer recipes/lacy_demo.yaml
-	$(BIN)/lacy-stream show-calls demo/run/latest-rank0.pt --documents 3 --html demo/calls.html
+	$(BIN)/lacy-stream show-calls demo/run/latest-rank0.pt --documents 6 --sample 300 --html demo/calls.html
+	$(BIN)/python -m lacy_stream.demo texts demo/run/latest-rank0.pt demo/texts.html
 
 test: setup
 	$(BIN)/python -m pytest

@@ -34,7 +34,7 @@ def step(way: str, logits: Any, labels: Any, masks: Any) -> None:
     """Loss and gradient of one batch."""
     from transformers.loss.loss_utils import ForCausalLMLoss
 
-    from lacy_stream.losses import objective, token_losses
+    from lacy_stream.losses import token_losses, training_loss
 
     if way == "hf":
         loss = ForCausalLMLoss(logits, labels, VOCABULARY)
@@ -43,7 +43,8 @@ def step(way: str, logits: Any, labels: Any, masks: Any) -> None:
 
         targets = F.pad(labels[:, 1:], (0, 1), value=-100)
         losses = token_losses(logits, targets, CALL)
-        loss = objective(losses, targets != -100, masks[0], masks[1] if way == "a4" else None)
+        ignore = masks[1] if way == "a4" else None
+        loss = training_loss(losses, targets != -100, masks[0], ignore, objective="paper")
     loss.backward()
 
 

@@ -36,6 +36,7 @@ from typing import Any
 
 import numpy as np
 
+from lacy_stream.methods import OBJECTIVES, RANKS
 from lacy_stream.selectors import METHODS
 
 SCALES = {
@@ -87,7 +88,8 @@ class Run:
     heads: int
     lr: float
     call_fraction: float
-    call_in_softmax: bool
+    objective: str
+    rank_calls_by: str
     data: str
     work: str
     threads: int
@@ -95,8 +97,8 @@ class Run:
 
     @property
     def result(self) -> Path:
-        kept = "-kept" if self.call_in_softmax and self.method != "baseline" else ""
-        return Path(self.work) / "runs" / f"{self.method}-{self.seed}-{self.call_fraction:g}{kept}.npz"
+        objective = "" if self.method == "baseline" else f"-{self.objective}"
+        return Path(self.work) / "runs" / f"{self.method}-{self.seed}-{self.call_fraction:g}{objective}.npz"
 
     @property
     def weights(self) -> Path:
@@ -163,7 +165,7 @@ def train(run: Run) -> str:
                     run.call_fraction,
                     "baseline" if run.method == REFERENCE else run.method,
                     reference=reference,
-                    call_in_softmax=run.call_in_softmax,
+                    objective=run.objective,
                     seed=run.seed,
                 )
             ],
@@ -190,7 +192,7 @@ def train(run: Run) -> str:
 
 
 def _reference(run: Run) -> Run:
-    changes = dict(method=REFERENCE, call_in_softmax=False, seed=REFERENCE_SEED, steps=REFERENCE_STEPS * run.steps)
+    changes = dict(method=REFERENCE, objective="paper", seed=REFERENCE_SEED, steps=REFERENCE_STEPS * run.steps)
     return Run(**(run.__dict__ | changes))
 
 
@@ -250,7 +252,7 @@ def figures(run: Run, baseline: Run, judge: np.ndarray | None) -> dict[str, floa
     table, matched = load(run), load(baseline)
     if run.method == "baseline":
         return {"total_loss": float(table.loss.mean(dtype=np.float64))}
-    call = own_mask(table, run.call_fraction)
+    call = own_mask(table, run.call_fraction, run.rank_calls_by)
     on_baseline = losses(matched, call, own=False)
     found = losses(table, call) | {f"matched_{name}": on_baseline[name] for name in ("call_loss", "non_call_loss")}
     found |= calls_by_class(table, call) | {"leads": float(table.call_leads.mean())}
@@ -374,9 +376,8 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--call-fraction", type=float, default=0.15, help="the paper also has 0.1")
-    parser.add_argument(
-        "--call-in-softmax", action="store_true", help="unlike the paper, <CALL> is in every softmax of the training"
-    )
+    parser.add_argument("--objective", choices=OBJECTIVES, default="defer", help="of the training")
+    parser.add_argument("--rank-calls-by", choices=RANKS, default="probability", help="of the models' own calls")
     parser.add_argument("--gpu", action="store_true", help="60M parameters, 262M tokens, on a GPU")
     parser.add_argument("--steps", type=int, help="instead of the scale's")
     parser.add_argument("--jobs", type=int, help="runs at once; default: the cores, on a GPU 1")
@@ -390,7 +391,8 @@ def main() -> None:
     methods = [method for method in args.methods if method != "llm-judge" or spans]
     common = scale | dict(
         call_fraction=args.call_fraction,
-        call_in_softmax=args.call_in_softmax,
+        objective=args.objective,
+        rank_calls_by=args.rank_calls_by,
         data=str(data),
         work=str(args.work),
         threads=max(1, cores // jobs),

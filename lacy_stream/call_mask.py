@@ -10,6 +10,7 @@ known when the loss is computed; with more of them, a forward pass without gradi
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -26,10 +27,22 @@ from composer.utils import dist
 from torch import Tensor
 
 from annotator import FactClass
-from lacy_stream.losses import IGNORED_LABEL, TokenLosses, objective, token_losses, true_losses
+from lacy_stream.call_statistics import CallStatistics
+from lacy_stream.losses import IGNORED_LABEL, TokenLosses, token_losses, training_loss, true_losses
+from lacy_stream.methods import OBJECTIVES, RANKS, Objective, Rank
+from lacy_stream.minibatch import gathered, own_part, uniform
 from lacy_stream.selectors import METHODS, Method, Selection, Selector, Targets, budget
 
+log = logging.getLogger(__name__)
+
 Scope = Literal["global", "rank", "microbatch"]
+
+ALMOST_EVERYWHERE = 0.95
+"""Share of the targets: where <CALL> leads at more of them, its place says little."""
+
+
+class ObjectiveError(ValueError):
+    """The checkpoint was trained with another objective; the message says which."""
 
 
 class _Masks(NamedTuple):
@@ -62,9 +75,11 @@ class CallMask(Algorithm):
         reference: for the methods that need one, a causal language model of transformers with the same tokenizer, with
             or without an entry for <CALL>. It is frozen, moved to the device, and run in the trainer's precision,
             whole on every rank.
-        call_in_softmax: what is learned where <CALL> is not the target. False, as in the paper: the true token, with
-            <CALL> left out of the softmax, so that nothing lowers its logit there and only a threshold tells calls
-            apart. True: the true token and that this is no place to call, so that p(<CALL>) means what it says.
+        objective: what is learned where <CALL> is not the target. ``defer``: the true token and that this is no place
+            to call, so that p(<CALL>) means what it says. ``paper`` (A.3, A.4): the true token, with <CALL> left out of
+            the softmax, so that nothing lowers its logit there. See ``methods.Objective``.
+        rank_calls_by: the score by which ``precision`` ranks positions. See ``methods.Rank``.
+        accept_changes: continue from a checkpoint that was trained with another objective.
         seed: of the methods that draw at random. The draw depends on the seed, the step and the place in the
             mini-batch: not on microbatches, ranks, or whether the run was resumed.
 
@@ -81,6 +96,9 @@ class CallMask(Algorithm):
     - ``call_loss``: mean loss of <CALL> on the call mask; ``called_token_loss``: of the true token there;
       ``ignored_token_loss``: of the true token on the ignore mask; ``rest_loss``: of the true token on what is learned;
     - ``threshold``: the lowest loss that was delegated;
+    - ``precision``: of the call_fraction that the model itself would call now, the share that the call mask wants, and
+      ``chance``, what calls at random would have; each microbatch of a rank is ranked by itself;
+    - ``call_probability``: mean p(<CALL>); ``call_majority``: the share of the targets where it is more than a half;
     - ``reference_s``: seconds that the reference model took, on the rank where it took longest.
     """
 
@@ -93,7 +111,9 @@ class CallMask(Algorithm):
         *,
         ignore_fraction: float = 0.15,
         reference: torch.nn.Module | None = None,
-        call_in_softmax: bool = False,
+        objective: Objective = "defer",
+        rank_calls_by: Rank = "probability",
+        accept_changes: bool = False,
         seed: int = 17,
     ) -> None:
         if not 0 < call_fraction < 1:
@@ -107,13 +127,20 @@ class CallMask(Algorithm):
             raise ValueError(f"method is {method!r}: choose one of {tuple(METHODS)}, or give a selector")
         if scope not in get_args(Scope):
             raise ValueError(f"scope is {scope!r}: choose one of {get_args(Scope)}")
+        if objective not in OBJECTIVES:
+            raise ValueError(f"objective is {objective!r}: choose one of {OBJECTIVES}")
+        if rank_calls_by not in RANKS:
+            raise ValueError(f"rank_calls_by is {rank_calls_by!r}: choose one of {RANKS}")
         if call_token_id < 0:
             raise ValueError(f"call_token_id is {call_token_id}: it must be an id of the model's vocabulary")
         self.method = METHODS[method] if isinstance(method, str) else Method(method, loss=True)
         if self.method.reference and reference is None:
             raise ValueError(f"method {method!r} needs a reference model: give one as reference")
         self.call_token_id, self.call_fraction, self.ignore_fraction = call_token_id, call_fraction, ignore_fraction
-        self.scope, self.seed, self.call_in_softmax = scope, seed, call_in_softmax
+        self.scope, self.seed, self.accept_changes = scope, seed, accept_changes
+        self.objective: Objective = objective
+        self.rank_calls_by: Rank = rank_calls_by
+        self._method_name = method if isinstance(method, str) else getattr(method, "__name__", type(method).__name__)
         self._reference = None if reference is None else reference.eval().requires_grad_(False)
         self._reference_clock = _Stopwatch()
         self._model: Any = None
@@ -123,8 +150,8 @@ class CallMask(Algorithm):
         self._row = 0  # of the mini-batch, where the next microbatch begins
         self._batch: Any = None  # the microbatch in work, whole
         self._precision: tuple[Any, Any] = (None, None)
-        self._totals: Tensor | None = None
-        self._threshold: Tensor | None = None
+        self._statistics = CallStatistics(call_fraction)
+        self._warned = False
 
     def match(self, event: Event, state: State) -> bool:
         return event in (
@@ -136,6 +163,23 @@ class CallMask(Algorithm):
             Event.BATCH_END,
             Event.FIT_END,
         )
+
+    def state_dict(self) -> dict[str, Any]:
+        return super().state_dict() | {"objective": self.objective, "method": self._method_name}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Refuse a checkpoint that was trained to call by another objective.
+
+        Raises:
+            ObjectiveError: it was, and ``accept_changes`` is not set.
+        """
+        before = state.get("objective", self.objective)
+        if before == self.objective or "baseline" in (state.get("method"), self._method_name):
+            return  # without a call mask, both objectives are the same
+        message = f"the checkpoint was trained with objective {before!r}, and this run has {self.objective!r}"
+        if not self.accept_changes:
+            raise ObjectiveError(message + ". To continue all the same, set accept_changes")
+        log.warning("%s. The run continues (accept_changes)", message)
 
     def apply(self, event: Event, state: State, logger: Logger) -> None:
         if event == Event.INIT:
@@ -150,10 +194,10 @@ class CallMask(Algorithm):
             self._model.loss = self._loss
         elif event == Event.BEFORE_TRAIN_BATCH:  # again after an out-of-memory retry: start over
             _check_batch(state.batch)
-            self._masks, self._row, self._totals, self._threshold = None, 0, None, None
+            self._masks, self._row, self._statistics = None, 0, CallStatistics(self.call_fraction)
             self._reference_clock.clear()
             self._precision = (state.precision, state.precision_config)
-            self._random_BT = _uniform(self.seed, state.timestamp.batch.value, state.batch["labels"])
+            self._random_BT = uniform(self.seed, state.timestamp.batch.value, state.batch["labels"])
             if self._selects_first(state):
                 self._masks = self._first_pass(state)
         elif event == Event.BEFORE_FORWARD:
@@ -174,7 +218,8 @@ class CallMask(Algorithm):
         """Takes the place of ``ComposerModel.loss``."""
         labels_BT, classes_BT = _shifted(batch)
         valid_BT, rows = labels_BT != IGNORED_LABEL, len(labels_BT)
-        losses = token_losses(self._checked_logits(outputs), labels_BT, self.call_token_id)
+        logits_BTV = self._checked_logits(outputs)
+        losses = token_losses(logits_BTV, labels_BT, self.call_token_id)
         if self._masks is not None:
             masks = self._masks.rows(self._row, rows)
         else:
@@ -182,10 +227,16 @@ class CallMask(Algorithm):
             reference_BT = self._reference_losses(batch, labels_BT)
             masks = self._select(Targets(losses.true.detach(), classes_BT, valid_BT, random_BT, reference_BT))
         self._row += rows
-        self._count(losses, masks.selection, classes_BT, valid_BT)
-        return objective(
-            losses, valid_BT, *masks.selection, learned_share=masks.learned_share, call_in_softmax=self.call_in_softmax
+        self._statistics.add(losses, self._score(logits_BTV, losses), masks.selection, classes_BT, valid_BT)
+        return training_loss(
+            losses, valid_BT, *masks.selection, learned_share=masks.learned_share, objective=self.objective
         )
+
+    def _score(self, logits_BTV: Tensor, losses: TokenLosses) -> Tensor:
+        """How much the model wants to call at each position, [B, T]; without a pass of its own over the logits."""
+        if self.rank_calls_by == "logit":
+            return logits_BTV[..., self.call_token_id].detach().float()
+        return losses.call_log_odds.detach()
 
     def _checked_logits(self, outputs: Any) -> Tensor:
         logits_BTV = _logits(outputs)
@@ -199,9 +250,9 @@ class CallMask(Algorithm):
     def _select(self, targets: Targets) -> _Masks:
         """The masks of these targets [B, T], chosen among them and, with ``scope="global"``, those of all ranks."""
         if self.scope == "global" and dist.get_world_size() > 1:
-            whole = _gathered(targets)
+            whole = gathered(targets)
             masks = self._selected(whole)
-            return _Masks(Selection(*(_own_part(mask, targets.valid) for mask in masks.selection)), masks.learned_share)
+            return _Masks(Selection(*(own_part(mask, targets.valid) for mask in masks.selection)), masks.learned_share)
         return self._selected(targets)
 
     def _selected(self, targets: Targets) -> _Masks:
@@ -271,43 +322,19 @@ class CallMask(Algorithm):
 
     # --- what is logged -------------------------------------------------------------------------------------
 
-    def _count(self, losses: TokenLosses, selection: Selection, classes: Tensor, valid: Tensor) -> None:
-        """Add one microbatch to the sums, on the device: no waiting for the GPU before the batch ends."""
-        true, called = losses.true.detach(), losses.call.detach()
-        nothing = torch.zeros_like(valid)
-        call, ignore = (nothing if mask is None else mask for mask in selection)
-        by_class = [classes == fact_class for fact_class in FactClass]
-        counts = [(mask & part).sum() for mask in (valid, call, ignore) for part in by_class]
-        sums = [(called * call).sum(), *((true * mask).sum() for mask in (call, ignore, valid & ~call & ~ignore))]
-        totals = torch.stack([value.double() for value in counts + sums])
-        lowest = true.masked_fill(~call, torch.inf).min()
-        self._totals = totals if self._totals is None else self._totals + totals
-        self._threshold = lowest if self._threshold is None else torch.minimum(self._threshold, lowest)
-
     def _log(self, state: State, logger: Logger) -> None:
-        if self._totals is None or self._threshold is None:
+        metrics = self._statistics.metrics()
+        if not metrics:
             return
-        dist.all_reduce(self._totals, "SUM")
-        dist.all_reduce(self._threshold, "MIN")
-        tokens_C, calls_C, ignored_C = self._totals[:9].view(3, 3).tolist()
-        call_loss, called_token_loss, ignored_token_loss, rest_loss = self._totals[9:].tolist()
-        tokens, calls, ignored = sum(tokens_C), sum(calls_C), sum(ignored_C)
-        metrics = {
-            "call_fraction": calls / max(tokens, 1),
-            "ignore_fraction": ignored / max(tokens, 1),
-            "factual_fraction": tokens_C[FactClass.FACTUAL] / max(tokens, 1),
-            "rest_loss": rest_loss / max(tokens - calls - ignored, 1),
-        }
-        if calls:
-            metrics |= {
-                "call_loss": call_loss / calls,
-                "called_token_loss": called_token_loss / calls,
-                "threshold": self._threshold.item(),
-            }
-            metrics |= {f"calls_{kind.name.lower()}": count / calls for kind, count in zip(FactClass, calls_C)}
-        if ignored:
-            metrics["ignored_token_loss"] = ignored_token_loss / ignored
-            metrics |= {f"ignored_{kind.name.lower()}": count / ignored for kind, count in zip(FactClass, ignored_C)}
+        if metrics["call_majority"] > ALMOST_EVERYWHERE and not self._warned:
+            self._warned = True
+            log.warning(
+                "<CALL> is the most likely token at %.0f%% of the targets, so it tells little about where to call. %s",
+                100 * metrics["call_majority"],
+                "Objective 'paper' has no term that lowers it where it is not the target: use objective 'defer'"
+                if self.objective == "paper"
+                else "The call mask may delegate nearly all that is learned: look at call_fraction",
+            )
         if self._reference is not None:
             seconds = state.device.tensor_to_device(torch.tensor([self._reference_clock.seconds()]))
             dist.all_reduce(seconds, "MAX")
@@ -379,44 +406,6 @@ def _shifted(batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
     """Labels and classes [B, T] of the targets: position i predicts token i + 1, and the last position nothing."""
     labels_BT = F.pad(batch["labels"][:, 1:], (0, 1), value=IGNORED_LABEL)
     return labels_BT, F.pad(batch["token_class"][:, 1:], (0, 1), value=int(FactClass.OTHER))
-
-
-# --- the mini-batch over all ranks: row r of rank k is row r x ranks + k, as samplers and our lanes deal them out -----
-
-
-def _uniform(seed: int, step: int, like_BT: Tensor) -> Tensor:
-    """Random numbers in [0, 1) for this rank's rows of a step's mini-batch, float32 [B, T] on the CPU. Those of the
-    rows of all ranks together do not depend on how many ranks there are."""
-    generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
-    rows, length = like_BT.shape
-    return torch.rand(rows, dist.get_world_size(), length, generator=generator)[:, dist.get_global_rank()]
-
-
-def _gathered(targets: Targets) -> Targets:
-    """The targets of all ranks, [ranks x most rows, longest T], the missing places being not valid."""
-    parts = [part for part in targets if part is not None]
-    values_CBT = torch.stack([part.to(targets.loss.dtype) for part in parts])
-    rows, length = _largest(targets.valid)
-    values_CBT = F.pad(values_CBT, (0, length - values_CBT.shape[2], 0, rows - values_CBT.shape[1]))
-    whole = torch.stack(list(dist.all_gather(values_CBT)), dim=2).flatten(1, 2)
-    loss, classes, valid, random = whole[:4]
-    return Targets(loss, classes.to(torch.uint8), valid > 0, random, whole[4] if len(parts) > 4 else None)
-
-
-def _own_part(mask: Tensor | None, own_BT: Tensor) -> Tensor | None:
-    """This rank's part of a mask over all ranks."""
-    if mask is None:
-        return None
-    rows, length = own_BT.shape
-    return mask[dist.get_global_rank() :: dist.get_world_size()][:rows, :length]
-
-
-def _largest(own_BT: Tensor) -> tuple[int, int]:
-    """The most rows, and the greatest length, that a rank has."""
-    shape = torch.tensor(own_BT.shape, device=own_BT.device)
-    dist.all_reduce(shape, "MAX")
-    rows, length = shape.tolist()
-    return rows, length
 
 
 @contextmanager

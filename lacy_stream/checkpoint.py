@@ -6,9 +6,10 @@ from __future__ import annotations
 import os
 import re
 import zipfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import yaml
@@ -50,6 +51,19 @@ class CallingModel:
     name: str
     recipe: Recipe | None
 
+    @property
+    def rank_calls_by(self) -> str:
+        """How its run ranked calls, see ``methods.Rank``; by probability where no run is known."""
+        return "probability" if self.recipe is None else self.recipe.algorithms.call_mask.rank_calls_by
+
+
+def describe_training(recipe: Recipe) -> str:
+    """One line about how a run trains its model to call."""
+    mask = recipe.algorithms.call_mask
+    if mask.method == "baseline":
+        return "trained without calls"
+    return f"method {mask.method}, objective {mask.objective}, calls ranked by {mask.rank_calls_by}"
+
 
 class Checkpoint(NamedTuple):
     """recipe: of the run. tokenizer: its file. model: the Hugging Face model, in eval mode. call_token_id: the last
@@ -71,16 +85,8 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
         FileNotFoundError: no such file.
         CheckpointError: not a checkpoint, or one of a run without lacy-stream's ``StreamMonitor``.
     """
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=False)["state"]
-        monitor = state["callbacks"]["StreamMonitor"]
-        recipe, annotation = check_recipe(yaml.safe_load(monitor["recipe"])), monitor["annotation"]
-    except FileNotFoundError:
-        raise
-    except Exception as error:
-        raise CheckpointError(
-            f"{os.fspath(path)} is no checkpoint of a recipe's run ({type(error).__name__}: {error})"
-        ) from error
+    state = _read(path)
+    recipe, annotation = _recorded(state, path)
     tokenizer = tokenizer_path(recipe.tokenizer.name)
     pieces = Annotator(tokenizer, model=None)
     wrapper = build_model(
@@ -95,6 +101,42 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     except RuntimeError as error:
         raise CheckpointError(f"{os.fspath(path)}: its weights do not fit its recipe: {error}") from None
     return Checkpoint(recipe, tokenizer, wrapper.model.eval(), pieces.vocab_size, annotation)  # type: ignore[arg-type]
+
+
+def _read(path: str | os.PathLike[str], mmap: bool = False) -> dict[str, Any]:
+    """The state in a checkpoint file; with ``mmap``, tensors are read when they are used."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=False, mmap=mmap)["state"]
+    except FileNotFoundError:
+        raise
+    except Exception as error:
+        raise _no_checkpoint(path, error) from error
+
+
+def _recorded(state: Mapping[str, Any], path: str | os.PathLike[str]) -> tuple[Recipe, str]:
+    """The recipe in a checkpoint's state, and the line about its annotation."""
+    try:
+        monitor = state["callbacks"]["StreamMonitor"]
+        return check_recipe(yaml.safe_load(monitor["recipe"])), monitor["annotation"]
+    except Exception as error:
+        raise _no_checkpoint(path, error) from error
+
+
+def _no_checkpoint(path: str | os.PathLike[str], error: Exception) -> CheckpointError:
+    return CheckpointError(f"{os.fspath(path)} is no checkpoint of a recipe's run ({type(error).__name__}: {error})")
+
+
+def read_recipe(path: str | os.PathLike[str]) -> Recipe | None:
+    """The recipe of the run that made a checkpoint file or an exported folder, without reading its weights; None where
+    there is none.
+
+    Raises:
+        CheckpointError: a file that is no checkpoint.
+    """
+    if os.path.isfile(path):
+        return _recorded(_read(path, mmap=True), path)[0]
+    file = Path(path) / RECIPE
+    return check_recipe(yaml.safe_load(file.read_text(encoding="utf-8"))) if file.is_file() else None
 
 
 def load_model(path: str | os.PathLike[str]) -> CallingModel:

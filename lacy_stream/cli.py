@@ -15,6 +15,7 @@ from time import monotonic
 from typing import TYPE_CHECKING
 
 from lacy_stream.evaluate.commands import add_evaluate
+from lacy_stream.methods import RANKS
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -160,14 +161,16 @@ def _add_show_calls(commands: argparse._SubParsersAction[argparse.ArgumentParser
     parser = commands.add_parser(
         "show-calls",
         help="show text with the tokens that a trained model would delegate marked",
-        description="Mark the tokens that the model of a checkpoint would delegate (its highest <CALL> logits, to the "
-        "run's call fraction). A checkpoint is a pickle, which can run code: use only your own.",
+        description="Mark the tokens that the model of a checkpoint would delegate (its highest scores of <CALL>, to "
+        "the run's call fraction). A checkpoint is a pickle, which can run code: use only your own.",
     )
     parser.set_defaults(run=_show_calls, prog=parser.prog)
     add = parser.add_argument
     add("checkpoint", metavar="CHECKPOINT", help="file in the run's save_folder, such as latest-rank0.pt")
     add("files", nargs="*", metavar="FILE", help="texts; default: documents of the run's held-out data")
-    add("--documents", type=int, default=1, metavar="N", help="how many held-out documents (default: 1)")
+    add("--documents", type=int, default=1, metavar="N", help="how many held-out documents are shown (default: 1)")
+    add("--sample", type=int, default=0, metavar="N", help="how many the shares are taken from (default: those shown)")
+    add("--beside", metavar="CHECKPOINT", help="a second model, beside the first on the page")
     add("--html", metavar="OUT", help="write a page, too")
 
 
@@ -193,7 +196,7 @@ def _add_knowledge(commands: argparse._SubParsersAction[argparse.ArgumentParser]
 def _show_calls(args: argparse.Namespace) -> int:
     from lacy_stream.show_calls import show_calls
 
-    show_calls(args.checkpoint, args.files, args.html, args.documents)
+    show_calls(args.checkpoint, args.files, args.html, args.documents, args.sample, args.beside)
     return 0
 
 
@@ -258,7 +261,12 @@ def _add_generate(commands: argparse._SubParsersAction[argparse.ArgumentParser])
 
     add = parser.add_argument_group("what is delegated").add_argument
     methods = ("call", "random", "ilacy-logprob", "ilacy-entropy")
-    add("--delegate", choices=methods, default="call", help="default: call, by the logit of <CALL>")
+    add("--delegate", choices=methods, default="call", help="default: call, by the score of <CALL>")
+    add(
+        "--rank-calls-by",
+        choices=RANKS,
+        help="the score of <CALL>; logit is the paper's (default: that of the model's run)",
+    )
     add("--call-rate", type=float, default=0.15, metavar="F", help="the partner's share of the tokens (default: 0.15)")
     add(
         "--estimator",

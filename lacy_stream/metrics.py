@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Mapping
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -19,24 +19,14 @@ from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
 from lacy_stream.losses import IGNORED_LABEL, TokenLosses, token_losses
+from lacy_stream.methods import Rank
+from lacy_stream.scores import CallScores, call_scores
 from lacy_stream.selectors import budget
 
 
-class CallScores(NamedTuple):
-    """How much a model wants to delegate each position: its <CALL> logit (float32), and whether that leads."""
-
-    logit: Tensor
-    leads: Tensor
-
-
-def call_scores(logits: Tensor, call_token_id: int) -> CallScores:
-    """Scores of logits [..., V], each [...]."""
-    return CallScores(logits[..., call_token_id].float(), logits.argmax(dim=-1) == call_token_id)
-
-
 def own_call_mask(scores: CallScores, valid: Tensor, fraction: float) -> Tensor:
-    """The positions that a model would delegate: those where <CALL> leads, cut or filled up to ``fraction`` of
-    the valid positions by the <CALL> logit.
+    """The positions that a model would delegate: those to be called first, then the others, each by their score, up to
+    ``fraction`` of the valid positions.
 
     Args:
         scores: of each position; valid: bool, same shape.
@@ -44,9 +34,9 @@ def own_call_mask(scores: CallScores, valid: Tensor, fraction: float) -> Tensor:
     Returns:
         bool, same shape: floor(fraction x valid) positions.
     """
-    # Valid and led first, each group by its <CALL> logit: one stable sort after another.
-    order = torch.argsort(scores.logit.flatten(), descending=True, stable=True)
-    groups = (scores.leads.int() + valid.int() * 2).flatten()[order]
+    # Valid and first ones before the others, each group by its score: one stable sort after another.
+    order = torch.argsort(scores.score.flatten(), descending=True, stable=True)
+    groups = (scores.first.int() + valid.int() * 2).flatten()[order]
     order = order[torch.argsort(groups, descending=True, stable=True)]
     chosen = torch.zeros(valid.numel(), dtype=torch.bool, device=valid.device)
     chosen[order] = torch.arange(len(order), device=order.device) < budget(valid, fraction)
@@ -60,10 +50,12 @@ class MaskModel:
         model: a causal language model of transformers with an entry for <CALL>; it is frozen, and moved to the device
             of the first batch.
         call_token_id: id of <CALL>.
+        rank_calls_by: how its calls are ranked.
     """
 
-    def __init__(self, model: torch.nn.Module, call_token_id: int) -> None:
+    def __init__(self, model: torch.nn.Module, call_token_id: int, rank_calls_by: Rank = "probability") -> None:
         self._model, self._call_token_id = model.eval().requires_grad_(False), call_token_id
+        self._rank: Rank = rank_calls_by
         self._last: tuple[Tensor, CallScores] | None = None
 
     def __deepcopy__(self, memo: Any) -> MaskModel:
@@ -81,8 +73,12 @@ class MaskModel:
                     f"the model whose call mask is wanted has {logits.shape[-1]} entries in its vocabulary, and none "
                     f"for <CALL>, {self._call_token_id}"
                 )
-            self._last = (ids, call_scores(logits, self._call_token_id))
+            self._last = (ids, call_scores(logits, self._call_token_id, self._rank))
         return self._last[1]
+
+
+_Asked = tuple[int, Rank]
+_Found = tuple[TokenLosses, CallScores]
 
 
 class _Measured:
@@ -90,16 +86,18 @@ class _Measured:
     it is computed once; with a vocabulary of 32,000 it is most of what a metric costs."""
 
     def __init__(self) -> None:
-        self._last: tuple[weakref.ref[Tensor], weakref.ref[Tensor], int, tuple[TokenLosses, CallScores]] | None = None
+        self._last: tuple[weakref.ref[Tensor], weakref.ref[Tensor], _Asked, _Found] | None = None
 
-    def __call__(self, logits: Tensor, targets: Tensor, call_token_id: int) -> tuple[TokenLosses, CallScores]:
+    def __call__(self, logits: Tensor, targets: Tensor, call_token_id: int, rank: Rank) -> _Found:
         """Losses and scores of each position; logits [..., V], targets [...]."""
+        asked = (call_token_id, rank)
         if self._last is not None:
-            of_logits, of_targets, of_call, found = self._last
-            if of_logits() is logits and of_targets() is targets and of_call == call_token_id:
+            of_logits, of_targets, of_asked, found = self._last
+            if of_logits() is logits and of_targets() is targets and of_asked == asked:
                 return found
-        found = token_losses(logits, targets, call_token_id), call_scores(logits, call_token_id)
-        self._last = weakref.ref(logits), weakref.ref(targets), call_token_id, found
+        losses = token_losses(logits, targets, call_token_id)
+        found = losses, call_scores(logits, call_token_id, rank, losses)
+        self._last = weakref.ref(logits), weakref.ref(targets), asked, found
         return found
 
 
@@ -111,9 +109,10 @@ class TotalLoss(Metric):
 
     full_state_update = False
 
-    def __init__(self, call_token_id: int, call_fraction: float = 0.15) -> None:
+    def __init__(self, call_token_id: int, call_fraction: float = 0.15, rank_calls_by: Rank = "probability") -> None:
         super().__init__()
         self.call_token_id = call_token_id
+        self.rank_calls_by: Rank = rank_calls_by  # plays no part here; all metrics share what is measured
         self.total: Tensor
         self.count: Tensor
         self.add_state("total", torch.tensor(0.0, dtype=torch.float64), dist_reduce_fx="sum")
@@ -121,7 +120,7 @@ class TotalLoss(Metric):
 
     def update(self, logits: Tensor, targets: Tensor) -> None:
         """logits [B, T, V]; targets [B, T], shifted, -100 where nothing is to be predicted."""
-        losses = _measured(logits, targets, self.call_token_id)[0].true[targets != IGNORED_LABEL]
+        losses = _measured(logits, targets, self.call_token_id, self.rank_calls_by)[0].true[targets != IGNORED_LABEL]
         self.total += losses.sum(dtype=torch.float64)
         self.count += losses.numel()
 
@@ -135,34 +134,36 @@ class _MaskedLoss(Metric):
     Args:
         call_token_id: id of <CALL>.
         call_fraction: share of the positions that the mask delegates.
+        rank_calls_by: the score by which they are chosen.
     """
 
     full_state_update = False
 
-    def __init__(self, call_token_id: int, call_fraction: float = 0.15) -> None:
+    def __init__(self, call_token_id: int, call_fraction: float = 0.15, rank_calls_by: Rank = "probability") -> None:
         super().__init__()
         self.call_token_id, self.call_fraction = call_token_id, call_fraction
+        self.rank_calls_by: Rank = rank_calls_by
         self.loss: list[Tensor] | Tensor
-        self.logit: list[Tensor] | Tensor
-        self.leads: list[Tensor] | Tensor
-        for name in ("loss", "logit", "leads"):
+        self.score: list[Tensor] | Tensor
+        self.first: list[Tensor] | Tensor
+        for name in ("loss", "score", "first"):
             self.add_state(name, [], dist_reduce_fx="cat")
 
     def update(self, logits: Tensor, targets: Tensor) -> None:
         """logits [B, T, V]; targets [B, T], shifted, -100 where nothing is to be predicted."""
-        self._add(logits, targets, _measured(logits, targets, self.call_token_id)[1])
+        self._add(logits, targets, _measured(logits, targets, self.call_token_id, self.rank_calls_by)[1])
 
     def compute(self) -> Tensor:
-        loss, logit, leads = (dim_zero_cat(getattr(self, name)) for name in ("loss", "logit", "leads"))
-        call = own_call_mask(CallScores(logit, leads > 0), torch.ones_like(leads, dtype=torch.bool), self.call_fraction)
+        loss, score, first = (dim_zero_cat(getattr(self, name)) for name in ("loss", "score", "first"))
+        call = own_call_mask(CallScores(score, first > 0), torch.ones_like(first, dtype=torch.bool), self.call_fraction)
         return loss[self._wanted(call)].mean(dtype=torch.float64)
 
     def _add(self, logits: Tensor, targets: Tensor, scores: CallScores) -> None:
         valid = targets != IGNORED_LABEL
-        values = self._values(_measured(logits, targets, self.call_token_id)[0])
+        values = self._values(_measured(logits, targets, self.call_token_id, self.rank_calls_by)[0])
         cast(list, self.loss).append(values[valid])
-        cast(list, self.logit).append(scores.logit[valid])
-        cast(list, self.leads).append(scores.leads[valid].to(torch.uint8))  # gloo gathers no bool
+        cast(list, self.score).append(scores.score[valid])
+        cast(list, self.first).append(scores.first[valid].to(torch.uint8))  # gloo gathers no bool
 
     def _values(self, losses: TokenLosses) -> Tensor:
         raise NotImplementedError
@@ -196,8 +197,15 @@ class _Matched(_MaskedLoss):
 
     needs_batch = True  # Composer's sign that `update` takes the whole batch
 
-    def __init__(self, call_token_id: int, call_fraction: float = 0.15, *, mask_from: MaskModel) -> None:
-        super().__init__(call_token_id, call_fraction)
+    def __init__(
+        self,
+        call_token_id: int,
+        call_fraction: float = 0.15,
+        rank_calls_by: Rank = "probability",
+        *,
+        mask_from: MaskModel,
+    ) -> None:
+        super().__init__(call_token_id, call_fraction, rank_calls_by)
         self._mask_from = mask_from
 
     def update(self, batch: Mapping[str, Tensor], outputs: Tensor, labels: Tensor) -> None:  # type: ignore[override]

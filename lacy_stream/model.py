@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from composer.models import HuggingFaceModel, huggingface
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from lacy_stream.methods import Rank
 from lacy_stream.metrics import CallLoss, MaskModel, MatchedCallLoss, MatchedNonCallLoss, NonCallLoss, TotalLoss
 from lacy_stream.recipe import Model
 
@@ -21,6 +22,7 @@ def build_model(
     call_token_id: int,
     eos_id: int,
     call_fraction: float = 0.15,
+    rank_calls_by: Rank = "probability",
     mask_from: MaskModel | None = None,
 ) -> HuggingFaceModel:
     """A GPT-2 with tied embeddings and learned positions, freshly initialised from torch's generator.
@@ -29,7 +31,7 @@ def build_model(
         config: width, heads, layers, MLP ratio.
         vocab_size: entries of the vocabulary, <CALL> included.
         max_seq_len: positions.
-        call_token_id, call_fraction: for the validation losses.
+        call_token_id, call_fraction, rank_calls_by: for the validation losses.
         eos_id: the end-of-document token.
         mask_from: where given, validation also has the losses on this model's call mask.
     """
@@ -49,10 +51,10 @@ def build_model(
             use_cache=False,
         )
     )
-    metrics = [metric(call_token_id, call_fraction) for metric in (CallLoss, NonCallLoss, TotalLoss)]
+    how = (call_token_id, call_fraction, rank_calls_by)
+    metrics = [metric(*how) for metric in (CallLoss, NonCallLoss, TotalLoss)]
     if mask_from is not None:
-        matched = (MatchedCallLoss, MatchedNonCallLoss)
-        metrics += [metric(call_token_id, call_fraction, mask_from=mask_from) for metric in matched]
+        metrics += [metric(*how, mask_from=mask_from) for metric in (MatchedCallLoss, MatchedNonCallLoss)]
     # Composer warns that checkpoints lack a Hugging Face tokenizer: ours is SentencePiece's own, named in the recipe.
     logging.getLogger("composer.models.huggingface").setLevel(logging.ERROR)
     with _known_to_be_causal():

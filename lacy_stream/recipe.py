@@ -23,6 +23,8 @@ import yaml
 from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from lacy_stream.methods import OBJECTIVES, RANKS
+
 
 class RecipeError(ValueError):
     """The recipe cannot be run; the message names the key, the value and the way out."""
@@ -136,13 +138,15 @@ class Scheduler:
 @dataclass
 class CallMask:
     """See ``lacy_stream.call_mask.CallMask``. ``reference``: for rho-1 and spacy+refloss, a checkpoint file of a run or
-    a Hugging Face folder, with the same tokenizer."""
+    a Hugging Face folder, with the same tokenizer. ``objective``: defer or paper; ``rank_calls_by``: probability or
+    logit, for validation losses, pages and the cascade too; see ``lacy_stream.methods``."""
 
     method: str = "lacy"
     call_fraction: float = 0.15
     ignore_fraction: float = 0.15
     reference: Optional[str] = None
-    call_in_softmax: bool = False
+    objective: str = "defer"
+    rank_calls_by: str = "probability"
     scope: str = "global"
 
 
@@ -298,22 +302,31 @@ def dump_recipe(recipe: Recipe) -> str:
     return OmegaConf.to_yaml(OmegaConf.structured(recipe))
 
 
+def package_file(name: str) -> Path:
+    """A path, or the file of an installed package that ``package:NAME/PATH`` stands for.
+
+    Raises:
+        ModuleNotFoundError: no such package.
+    """
+    if not name.startswith("package:"):
+        return Path(name)
+    package, _, inside = name.removeprefix("package:").partition("/")
+    spec = importlib.util.find_spec(package) if package.isidentifier() else None
+    if spec is None or spec.origin is None:
+        raise ModuleNotFoundError(f"{name!r} names the package {package!r}, which is not installed")
+    return Path(spec.origin).parent / inside
+
+
 def tokenizer_path(name: str) -> Path:
     """The file that ``tokenizer.name`` stands for.
 
     Raises:
         RecipeError: no such file or package.
     """
-    path = Path(name)
-    if name.startswith("package:"):
-        package, _, inside = name.removeprefix("package:").partition("/")
-        spec = importlib.util.find_spec(package) if package.isidentifier() else None
-        if spec is None or spec.origin is None:
-            raise RecipeError(
-                f"tokenizer.name: {name!r} names the package {package!r}, which is not installed "
-                "(mistral_common comes with `pip install mistral-common`)"
-            )
-        path = Path(spec.origin).parent / inside
+    try:
+        path = package_file(name)
+    except ModuleNotFoundError as error:
+        raise RecipeError(f"tokenizer.name: {error} (mistral_common comes with `pip install mistral-common`)") from None
     if not path.is_file():
         raise RecipeError(
             f"tokenizer.name: there is no file {str(path)!r}; give the path of a SentencePiece "
@@ -405,6 +418,8 @@ _CHOICES = {
     "scheduler.name": ["constant_with_warmup"],
     "algorithms.call_mask.method": METHOD_NAMES,
     "algorithms.call_mask.scope": ["global", "rank", "microbatch"],
+    "algorithms.call_mask.objective": list(OBJECTIVES),
+    "algorithms.call_mask.rank_calls_by": list(RANKS),
     "algorithms.gradient_clipping.clipping_type": ["norm", "value", "adaptive"],
     "precision": ["amp_bf16", "amp_fp16", "fp32"],
 }

@@ -4,9 +4,10 @@ page with the loss of each token."""
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -14,16 +15,20 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.text import Text
 
-from annotator import Annotator, Document, FactClass
+from annotator import Annotator, Document, FactClass, LabelledTokens
 from annotator.terminal import printable
-from lacy_stream.checkpoint import Checkpoint, load_checkpoint
+from lacy_stream.checkpoint import Checkpoint, describe_training, load_checkpoint
 from lacy_stream.corpus import open_corpus
 from lacy_stream.losses import TokenLosses, token_losses
-from lacy_stream.metrics import CallScores, call_scores, own_call_mask
+from lacy_stream.methods import Rank
+from lacy_stream.metrics import own_call_mask
 from lacy_stream.recipe import CallMask, Recipe
-from lacy_stream.selectors import METHODS, Targets, budget
+from lacy_stream.scores import CallScores, call_scores
+from lacy_stream.selectors import METHODS, Selection, Targets, budget
 from lacy_stream.token_page import Token, token_page
 from lacy_stream.train import corpus_arguments
+
+Columns = TypeVar("Columns", TokenLosses, CallScores)
 
 CALL_STYLE, IGNORED_STYLE, FACT_STYLE = "bold white on red", "black on yellow", "underline"
 CALLED, IGNORED = "delegated to a larger model", "ignored in training"
@@ -35,7 +40,8 @@ class Marked:
 
     offsets: int32 [n, 2], code points. loss: float32, of the true token, nats, <CALL> excluded. call_probability:
     float32. call, ignored, factual: bool: what the model delegates, what its run's method would ignore in training of
-    what is left, and the facts of the annotator.
+    what is left, and the facts of the annotator. wanted: bool, what its run's method would delegate in training; None
+    where that is not known.
     """
 
     document: Document
@@ -45,6 +51,7 @@ class Marked:
     call: NDArray[np.bool_]
     ignored: NDArray[np.bool_]
     factual: NDArray[np.bool_]
+    wanted: NDArray[np.bool_] | None = None
 
     def spans(self, mask: NDArray[np.bool_]) -> list[tuple[int, int]]:
         """The marked tokens in code points, neighbours joined, without the space at their ends."""
@@ -70,49 +77,66 @@ def held_out_documents(recipe: Recipe, count: int) -> list[Document]:
     return [corpus.document(position) for position in range(min(count, len(corpus)))]
 
 
+class _Read(NamedTuple):
+    """What a model makes of one document, [n]: the losses of its tokens, and the scores of <CALL>."""
+
+    document: Document
+    labelled: LabelledTokens
+    losses: TokenLosses
+    scores: CallScores
+
+
+def mark(checkpoint: Checkpoint, annotator: Annotator, documents: Sequence[Document]) -> list[Marked]:
+    """Find the tokens that the model delegates: the run's call fraction of the tokens of all documents together, by the
+    rule of the validation losses (A.4.3). Texts longer than the model's context are read in pieces of that length."""
+    read = [_read(checkpoint, annotator, document) for document in documents]
+    losses, scores = (_joined(parts) for parts in ([one.losses for one in read], [one.scores for one in read]))
+    classes = torch.from_numpy(np.concatenate([one.labelled.classes for one in read]))
+    mask = checkpoint.recipe.algorithms.call_mask
+    every = torch.ones_like(classes, dtype=torch.bool)
+    call = own_call_mask(scores, every, mask.call_fraction)
+    selection = _selection(mask, losses.true, classes)
+    ignored = torch.zeros_like(every) if selection is None or selection.ignore is None else selection.ignore & ~call
+    columns = [losses.true, torch.exp(-losses.call), call, ignored, classes == FactClass.FACTUAL]
+    if selection is not None and selection.call is not None:
+        columns.append(selection.call)
+    ends = np.cumsum([len(one.labelled) for one in read])[:-1].tolist()
+    parts = zip(*(column.tensor_split(ends) for column in columns))
+    return [Marked(one.document, one.labelled.offsets, *(c.numpy() for c in part)) for one, part in zip(read, parts)]
+
+
 @torch.no_grad()
-def mark(checkpoint: Checkpoint, annotator: Annotator, document: Document) -> Marked:
-    """Find the tokens of a document that the model delegates: the run's call fraction of them, by the rule of
-    the validation losses (A.4.3). Texts longer than the model's context are read in pieces of that length."""
+def _read(checkpoint: Checkpoint, annotator: Annotator, document: Document) -> _Read:
     labelled = annotator.label([replace(document, ids=None)])[0]
+    rank: Rank = checkpoint.recipe.algorithms.call_mask.rank_calls_by  # type: ignore[assignment]
     length, losses, scores = checkpoint.recipe.max_seq_len, [], []
-    for start in range(0, len(labelled), length):
+    for start in range(0, max(len(labelled), 1), length):
         targets = torch.from_numpy(labelled.ids[start : start + length]).long()
         before = int(labelled.ids[start - 1]) if start else annotator.eos_id
-        inputs = torch.cat([torch.tensor([before]), targets[:-1]])
-        logits = checkpoint.model(input_ids=inputs[None]).logits
-        losses.append(TokenLosses(*(loss[0] for loss in token_losses(logits, targets[None], checkpoint.call_token_id))))
-        scores.append(call_scores(logits[0], checkpoint.call_token_id))
-    if not losses:
-        empty, none = np.zeros(0, np.float32), np.zeros(0, np.bool_)
-        return Marked(document, labelled.offsets, empty, empty, none, none, none)
-    both = TokenLosses(*(torch.cat(part) for part in zip(*losses, strict=True)))
-    every = torch.ones(len(labelled), dtype=torch.bool)
-    mask = checkpoint.recipe.algorithms.call_mask
-    call = own_call_mask(
-        CallScores(*(torch.cat(part) for part in zip(*scores, strict=True))), every, mask.call_fraction
-    )
-    classes = torch.from_numpy(labelled.classes)
-    return Marked(
-        document,
-        labelled.offsets,
-        both.true.numpy(),
-        torch.exp(-both.call).numpy(),
-        call.numpy(),
-        (_ignored(mask, both.true, classes) & ~call).numpy(),
-        labelled.classes == FactClass.FACTUAL,
-    )
+        inputs = torch.cat([torch.tensor([before]), targets[:-1]])[: len(targets)]
+        if len(targets):
+            logits = checkpoint.model(input_ids=inputs[None]).logits[0]
+        else:  # an empty text
+            logits = torch.zeros(0, checkpoint.call_token_id + 1)
+        losses.append(token_losses(logits, targets, checkpoint.call_token_id))
+        scores.append(call_scores(logits, checkpoint.call_token_id, rank, losses[-1]))
+    return _Read(document, labelled, _joined(losses), _joined(scores))
 
 
-def _ignored(mask: CallMask, loss: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
-    """What the method of a run would ignore, if the document were a mini-batch."""
-    every, nothing = torch.ones_like(loss, dtype=torch.bool), torch.zeros_like(loss)
+def _joined(parts: Sequence[Columns]) -> Columns:
+    """Named tuples of tensors as one, their tensors joined end to end."""
+    return type(parts[0])(*(torch.cat(column) for column in zip(*parts, strict=True)))
+
+
+def _selection(mask: CallMask, loss: torch.Tensor, classes: torch.Tensor) -> Selection | None:
+    """The masks of a run's method, if the tokens were a mini-batch; None where it needs a reference model, which is not
+    at hand, or random numbers."""
     method = METHODS[mask.method]
-    if method.reference:  # these ignore nothing, and the reference is not at hand
-        return ~every
+    if method.reference or mask.method in ("loss-based", "spacy"):
+        return None
+    every, nothing = torch.ones_like(loss, dtype=torch.bool), torch.zeros_like(loss)
     counts = (budget(every, fraction) for fraction in (mask.call_fraction, mask.ignore_fraction))
-    ignored = method.select(Targets(loss, classes, every, nothing), *counts).ignore
-    return ~every if ignored is None else ignored
+    return method.select(Targets(loss, classes, every, nothing), *counts)
 
 
 def to_terminal(marked: Marked) -> Text:
@@ -134,12 +158,21 @@ def to_plain(marked: Marked) -> str:
     return "".join([*parts, text[done:]])
 
 
-def to_html(documents: list[Marked]) -> str:
-    """A page: delegated and ignored tokens marked, facts underlined, the loss of each token on hover."""
+def to_html(documents: list[Marked], beside: list[Marked] | None = None, captions: Sequence[str] = ("", "")) -> str:
+    """A page: delegated and ignored tokens marked, facts underlined, the loss of each token on hover.
+
+    Args:
+        documents: as one model marks them. beside: the same documents as another one does, shown to their right.
+        captions: of the two models.
+    """
     kinds = {CALLED: "background: #ff9a9a", IGNORED: "background: #ffe08a", "a fact": "text-decoration: underline"}
-    if not any(marked.ignored.any() for marked in documents):
+    versions = [documents] if beside is None else [documents, beside]
+    if not any(marked.ignored.any() for version in versions for marked in version):
         del kinds[IGNORED]
-    pages = [(marked.document.id, _tokens(marked)) for marked in documents]
+    pages = [
+        (same[0].document.id, [(caption, _tokens(marked)) for caption, marked in zip(captions, same)])
+        for same in zip(*versions, strict=True)
+    ]
     return token_page("What the model delegates", pages, kinds)
 
 
@@ -168,46 +201,86 @@ def _trimmed(text: str, start: int, end: int) -> tuple[int, int]:
 
 
 def show_calls(
-    checkpoint_path: str, files: list[str], html: str | os.PathLike[str] | None = None, documents: int = 1
+    checkpoint_path: str,
+    files: Sequence[str] = (),
+    html: str | os.PathLike[str] | None = None,
+    documents: int = 1,
+    sample: int = 0,
+    beside: str | None = None,
 ) -> None:
-    """Print, and write to ``html`` where given, what the model of a checkpoint delegates in the files, or in
-    the first ``documents`` of its run's held-out data where there are none."""
+    """Print, and write to ``html`` where given, what the model of a checkpoint delegates.
+
+    Args:
+        files: texts; where there are none, the first documents of the run's held-out data are taken.
+        documents: how many of these are shown.
+        sample: how many of these the threshold and the shares are taken from; at least those that are shown.
+        beside: another checkpoint with the same tokenizer, shown beside the first on the page.
+
+    Raises:
+        ValueError: an argument, or checkpoints that do not fit together.
+    """
     if documents < 1:
         raise ValueError(f"--documents is {documents}: show at least one")
-    checkpoint = load_checkpoint(checkpoint_path)
-    settings = checkpoint.recipe.annotator
-    annotator = Annotator(checkpoint.tokenizer, settings.model or "en_core_web_sm", labeller=settings.labeller)
-    if files:
-        chosen = [Document(name, Path(name).read_text(encoding="utf-8")) for name in files]
-    else:
-        chosen = held_out_documents(checkpoint.recipe, documents)
+    if beside is not None and html is None:
+        raise ValueError("--beside shows two models on a page: name it by --html")
     console = Console(highlight=False)
-    all_marked = [mark(checkpoint, annotator, document) for document in chosen]
-    for marked in all_marked:
-        console.rule(Text(printable(marked.document.id)))
-        console.print(to_terminal(marked) if console.is_terminal else Text(to_plain(marked)))
-    _print_shares(console, all_marked)
+    checkpoint = load_checkpoint(checkpoint_path)
+    chosen = _chosen(checkpoint.recipe, files, max(documents, sample))
+    shown = len(chosen) if files else documents
+    marked = _marked(checkpoint, chosen)
+    for one in marked[:shown]:
+        console.rule(Text(printable(one.document.id)))
+        console.print(to_terminal(one) if console.is_terminal else Text(to_plain(one)))
+    _print_shares(console, marked)
     if checkpoint.recipe.algorithms.call_mask.method == "baseline":
         console.print("this model was not trained to delegate (method: baseline): its <CALL> logits mean nothing")
-    console.print(f"the run: {checkpoint.annotation}")
+    console.print(f"the run: {describe_training(checkpoint.recipe)}; {checkpoint.annotation}")
+    other, captions = None, ["", ""]
+    if beside is not None:
+        second = load_checkpoint(beside)
+        if second.tokenizer.read_bytes() != checkpoint.tokenizer.read_bytes():
+            raise ValueError(f"{beside} has another tokenizer than {checkpoint_path}: their tokens cannot be compared")
+        other = _marked(second, chosen)
+        console.print(f"beside it, {describe_training(second.recipe)}:")
+        _print_shares(console, other)
+        other, captions = other[:shown], [describe_training(one.recipe) for one in (checkpoint, second)]
     if html is not None:
-        Path(html).write_text(to_html(all_marked), encoding="utf-8")
+        Path(html).write_text(to_html(marked[:shown], other, captions), encoding="utf-8")
         console.print(f"page: {html}")
 
 
-def _print_shares(console: Console, documents: list[Marked]) -> None:
-    """The legend, with the shares of all tokens."""
+def _chosen(recipe: Recipe, files: Sequence[str], count: int) -> list[Document]:
+    if files:
+        return [Document(name, Path(name).read_text(encoding="utf-8")) for name in files]
+    return held_out_documents(recipe, count)
+
+
+def _marked(checkpoint: Checkpoint, documents: Sequence[Document]) -> list[Marked]:
+    settings = checkpoint.recipe.annotator
+    annotator = Annotator(checkpoint.tokenizer, settings.model or "en_core_web_sm", labeller=settings.labeller)
+    return mark(checkpoint, annotator, documents)
+
+
+def _print_shares(console: Console, documents: Sequence[Marked]) -> None:
+    """The legend, and what the delegated tokens of all documents are, against what would be expected by chance."""
     call, ignored, factual = (
         np.concatenate([getattr(marked, name) for marked in documents]) for name in ("call", "ignored", "factual")
     )
     tokens = max(len(call), 1)
-    parts = [
-        (CALL_STYLE, "⟦", f"{CALLED}", "⟧", f": {call.sum() / tokens:.0%} of the tokens, of which "
-         f"{(call & factual).sum() / max(call.sum(), 1):.0%} are facts"),
-        (IGNORED_STYLE, "⟨", f"{IGNORED}", "⟩", f": {ignored.sum() / tokens:.0%}"),
-    ]  # fmt: skip
+    parts = [(CALL_STYLE, "⟦", CALLED, "⟧", call.mean()), (IGNORED_STYLE, "⟨", IGNORED, "⟩", ignored.mean())]
     for style, opening, name, closing, share in parts if ignored.any() else parts[:1]:
         legend = f"[{style}]{name}[/]" if console.is_terminal else f"{opening}{name}{closing}"
-        console.print(legend + share)
+        console.print(f"{legend}: {share:.0%} of the {tokens:,} tokens of {len(documents):,} documents")
     if console.is_terminal:
-        console.print(f"[{FACT_STYLE}]a fact to the annotator[/]: {factual.sum() / tokens:.0%}")
+        console.print(f"[{FACT_STYLE}]a fact to the annotator[/]: {factual.mean():.0%}")
+    console.print(f"of the delegated tokens, {_against(factual[call].mean(), factual.mean(), 'are facts')}")
+    if all(marked.wanted is not None for marked in documents):
+        wanted = np.concatenate([marked.wanted for marked in documents])  # type: ignore[misc]
+        what = "are those that the call mask of its training wants (facts with the highest losses)"
+        console.print(f"of the delegated tokens, {_against(wanted[call].mean(), wanted.mean(), what)}")
+
+
+def _against(share: float, chance: float, what: str) -> str:
+    """A share beside that of calls at random."""
+    times = f": {share / chance:.1f} times as many" if chance else ""
+    return f"{share:.1%} {what}; calls at random would have {chance:.1%}{times}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from annotator.terminal import printable
@@ -18,16 +18,23 @@ class Token(NamedTuple):
 
 
 _STYLE = """
-body { font: 1rem/1.7 Georgia, serif; max-width: 46rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
+body { font: 1rem/1.7 Georgia, serif; max-width: 76rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
 h2 { font: 600 1rem sans-serif; border-bottom: 1px solid #ddd; margin-top: 2.5rem; }
+h3 { font: 400 .85rem sans-serif; color: #666; }
+.row { display: flex; gap: 3rem; }
+.row > div { flex: 1; max-width: 46rem; }
 p.text { white-space: pre-wrap; overflow-wrap: anywhere; }
 p.legend span { padding: 0 .4rem; margin-right: .8rem; }
 span[title]:hover { outline: 1px solid #888; }
 """
 
 
-def token_page(title: str, documents: Iterable[tuple[str, Iterable[Token]]], kinds: Mapping[str, str]) -> str:
-    """HTML of documents, each a heading and its tokens in order.
+Version = tuple[str, Iterable[Token]]
+"""A caption, or '' for none, and the tokens of a text in order."""
+
+
+def token_page(title: str, documents: Iterable[tuple[str, Sequence[Version]]], kinds: Mapping[str, str]) -> str:
+    """HTML of documents, each a heading and one or more versions of its text side by side.
 
     Args:
         title: of the page.
@@ -37,13 +44,18 @@ def token_page(title: str, documents: Iterable[tuple[str, Iterable[Token]]], kin
     styles = "".join(f".{numbers[kind]} {{ {css} }}\n" for kind, css in kinds.items())
     legend = "".join(f'<span class="{numbers[kind]}">{_safe(kind)}</span>' for kind in kinds)
     body = "".join(
-        f'<h2>{_safe(heading)}</h2>\n<p class="text">{"".join(_span(token, numbers) for token in tokens)}</p>\n'
-        for heading, tokens in documents
+        f'<h2>{_safe(heading)}</h2>\n<div class="row">{"".join(_version(*one, numbers) for one in versions)}</div>\n'
+        for heading, versions in documents
     )
     return (
         f'<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{_safe(title)}</title>\n'
         f'<style>{_STYLE}{styles}</style>\n</head>\n<body>\n<p class="legend">{legend}</p>\n{body}</body>\n</html>\n'
     )
+
+
+def _version(caption: str, tokens: Iterable[Token], numbers: Mapping[str, str]) -> str:
+    above = f"<h3>{_safe(caption)}</h3>" if caption else ""
+    return f'<div>{above}<p class="text">{"".join(_span(token, numbers) for token in tokens)}</p></div>'
 
 
 def _span(token: Token, numbers: Mapping[str, str]) -> str:

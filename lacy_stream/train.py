@@ -116,6 +116,7 @@ def _report_path(recipe: Recipe) -> Path | None:
 def _built(recipe: Recipe, pool: AnnotationPool, call_token_id: int) -> Trainer:
     """``build_trainer``, with advice where a checkpoint that it loads belongs to another run."""
     from lacy_stream.batches import PositionError
+    from lacy_stream.call_mask import ObjectiveError
 
     try:
         return build_trainer(recipe, pool, call_token_id)
@@ -123,9 +124,9 @@ def _built(recipe: Recipe, pool: AnnotationPool, call_token_id: int) -> Trainer:
         if recipe.load_path is None:
             raise
         raise RecipeError(f"load_path: {recipe.load_path!r} is no checkpoint of a run: {error}") from None
-    except (RuntimeError, PositionError) as error:
+    except (RuntimeError, PositionError, ObjectiveError) as error:
         mismatches = [line.strip() for line in str(error).splitlines() if "mismatch" in line or "Missing key" in line]
-        if not isinstance(error, PositionError) and not mismatches:
+        if not isinstance(error, PositionError | ObjectiveError) and not mismatches:
             raise
         source = recipe.load_path or recipe.save_folder
         other = "load_path" if recipe.load_path else "save_folder, or start anew: autoresume=false save_overwrite=true"
@@ -166,7 +167,6 @@ def build_trainer(recipe: Recipe, pool: AnnotationPool, call_token_id: int) -> T
         microbatch = min(microbatch, batch_size)
     elif not gpu:  # "auto" looks for the largest that fits the GPU
         microbatch = batch_size
-    call_fraction = recipe.algorithms.call_mask.call_fraction
     train_loader = _loader(recipe.train_loader, pool, recipe, batch_size, repeat=True)
     eval_loader = None
     if recipe.eval_loader is not None:
@@ -177,7 +177,8 @@ def build_trainer(recipe: Recipe, pool: AnnotationPool, call_token_id: int) -> T
         max_seq_len=recipe.max_seq_len,
         call_token_id=call_token_id,
         eos_id=Annotator(pool.tokenizer, model=None).eos_id,
-        call_fraction=call_fraction,
+        call_fraction=recipe.algorithms.call_mask.call_fraction,
+        rank_calls_by=recipe.algorithms.call_mask.rank_calls_by,  # type: ignore[arg-type]
         mask_from=_mask_model(recipe, pool, call_token_id),
     )
     optimizer = torch.optim.AdamW(
@@ -267,7 +268,9 @@ def _algorithms(recipe: Recipe, pool: AnnotationPool, call_token_id: int) -> lis
             mask.scope,  # type: ignore[arg-type]
             ignore_fraction=mask.ignore_fraction,
             reference=reference,
-            call_in_softmax=mask.call_in_softmax,
+            objective=mask.objective,  # type: ignore[arg-type]
+            rank_calls_by=mask.rank_calls_by,  # type: ignore[arg-type]
+            accept_changes=recipe.train_loader.accept_changes,
             seed=recipe.seed,
         )
     ]
@@ -284,7 +287,7 @@ def _mask_model(recipe: Recipe, pool: AnnotationPool, call_token_id: int) -> Mas
         return None
     if model.config.vocab_size <= call_token_id:
         raise RecipeError(f"eval_mask_from: {recipe.eval_mask_from!r} has no entry for <CALL> in its vocabulary")
-    return MaskModel(model, call_token_id)
+    return MaskModel(model, call_token_id, recipe.algorithms.call_mask.rank_calls_by)  # type: ignore[arg-type]
 
 
 def _other_model(key: str, recipe: Recipe, pool: AnnotationPool) -> PreTrainedModel | None:

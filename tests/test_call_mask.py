@@ -19,8 +19,11 @@ from torch.utils.data import DataLoader
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from annotator import FactClass
-from lacy_stream.call_mask import CallMask, _check_call_token, _uniform
+from lacy_stream.call_mask import CallMask, ObjectiveError, _check_call_token
 from lacy_stream.losses import token_losses
+from lacy_stream.metrics import own_call_mask
+from lacy_stream.minibatch import uniform
+from lacy_stream.scores import call_scores
 from lacy_stream.selectors import METHODS, Selection, Targets, highest
 
 VOCABULARY, CALL, LENGTH, ROWS = 41, 40, 24, 8
@@ -147,7 +150,7 @@ def test_first_step_follows_equation_a3() -> None:
     with torch.no_grad():
         for parameter in expected.parameters():
             parameter -= 0.5 * parameter.grad
-    fit(trained, steps=1)
+    fit(trained, steps=1, objective="paper")
     torch.testing.assert_close(weights(trained), weights(expected), rtol=1e-9, atol=1e-12)
 
 
@@ -209,9 +212,9 @@ def test_random_choice_is_the_runs_own(method: str) -> None:
     torch.manual_seed(0)
     expected = torch.rand(1)
     torch.manual_seed(0)
-    CallMask(CALL, method=method, seed=5)._random_BT = _uniform(5, 1, torch.zeros(2, 3))
+    CallMask(CALL, method=method, seed=5)._random_BT = uniform(5, 1, torch.zeros(2, 3))
     assert torch.equal(torch.rand(1), expected) and log["call_fraction"][1] == pytest.approx(EXACT)
-    assert not torch.equal(_uniform(5, 1, torch.zeros(2, 3)), _uniform(5, 2, torch.zeros(2, 3)))
+    assert not torch.equal(uniform(5, 1, torch.zeros(2, 3)), uniform(5, 2, torch.zeros(2, 3)))
 
 
 def test_ignored_targets_get_no_gradient_in_the_trainer() -> None:
@@ -228,7 +231,7 @@ def test_ignored_targets_get_no_gradient_in_the_trainer() -> None:
     with torch.no_grad():
         for parameter in expected.parameters():
             parameter -= 0.5 * parameter.grad
-    fit(trained, steps=1, method="lacy+ignore")
+    fit(trained, steps=1, method="lacy+ignore", objective="paper")
     torch.testing.assert_close(weights(trained), weights(expected), rtol=1e-9, atol=1e-12)
 
 
@@ -310,17 +313,79 @@ def test_model_is_put_back_after_a_fit_that_failed() -> None:
     assert "loss" not in model.__dict__
 
 
-def test_call_in_the_softmax_is_learned_to_be_rare() -> None:
-    """Trained as the paper has it, <CALL> becomes the likeliest token also where it is no target; kept in the softmax,
-    its mean probability comes near the share of the calls."""
+def test_defer_learns_that_calls_are_rare() -> None:
+    """With the paper's objective, <CALL> becomes the likeliest token where it is no target, too; with ``defer``, its
+    mean probability comes near the share of the calls."""
     probability = {}
-    for kept in (False, True):
+    for objective in ("paper", "defer"):
         model = gpt2()
-        fit(model, steps=60, call_in_softmax=kept)
+        fit(model, steps=60, objective=objective)
         with torch.no_grad():
             ids = torch.stack([row["input_ids"] for row in rows(ROWS)])
-            probability[kept] = model.model(ids).logits.softmax(-1)[..., CALL].mean().item()
-    assert probability[True] == pytest.approx(0.15, abs=0.1) and probability[False] > 0.5
+            probability[objective] = model.model(ids).logits.softmax(-1)[..., CALL].mean().item()
+    assert probability["defer"] == pytest.approx(0.15, abs=0.1) and probability["paper"] > 0.5
+
+
+@pytest.mark.parametrize("rank", ["probability", "logit"])
+def test_precision_is_of_the_models_own_calls(rank: str) -> None:
+    """Precision is the share of the model's highest-ranked 15% that the mask wants, from the logits before the step."""
+    model = gpt2()
+    batch = rows(ROWS)
+    ids, classes = (torch.stack([row[name] for row in batch]) for name in ("input_ids", "token_class"))
+    with torch.no_grad():
+        logits = model.model(ids).logits[:, :-1]
+    losses = token_losses(logits, ids[:, 1:], CALL)
+    valid = torch.ones_like(losses.true, dtype=torch.bool)
+    count = torch.tensor(int(0.15 * valid.sum()))
+    wanted = highest(losses.true, classes[:, 1:] == FactClass.FACTUAL, count)
+    scores = call_scores(logits, CALL, rank)._replace(first=torch.zeros_like(valid))  # type: ignore[arg-type]
+    own = own_call_mask(scores, valid, 0.15)
+    log = fit(model, steps=1, rank_calls_by=rank)
+    assert log["precision"] == [pytest.approx((wanted & own).sum().item() / own.sum().item())]
+    assert log["chance"] == [pytest.approx(EXACT)] and log["call_fraction"] == log["chance"]
+    probability = torch.exp(-losses.call)
+    assert log["call_probability"] == [pytest.approx(probability.mean().item(), rel=1e-4)]
+    assert log["call_majority"] == [pytest.approx((probability > 0.5).float().mean().item())]
+
+
+def test_warns_once_where_call_leads_everywhere(caplog: pytest.LogCaptureFixture) -> None:
+    """With the paper's objective <CALL> soon leads at all targets: one warning, with the way out."""
+    fit(gpt2(), steps=60, objective="defer")
+    assert not [record for record in caplog.records if "most likely token" in record.message]
+    fit(gpt2(), steps=60, objective="paper")
+    (warning,) = [record.message for record in caplog.records if "most likely token" in record.message]
+    assert "use objective 'defer'" in warning
+
+
+def test_checkpoint_of_another_objective_is_refused(tmp_path: Path) -> None:
+    """The state of a checkpoint names its objective. Another one is refused, unless changes are accepted; a baseline
+    has no calls, so its objective does not matter."""
+
+    model = gpt2()
+    Trainer(
+        model=model,
+        train_dataloader=DataLoader(rows(ROWS), batch_size=ROWS),
+        max_duration="1ba",
+        algorithms=[CallMask(CALL, objective="paper")],
+        save_folder=str(tmp_path),
+        progress_bar=False,
+        device="cpu",
+    ).fit()
+    saved = next(tmp_path.glob("ep*.pt"))
+    state = dict(torch.load(saved, weights_only=False)["state"]["algorithms"])["CallMask"]
+    assert (state["objective"], state["method"]) == ("paper", "lacy")
+    for mask, refused in [
+        ({"objective": "defer"}, True),
+        ({"objective": "paper"}, False),
+        ({"objective": "defer", "accept_changes": True}, False),
+        ({"objective": "defer", "method": "baseline"}, False),
+    ]:
+        algorithm = CallMask(CALL, **mask)  # type: ignore[arg-type]
+        if refused:
+            with pytest.raises(ObjectiveError, match="'paper', and this run has 'defer'.*accept_changes"):
+                algorithm.load_state_dict(state)
+        else:
+            algorithm.load_state_dict(state)
 
 
 def test_two_ranks_train_the_same_weights(tmp_path: Path) -> None:

@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from annotator import Annotator
-from lacy_stream.cascade.delegation import NOT_A_FACT, CallLogit, InferenceTimeLacy, Random, open_score, uncertainty
+from lacy_stream.cascade.delegation import NOT_A_FACT, CallScore, InferenceTimeLacy, Random, open_score
 from lacy_stream.cascade.vocabulary import SentencePieceVocabulary
 from lacy_stream.checkpoint import CallingModel, load_model
+from lacy_stream.scores import uncertainty
 
 
 @pytest.fixture(scope="module")
@@ -80,10 +81,35 @@ def test_random_depends_on_the_text_alone() -> None:
     assert sum(draws(0, 1)) / 1000 == pytest.approx(0.5, abs=0.05)
 
 
-def test_the_call_logit() -> None:
-    """The score is the logit as it comes, at the prompt's positions, too."""
+def test_the_score_of_call() -> None:
+    """By logit the score is the logit as it comes, by probability the log-odds; at the prompt's positions, too."""
     logits = torch.arange(6.0).reshape(2, 3)
-    assert CallLogit(2)(logits[1], 0, "") == 5.0 and CallLogit(2).of_prompt(logits) == [2.0, 5.0]
+    by_logit, by_probability = CallScore(2, "logit"), CallScore(2, "probability")
+    assert by_logit(logits[1], 0, "") == 5.0 and by_logit.of_prompt(logits) == [2.0, 5.0]
+    odds = torch.logit(logits.softmax(-1)[:, 2]).tolist()
+    assert by_probability.of_prompt(logits) == pytest.approx(odds)
+    assert by_probability(logits[1], 0, "") == pytest.approx(odds[1])
+
+
+def test_ranking_is_of_the_run_unless_told(wordy_model: Path, pieces: SentencePieceVocabulary) -> None:
+    """Without a word the run's own ranking is taken, of a model without a run the probability; a ranking of <CALL> for
+    a delegation that does not use it is refused, as is an unknown one."""
+    from lacy_stream.recipe import load_recipe
+
+    model = load_model(wordy_model)
+    paper = replace(model, recipe=load_recipe(Path(__file__).resolve().parent.parent / "recipes" / "lacy_334m.yaml"))
+    logits = torch.randn(32_001)
+    for one, told, expected in [
+        (model, None, "probability"),
+        (paper, None, "logit"),
+        (paper, "probability", "probability"),
+    ]:
+        score = open_score("call", one, pieces, None, 0, told)
+        assert score(logits, 0, "") == CallScore(32_000, expected)(logits, 0, "")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="delegate 'random' does not"):
+        open_score("random", model, pieces, None, 0, "logit")
+    with pytest.raises(ValueError, match="rank_calls_by: 'margin' is none of probability, logit"):
+        open_score("call", model, pieces, None, 0, "margin")
 
 
 def test_models_that_cannot_call(wordy_model: Path, pieces: SentencePieceVocabulary) -> None:

@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 
 from lacy_stream import losses as losses_module
-from lacy_stream.losses import TokenLosses, objective, token_losses, true_losses
+from lacy_stream.losses import TokenLosses, token_losses, training_loss, true_losses
+from lacy_stream.methods import OBJECTIVES
 
 VOCABULARY, CALL = 41, 40
 
@@ -55,28 +56,28 @@ def test_loss_and_gradient_are_those_of_the_equations(equation: str, call_token_
 
     losses = token_losses(logits[None], targets[None], call_token_id)
     masks = [None if mask is None else mask[None] for mask in masks]
-    loss = objective(losses, torch.ones(1, 60, dtype=torch.bool), *masks)
+    loss = training_loss(losses, torch.ones(1, 60, dtype=torch.bool), *masks, objective="paper")
     (gradient,) = torch.autograd.grad(loss, logits)
     assert loss.item() == pytest.approx(expected.item(), rel=1e-12)
     torch.testing.assert_close(gradient, expected_gradient, rtol=1e-10, atol=1e-13)
     assert (gradient[ignore] == 0).all()
 
 
-def test_call_stays_in_the_softmax_where_that_is_asked_for() -> None:
-    """The loss is then cross-entropy over the whole vocabulary everywhere, <CALL> being the target on the mask. It
-    lowers the logit of <CALL> where that is not the target, and the paper's objective does not."""
+def test_defer_is_cross_entropy_on_replaced_targets() -> None:
+    """The loss is cross-entropy over the whole vocabulary everywhere, <CALL> being the target on the mask. It lowers
+    the logit of <CALL> where that is not the target, and the paper's objective does not."""
     generator = torch.Generator().manual_seed(4)
     logits = (torch.randn(60, VOCABULARY, dtype=torch.float64, generator=generator) * 3).requires_grad_()
     targets = torch.randint(0, CALL, (60,), generator=generator)
     call, valid = torch.rand(60, generator=generator) < 0.3, torch.ones(60, dtype=torch.bool)
     gradients = {}
-    for kept in (True, False):
-        loss = objective(token_losses(logits, targets, CALL), valid, call, call_in_softmax=kept)
-        (gradients[kept],) = torch.autograd.grad(loss, logits)
+    for objective in OBJECTIVES:
+        loss = training_loss(token_losses(logits, targets, CALL), valid, call, objective=objective)
+        (gradients[objective],) = torch.autograd.grad(loss, logits)
     expected = F.cross_entropy(logits, torch.where(call, CALL, targets))
     (expected_gradient,) = torch.autograd.grad(expected, logits)
-    torch.testing.assert_close(gradients[True], expected_gradient, rtol=1e-9, atol=1e-12)
-    assert (gradients[True][~call, CALL] > 0).all() and (gradients[False][~call, CALL] == 0).all()
+    torch.testing.assert_close(gradients["defer"], expected_gradient, rtol=1e-9, atol=1e-12)
+    assert (gradients["defer"][~call, CALL] > 0).all() and (gradients["paper"][~call, CALL] == 0).all()
 
 
 def test_parts_of_a_mini_batch_add_up_to_its_mean() -> None:
@@ -85,12 +86,14 @@ def test_parts_of_a_mini_batch_add_up_to_its_mean() -> None:
     losses = TokenLosses(*torch.rand(2, 50, dtype=torch.float64, generator=generator))
     ignore, valid = torch.arange(50) % 7 < 3, torch.ones(50, dtype=torch.bool)
     valid[40:45] = False
-    whole = objective(losses, valid, None, ignore)
+    whole = training_loss(losses, valid, None, ignore, objective="paper")
     share = (valid & ~ignore).sum() / valid.sum()
     parts = [slice(0, 20), slice(20, 50)]
     added = sum(
         valid[part].sum()
-        * objective(TokenLosses(*(loss[part] for loss in losses)), valid[part], None, ignore[part], share)
+        * training_loss(
+            TokenLosses(*(loss[part] for loss in losses)), valid[part], None, ignore[part], share, objective="paper"
+        )
         for part in parts
     )
     torch.testing.assert_close(added / valid.sum(), whole)
@@ -103,6 +106,16 @@ def test_loss_with_call_in_the_softmax() -> None:
     targets = torch.randint(0, CALL, (1, 30))
     expected = F.cross_entropy(logits[0], targets[0], reduction="none")
     torch.testing.assert_close(token_losses(logits, targets, CALL).true_with_call[0], expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_log_odds_of_call(dtype: torch.dtype) -> None:
+    """They are the logit of <CALL> against the log-sum-exp of the others, where p(<CALL>) rounds to 0 or 1, too."""
+    logits = torch.zeros(1, 7, VOCABULARY, dtype=dtype)
+    logits[0, :, CALL] = torch.tensor([-1e4, -80.0, -5.0, 0.0, 5.0, 40.0, 80.0], dtype=dtype)
+    expected = logits[..., CALL] - torch.logsumexp(logits[..., :CALL].double(), dim=-1).to(dtype)
+    found = token_losses(logits, torch.zeros(1, 7, dtype=torch.long), CALL).call_log_odds
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_losses_of_a_model_without_call() -> None:
@@ -154,6 +167,6 @@ def test_padding_has_no_part_in_the_mean() -> None:
     """The mean is over valid targets; a row of padding alone gives 0, not NaN."""
     losses = TokenLosses(torch.tensor([1.0, 2.0, 99.0]), torch.tensor([5.0, 6.0, 99.0]))
     call, valid = torch.tensor([False, True, False]), torch.tensor([True, True, False])
-    assert objective(losses, valid, call).item() == pytest.approx((1 + 6) / 2)
-    assert objective(losses, torch.zeros(3, dtype=torch.bool), call).item() == 0
-    assert objective(losses, torch.zeros(3, dtype=torch.bool), None, call).item() == 0
+    assert training_loss(losses, valid, call, objective="paper").item() == pytest.approx((1 + 6) / 2)
+    assert training_loss(losses, torch.zeros(3, dtype=torch.bool), call, objective="paper").item() == 0
+    assert training_loss(losses, torch.zeros(3, dtype=torch.bool), None, call, objective="paper").item() == 0

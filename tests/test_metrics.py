@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from lacy_stream.losses import token_losses
+from lacy_stream.methods import RANKS, Rank
 from lacy_stream.metrics import (
     CallLoss,
     MaskModel,
@@ -17,9 +18,9 @@ from lacy_stream.metrics import (
     MatchedNonCallLoss,
     NonCallLoss,
     TotalLoss,
-    call_scores,
     own_call_mask,
 )
+from lacy_stream.scores import call_scores
 
 CALL, VOCABULARY = 6, 7
 
@@ -31,9 +32,9 @@ def logits(call_logits: list[float], others: float = 0.0) -> torch.Tensor:
     return made
 
 
-def called(made: torch.Tensor, valid: torch.Tensor, fraction: float) -> list[int]:
+def called(made: torch.Tensor, valid: torch.Tensor, fraction: float, rank: Rank = "logit") -> list[int]:
     """The delegated positions of one row."""
-    return own_call_mask(call_scores(made, CALL), valid, fraction)[0].nonzero().flatten().tolist()
+    return own_call_mask(call_scores(made, CALL, rank), valid, fraction)[0].nonzero().flatten().tolist()
 
 
 def test_top_positions_are_cut_to_the_share() -> None:
@@ -47,6 +48,26 @@ def test_share_is_filled_up_by_the_call_logit() -> None:
     values[0, 4] = -9.0
     values[0, 4, CALL] = -5.0  # leads here, though its <CALL> logit is the lowest
     assert called(values, torch.ones(1, 5, dtype=torch.bool), 0.4) == [0, 4]
+
+
+def test_rank_by_probability() -> None:
+    """The probability of <CALL> decides, not its logit, and not where it leads: position 1 has the highest logit and
+    position 2 is led by <CALL>, but position 0 has the highest probability."""
+    values = torch.zeros(1, 3, VOCABULARY)
+    values[0, 0, :CALL], values[0, 0, CALL] = torch.tensor([1.0, *[-9.0] * (CALL - 1)]), 1.0  # p = 1/2
+    values[0, 1, 0], values[0, 1, CALL] = 9.0, 8.0  # p = 0.27
+    values[0, 2, CALL] = 0.1  # leads, p = 0.16
+    valid = torch.ones(1, 3, dtype=torch.bool)
+    assert called(values, valid, 0.34, "probability") == [0]
+    assert called(values, valid, 0.67, "probability") == [0, 1]
+    assert called(values, valid, 0.34, "logit") == [2] and called(values, valid, 0.67, "logit") == [1, 2]
+
+
+def test_a_model_without_call_has_no_scores() -> None:
+    """Ranking by either is refused where the vocabulary has no entry for <CALL>."""
+    for rank in RANKS:
+        with pytest.raises(ValueError, match=f"none for <CALL>, 6: its calls cannot be ranked by {rank}"):
+            call_scores(torch.zeros(1, 2, CALL), CALL, rank)
 
 
 def test_padding_is_never_delegated() -> None:
@@ -77,7 +98,7 @@ def test_losses_are_their_definitions_over_batches() -> None:
             metric.update(made, targets)
     values = torch.cat([made[targets != -100] for made, targets in batches()]).double()
     wanted = torch.cat([targets[targets != -100] for _, targets in batches()])
-    mask = own_call_mask(call_scores(values, CALL), torch.ones(len(values), dtype=torch.bool), 0.15)
+    mask = own_call_mask(call_scores(values, CALL, "probability"), torch.ones(len(values), dtype=torch.bool), 0.15)
     assert mask.sum() == int(8 * 19 * 0.15)
     without = -torch.log_softmax(values[:, :CALL], 1).gather(1, wanted[:, None])[:, 0]
     within = -torch.log_softmax(values, 1).gather(1, wanted[:, None])[:, 0]
@@ -161,7 +182,7 @@ def test_matched_losses_use_the_other_models_mask() -> None:
         for one in metric:
             one.update(batch={"input_ids": ids}, outputs=own, labels=labels)
     assert other._model.calls == 1
-    mask = own_call_mask(call_scores(table[ids], CALL), torch.ones(2, 30, dtype=torch.bool), 0.15)
+    mask = own_call_mask(call_scores(table[ids], CALL, "probability"), torch.ones(2, 30, dtype=torch.bool), 0.15)
     losses = -torch.log_softmax(own[..., :CALL], -1).gather(2, labels[..., None])[..., 0]
     assert metrics[0].compute().item() == pytest.approx(losses[mask].mean().item(), rel=1e-5)
     assert metrics[1].compute().item() == pytest.approx(losses[~mask].mean().item(), rel=1e-5)

@@ -35,24 +35,45 @@ def checkpoint(tokenizer_path: Path, method: str) -> Checkpoint:
 def test_calls_and_ignored_tokens_have_their_shares(tokenizer_path: Path, annotator: Annotator) -> None:
     """15% of a text longer than the context is delegated; what lacy+ignorefacts ignores are facts that are not
     delegated; lacy ignores nothing."""
-    marked = mark(checkpoint(tokenizer_path, "lacy+ignorefacts"), annotator, Document("curie", TEXT))
+    (marked,) = mark(checkpoint(tokenizer_path, "lacy+ignorefacts"), annotator, [Document("curie", TEXT)])
     tokens = len(marked.loss)
     assert tokens > 64 and marked.call.sum() == int(0.15 * tokens)
     assert marked.ignored.any() and not (marked.ignored & ~marked.factual).any()
     assert not (marked.ignored & marked.call).any()
     assert (marked.loss > 0).all() and ((0 < marked.call_probability) & (marked.call_probability < 1)).all()
-    assert not mark(checkpoint(tokenizer_path, "lacy"), annotator, Document("curie", TEXT)).ignored.any()
+    assert not mark(checkpoint(tokenizer_path, "lacy"), annotator, [Document("curie", TEXT)])[0].ignored.any()
 
 
 def test_loss_stands_at_its_token(tokenizer_path: Path, annotator: Annotator) -> None:
     """The loss of each token is that of the model's prediction from what stands before it."""
     one = checkpoint(tokenizer_path, "lacy")
-    marked = mark(one, annotator, Document("x", "Marie Curie was born."))
+    (marked,) = mark(one, annotator, [Document("x", "Marie Curie was born.")])
     ids = torch.from_numpy(annotator.annotate(["Marie Curie was born."])[0].ids).long()
     with torch.no_grad():
         logits = one.model(input_ids=torch.cat([torch.tensor([2]), ids[:-1]])[None]).logits[0, :, :32_000]
     expected = torch.nn.functional.cross_entropy(logits, ids, reduction="none").numpy()
     np.testing.assert_allclose(marked.loss, expected, rtol=1e-4)
+
+
+def test_the_threshold_is_one_for_all_documents(tokenizer_path: Path, annotator: Annotator) -> None:
+    """15% of the tokens of all documents are called, not 15% of each; an empty one has none; what the mask of training
+    wants are the facts with the highest losses, known for lacy and not for a method that draws at random."""
+    documents = [Document("curie", TEXT), Document("empty", ""), Document("dull", "it is as it is and so on " * 20)]
+    marked = mark(checkpoint(tokenizer_path, "lacy"), annotator, documents)
+    calls, tokens = ([getattr(one, name) for one in marked] for name in ("call", "loss"))
+    assert sum(map(sum, calls)) == int(0.15 * sum(map(len, tokens))) and not len(calls[1])
+    assert calls[0].sum() != int(0.15 * len(calls[0]))
+    wanted, factual, loss = (np.concatenate([getattr(one, n) for one in marked]) for n in ("wanted", "factual", "loss"))
+    assert wanted.sum() == min(int(0.15 * len(loss)), factual.sum()) and not (wanted & ~factual).any()
+    assert wanted.all() if wanted.sum() == len(wanted) else loss[wanted].min() >= loss[factual & ~wanted].max(initial=0)
+    assert mark(checkpoint(tokenizer_path, "spacy"), annotator, documents[:1])[0].wanted is None
+
+
+def test_two_models_side_by_side() -> None:
+    """The page has each document once for each model, under its caption."""
+    page = to_html([hand_made()], [hand_made()], ["objective defer", "objective paper"])
+    assert page.count('<p class="text">') == 2 and page.index("objective defer") < page.index("objective paper")
+    assert page.count("<h2>") == 1
 
 
 def hand_made() -> Marked:
@@ -109,6 +130,8 @@ def test_page_shows_the_loss_on_hover() -> None:
 @pytest.mark.parametrize("hostile", ['"><script>alert(1)</script>', "\x1b[31m", "a&b"])
 def test_page_is_safe(hostile: str) -> None:
     """Markup and control characters in titles, texts and hovers reach the page as text."""
-    page = token_page(hostile, [(hostile, [Token(hostile, "kind", hostile), Token(hostile)])], {"kind": "color: red"})
+    page = token_page(
+        hostile, [(hostile, [(hostile, [Token(hostile, "kind", hostile), Token(hostile)])])], {"kind": "color: red"}
+    )
     assert "<script>" not in page and "\x1b" not in page
     assert "a&amp;b" in page or hostile != "a&b"

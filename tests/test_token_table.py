@@ -35,7 +35,7 @@ def test_table_agrees_with_the_metrics() -> None:
     table = joined(tables)
     assert len(table.loss) == 2 * (3 * 11 - 4)
     expected = {name: pytest.approx(metric.compute().item(), rel=1e-6) for name, metric in metrics.items()}
-    assert losses(table, own_mask(table, 0.15)) == expected
+    assert losses(table, own_mask(table, 0.15, "probability")) == expected
 
 
 def test_targets_are_shifted_with_their_classes() -> None:
@@ -47,6 +47,8 @@ def test_targets_are_shifted_with_their_classes() -> None:
     assert table.target.tolist() == [4, 3] and table.token_class.tolist() == [1, 2]
     assert table.proposal.tolist() == [4, 2] and table.correct.tolist() == [True, False]
     assert table.call_logit.tolist() == [0, 9] and table.call_leads.tolist() == [False, True]
+    others = torch.logsumexp(logits[0, :2, :CALL], -1)
+    np.testing.assert_allclose(table.call_log_odds, logits[0, :2, CALL] - others, rtol=1e-5)
 
 
 def test_model_without_call() -> None:

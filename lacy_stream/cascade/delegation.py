@@ -11,9 +11,9 @@ from torch import Tensor
 from annotator import Annotator, FactClass
 from lacy_stream.cascade.vocabulary import Vocabulary
 from lacy_stream.checkpoint import CallingModel
+from lacy_stream.methods import RANKS, Rank
+from lacy_stream.scores import call_scores, uncertainty
 
-TOP = 20
-"""Tokens that the entropy is taken of (i-LaCy)."""
 NOT_A_FACT = -100.0
 """Added to the uncertainty (0 to about 10 nats) of a token that would be no fact."""
 
@@ -38,20 +38,25 @@ class Score(Protocol):
         ...
 
 
-class CallLogit:
-    """The logit of <CALL> (LaCy and all methods that are trained to call)."""
+class CallScore:
+    """The score of <CALL> (LaCy and all methods that are trained to call).
 
-    def __init__(self, call_token_id: int) -> None:
-        self._id = call_token_id
+    Args:
+        call_token_id: id of <CALL>. rank_calls_by: its log-odds or its logit, see ``methods.Rank``. The threshold alone
+            decides: where <CALL> leads plays no part.
+    """
+
+    def __init__(self, call_token_id: int, rank_calls_by: Rank) -> None:
+        self._id, self._rank = call_token_id, rank_calls_by
 
     def __call__(self, logits_V: Tensor, proposal: int, text: str) -> float:
-        return float(logits_V[self._id])
+        return float(call_scores(logits_V[None], self._id, self._rank).score[0])
 
     def of_text(self, number: int) -> Score:
         return self
 
     def of_prompt(self, logits_TV: Tensor) -> list[float]:
-        return logits_TV[:, self._id].tolist()
+        return call_scores(logits_TV, self._id, self._rank).score.tolist()
 
 
 class Random:
@@ -114,19 +119,16 @@ class InferenceTimeLacy:
         return bool(len(classes)) and int(classes[-1]) == FactClass.FACTUAL
 
 
-def uncertainty(logits_V: Tensor, *, entropy: bool) -> float:
-    """Of the next token, in nats: the entropy of the 20 most likely tokens, or -log p of the most likely one."""
-    if not entropy:
-        return float(-torch.log_softmax(logits_V, dim=-1).max())
-    top = torch.log_softmax(logits_V.topk(min(TOP, len(logits_V))).values, dim=-1)
-    return float(-(top.exp() * top).nansum())
-
-
 METHODS = ("call", "random", "ilacy-logprob", "ilacy-entropy")
 
 
 def open_score(
-    method: str, model: CallingModel, vocabulary: Vocabulary, annotator: Annotator | None, seed: int
+    method: str,
+    model: CallingModel,
+    vocabulary: Vocabulary,
+    annotator: Annotator | None,
+    seed: int,
+    rank_calls_by: str | None = None,
 ) -> Score:
     """The score of a method.
 
@@ -134,10 +136,17 @@ def open_score(
         method: one of METHODS.
         annotator: for i-LaCy; None makes one.
         seed: for random delegation.
+        rank_calls_by: for "call", see ``methods.Rank``; None for that of the model's run.
 
     Raises:
         ValueError: no such method, or the model cannot use it.
     """
+    if rank_calls_by is not None and rank_calls_by not in RANKS:
+        raise ValueError(f"rank_calls_by: {rank_calls_by!r} is none of {', '.join(RANKS)}")
+    if rank_calls_by is not None and method != "call":
+        raise ValueError(
+            f"rank_calls_by: {rank_calls_by!r} ranks calls by <CALL>, and delegate {method!r} does not: leave it out"
+        )
     if method == "call":
         if model.call_token_id is None:
             raise ValueError(
@@ -148,7 +157,8 @@ def open_score(
                 f"{model.name} was not trained to call (method: baseline), so its <CALL> logits mean nothing: use "
                 "--delegate ilacy-logprob, ilacy-entropy or random, or --call-rate 0"
             )
-        return CallLogit(model.call_token_id)
+        rank = rank_calls_by or model.rank_calls_by
+        return CallScore(model.call_token_id, rank)  # type: ignore[arg-type]
     if method == "random":
         return Random(seed)
     if method in ("ilacy-logprob", "ilacy-entropy"):

@@ -35,8 +35,8 @@ class Token(NamedTuple):
 
     text: what it adds; empty for a part of a character, which its last part completes.
     writer: MODEL or PARTNER.
-    score: what the threshold was compared with (the <CALL> logit, by default); None where there was no decision: behind
-        the first token of a call, inside a character, or without calls.
+    score: what the threshold was compared with (the score of <CALL>, by default); None where there was no decision:
+        after the first token of a call, inside a character, or without calls.
     threshold: at that moment.
     """
 
@@ -89,6 +89,7 @@ def generate(
     *,
     partner: Partner | None = None,
     delegate: str = "call",
+    rank_calls_by: str | None = None,
     call_rate: float = 0.15,
     max_new_tokens: int = 256,
     repetition_penalty: float = 1.2,
@@ -109,7 +110,8 @@ def generate(
         model: of ``load_model``.
         prompts: to continue, in order; those that are done are the first of them.
         partner: who answers calls; None for no calls.
-        delegate: "call" (the <CALL> logit), "random", "ilacy-logprob" or "ilacy-entropy".
+        delegate: "call" (by the score of <CALL>), "random", "ilacy-logprob" or "ilacy-entropy".
+        rank_calls_by: the score of <CALL>, see ``methods.Rank``; None for that of the model's run.
         call_rate: share of the tokens that the partner writes, 0 to 1; 0 for no calls.
         max_new_tokens: at most, in the small model's tokens; the last call may go over by what belongs to it.
         repetition_penalty: of the small model; 1 for none.
@@ -145,7 +147,7 @@ def generate(
     vocabulary = open_vocabulary(model.tokenizer)
     calls = None
     if partner is not None and call_rate > 0:
-        score = open_score(delegate, model, vocabulary, annotator, seed)
+        score = open_score(delegate, model, vocabulary, annotator, seed, rank_calls_by)
         calls = _Calls(partner, partner.speaks(vocabulary), score, ESTIMATORS[estimator](call_rate))
     cascade = _Cascade(model, vocabulary, calls, max_new_tokens, repetition_penalty, reuse)
     return _generations(cascade, prompts, batch_size, list(done), on_token)

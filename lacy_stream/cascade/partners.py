@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Protocol
 
 import torch
@@ -13,6 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from lacy_stream.cascade.bridge import Proposal
 from lacy_stream.cascade.decoder import Decoder, penalised
 from lacy_stream.cascade.vocabulary import TransformersVocabulary, Vocabulary
+from lacy_stream.recipe import package_file
 
 CANDIDATES = 100
 """How many of the partner's tokens are tried, best first, until one can be expressed."""
@@ -125,8 +125,9 @@ def open_partner(spec: str, *, repetition_penalty: float = 1.2, device: str = "c
     """A partner by its name.
 
     Args:
-        spec: a folder, a hub name, a .gguf file, or the URL of an OpenAI-style endpoint as ``http://host:8000/v1#MODEL``
-            (the model may be left out where the endpoint has only one).
+        spec: a folder, a hub name, a .gguf file, ``package:NAME/PATH`` for a file of an installed package, or the URL
+            of an OpenAI-style endpoint as ``http://host:8000/v1#MODEL`` (the model may be left out where the
+            endpoint has only one).
         repetition_penalty: for models of transformers; an endpoint's tokens come as they are.
         device: torch device, for models of transformers.
 
@@ -137,7 +138,11 @@ def open_partner(spec: str, *, repetition_penalty: float = 1.2, device: str = "c
         from lacy_stream.cascade.endpoint import EndpointPartner
 
         return EndpointPartner(spec)
-    path, options = Path(spec), {}
+    try:
+        path, options = package_file(spec), {}
+    except ModuleNotFoundError as error:
+        raise PartnerError(str(error)) from None
+    spec = str(path)
     if spec.endswith(".gguf"):
         if not path.is_file():
             raise PartnerError(f"there is no file {spec!r}")

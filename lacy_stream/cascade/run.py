@@ -39,6 +39,7 @@ class Options:
     prompts_file: str | None = None
     partner: str | None = None
     delegate: str = "call"
+    rank_calls_by: str | None = None
     call_rate: float = 0.15
     estimator: str = "tracking"
     max_new_tokens: int = 256
@@ -61,7 +62,16 @@ class Options:
 
     def settings(self) -> dict[str, object]:
         """What the texts depend on, beside the prompts."""
-        names = ("partner", "delegate", "call_rate", "estimator", "max_new_tokens", "repetition_penalty", "seed")
+        names = (
+            "partner",
+            "delegate",
+            "rank_calls_by",
+            "call_rate",
+            "estimator",
+            "max_new_tokens",
+            "repetition_penalty",
+            "seed",
+        )
         files = {name: getattr(self, name) for name in ("knowledge", "title", "template")}
         prints = {name: file and name != "title" and fingerprint(file) or file for name, file in files.items()}
         values = {name: getattr(self, name) for name in names} | {"batch_size": self.texts_at_once}
@@ -131,6 +141,7 @@ def _generations(
         prompts,
         partner=partner,
         delegate=options.delegate,
+        rank_calls_by=options.rank_calls_by,
         call_rate=options.call_rate,
         max_new_tokens=options.max_new_tokens,
         repetition_penalty=options.repetition_penalty,

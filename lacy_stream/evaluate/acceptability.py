@@ -266,12 +266,17 @@ def draw(path: Path, binned: Mapping[str, Sequence[Bin]]) -> None:
 
 
 def evaluate_acceptability(
-    scored: Mapping[str, Sequence[Scored]], judge: Judge, out: str | os.PathLike[str], threads: int = 8
+    scored: Mapping[str, Sequence[Scored]],
+    judge: Judge,
+    out: str | os.PathLike[str],
+    threads: int = 8,
+    training: Sequence[str] = (),
 ) -> None:
     """Judge the proposals of each model and write acceptability.json, .md and .png.
 
     Args:
         scored: label of the model -> its proposals.
+        training: sentences on how the models were trained to call, for the page.
 
     Raises:
         JudgeError: the endpoint cannot be used; its answers so far are in its cache.
@@ -285,6 +290,7 @@ def evaluate_acceptability(
         rows=[[label, *row] for label, those in proposals.items() for row in _rows(those, binned[label])],
         notes=[
             "The paper shows its figures as a plot only (figure 3).",
+            *training,
             *(note for label, those in proposals.items() for note in _notes(label, those)),
             f"Judge: {judge.model}; {judge.counts['asked']:,} questions asked, {judge.counts['from_cache']:,} answered "
             f"before, {judge.counts['retried']:,} retries, {judge.counts['failed']:,} failed.",

@@ -7,6 +7,8 @@ import importlib.util
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from lacy_stream.methods import RANKS
+
 if TYPE_CHECKING:
     from lacy_stream.evaluate.biographies import Biography, Cascade
     from lacy_stream.evaluate.factscore import Jury
@@ -84,6 +86,11 @@ def _add_losses(parts: Parsers) -> None:
     add("--data", metavar="DIR", help="MDS shards (default: the held-out data of the first model's run)")
     add("--split", metavar="NAME", default="val", help="of DIR (default: val; '' for DIR itself)")
     add("--call-fraction", type=float, default=0.15, metavar="F", help="targets on a call mask (default: 0.15)")
+    add(
+        "--rank-calls-by",
+        choices=RANKS,
+        help="the score of <CALL> that decides on them (default: that of each model's run)",
+    )
     add("--parser", default="en_core_web_sm", metavar="NAME", help="spaCy pipeline (default: en_core_web_sm)")
     add("--batch-size", type=_positive, default=8, metavar="N", help="rows at a time (default: 8)")
 
@@ -99,6 +106,7 @@ def _losses(args: argparse.Namespace) -> int:
         data=args.data,
         split=args.split or None,
         fraction=args.call_fraction,
+        rank_calls_by=args.rank_calls_by,
         parser=args.parser,
         rows=args.limit,
         batch_size=args.batch_size,
@@ -236,12 +244,12 @@ def _jury(args: argparse.Namespace) -> Jury:
 def _factscore(args: argparse.Namespace) -> int:
     from lacy_stream.evaluate.biographies import Cascade
     from lacy_stream.evaluate.factscore import evaluate_factscore
-    from lacy_stream.evaluate.models import labels
+    from lacy_stream.evaluate.models import labels, training_notes
 
     models, jury = labels(args.models), _jury(args)
     cascade = Cascade(args.partner, args.delegate, args.call_rate, **_writing(args))
     texts = {label: _texts(label, path, cascade, args) for label, path in models.items()}
-    evaluate_factscore(texts, jury, args.out)
+    evaluate_factscore(texts, jury, args.out, training_notes(models))
     return 0
 
 
@@ -284,14 +292,14 @@ def _add_acceptability(parts: Parsers) -> None:
 
 def _acceptability(args: argparse.Namespace) -> int:
     from lacy_stream.evaluate.acceptability import evaluate_acceptability, score_documents
-    from lacy_stream.evaluate.models import labels
+    from lacy_stream.evaluate.models import labels, training_notes
 
     models, judge, device = labels(args.models), _judge(args), _device(args)
     count = min(args.documents, args.limit or args.documents)
     scored = {
         label: score_documents(label, path, args.texts, count, args.parser, device) for label, path in models.items()
     }
-    evaluate_acceptability(scored, judge, args.out, args.threads)
+    evaluate_acceptability(scored, judge, args.out, args.threads, training_notes(models))
     return 0
 
 
@@ -315,7 +323,7 @@ def _add_sweep(parts: Parsers) -> None:
 
 def _sweep(args: argparse.Namespace) -> int:
     from lacy_stream.evaluate.biographies import Cascade
-    from lacy_stream.evaluate.models import labels
+    from lacy_stream.evaluate.models import labels, training_notes
     from lacy_stream.evaluate.sweep import METHODS, RATES, Run, evaluate_sweep, run_label
 
     if args.partner is None:
@@ -331,7 +339,9 @@ def _sweep(args: argparse.Namespace) -> int:
 
     rates = [Cascade(args.partner, "call", rate, **_writing(args)) for rate in args.rates or RATES]
     methods = [Cascade(args.partner, method, args.method_rate, **_writing(args)) for method in args.methods or METHODS]
-    evaluate_sweep(runs(labels(args.models), rates), runs(labels(args.baseline), methods), jury, args.out)
+    models, baselines = labels(args.models), labels(args.baseline)
+    training = training_notes(models | baselines)
+    evaluate_sweep(runs(models, rates), runs(baselines, methods), jury, args.out, training)
     return 0
 
 

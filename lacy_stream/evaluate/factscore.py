@@ -207,11 +207,17 @@ def notes(label: str, score: Score) -> list[str]:
 # ---------------------------------------------------------------- the evaluation
 
 
-def evaluate_factscore(biographies: Mapping[str, Sequence[Biography]], jury: Jury, out: str | os.PathLike[str]) -> None:
+def evaluate_factscore(
+    biographies: Mapping[str, Sequence[Biography]],
+    jury: Jury,
+    out: str | os.PathLike[str],
+    training: Sequence[str] = (),
+) -> None:
     """Judge the biographies of each model and write factscore.json, .md and .png.
 
     Args:
         biographies: label of the model -> its texts.
+        training: sentences on how the models were trained to call, for the page.
 
     Raises:
         JudgeError: the endpoint cannot be used; its answers so far are in its cache.
@@ -227,7 +233,7 @@ def evaluate_factscore(biographies: Mapping[str, Sequence[Biography]], jury: Jur
         ],
         paper=[[label, score, None, None, None, None] for label, score in PAPER.items()],
         source="table 7; it does not say whether they include the length penalty",
-        notes=[*(note for label, score in scores.items() for note in notes(label, score)), judge_note(jury)],
+        notes=[*training, *(note for label, score in scores.items() for note in notes(label, score)), judge_note(jury)],
     )
     drawn = {label: score.score for label, score in scores.items() if score.score is not None}
     bars(Path(out) / "factscore.png", "FActScore", "FActScore (%)", drawn, PAPER)

@@ -10,6 +10,7 @@ from typing import Any
 from lm_eval.tasks import TaskManager
 
 from lacy_stream.evaluate.harness import TaskResult, run_tasks
+from lacy_stream.evaluate.models import training_notes
 from lacy_stream.evaluate.results import Table, bars, publish
 
 TASKS = {"qa_wikidata": "QA Wikidata", "popqa_longtail": "PopQA long tail"}
@@ -48,6 +49,7 @@ def evaluate_leakage(
         rows=[[label, *values, sum(values) / len(values)] for label, values in leaked.items()],
         notes=[
             "The paper shows its figures as a plot only (figure 2, right).",
+            *training_notes(models),
             *([f"Only the first {limit} items of each task."] if limit else []),
         ],
     )

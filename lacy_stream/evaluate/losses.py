@@ -13,16 +13,18 @@ import torch
 
 from lacy_stream.checkpoint import CallingModel, load_model
 from lacy_stream.evaluate.journal import Journal
-from lacy_stream.evaluate.models import fingerprint
+from lacy_stream.evaluate.models import fingerprint, training_notes
 from lacy_stream.evaluate.progress import progress
 from lacy_stream.evaluate.results import OURS, Table, publish
 from lacy_stream.evaluate.token_table import TokenTable, calls_by_class, joined, losses, own_mask, token_table
 from lacy_stream.pool import AnnotationPool
-from lacy_stream.recipe import Dataset
+from lacy_stream.recipe import Dataset, Recipe
 
-PAPER = [["LaCy, 334M", "5.72", None, None, None, None, None, None]]
+PAPER = [["LaCy, 334M", "paper", "logit", "5.72", None, None, None, None, None, None]]
 COLUMNS = (
     "model",
+    "objective",
+    "calls ranked by",
     "call loss",
     "baseline there",
     "non-call loss",
@@ -43,6 +45,7 @@ def evaluate_losses(
     data: str | None = None,
     split: str | None = "val",
     fraction: float = 0.15,
+    rank_calls_by: str | None = None,
     parser: str = "en_core_web_sm",
     rows: int | None = None,
     batch_size: int = 8,
@@ -55,6 +58,7 @@ def evaluate_losses(
         baseline: the model whose losses on the others' masks are also wanted ("matched").
         data: folder of MDS shards, of which ``split``; default, the held-out data of the first model's run.
         fraction: of the targets that a mask delegates.
+        rank_calls_by: the score by which they are chosen, see ``methods.Rank``; None for that of each model's run.
         parser: spaCy pipeline that tells which targets are facts.
         rows: at most so many; default, all.
 
@@ -78,20 +82,26 @@ def evaluate_losses(
                 "rows": rows,
                 "batch_size": batch_size,
                 "annotation": pool.identity(),
+                "columns": list(TokenTable._fields),
             }
             journal = Journal(out / f"losses-{label}" / "parts.jsonl", settings)
             tables[label] = _table(label, model, pool, dataset, length, rows, batch_size, device, journal)
-    found = {label: _figures(tables[label], fraction, tables.get("baseline") if baseline else None) for label in models}
+    ranks = {label: rank_calls_by or loaded[label].rank_calls_by for label in models}
+    matched = tables.get("baseline") if baseline else None
+    found = {label: _figures(tables[label], fraction, ranks[label], matched) for label in models}
+    how = {label: [_objective(loaded[label].recipe), ranks[label]] for label in models}
     draw(out / "losses.png", {label: [row] for label, row in found.items()})
+    targets = len(next(iter(tables.values())).loss)
     table = Table(
         "Held-out losses, nats",
         COLUMNS,
-        [_row(label, row) for label, row in found.items()],
+        [[label, *how[label], *_row(row)] for label, row in found.items()],
         PAPER,
         "figure 5",
-        [f"{len(next(iter(tables.values())).loss):,} targets; {fraction:.0%} of them on each call mask."],
+        [*training_notes(models), f"{targets:,} targets; {fraction:.0%} of them on each call mask."],
     )
-    content = {"targets": len(tables[next(iter(models))].loss), "call_fraction": fraction, "models": found}
+    figures = {label: {"objective": how[label][0], "rank_calls_by": ranks[label]} | found[label] for label in models}
+    content = {"targets": targets, "call_fraction": fraction, "models": figures}
     publish(out, "losses", content, table)
 
 
@@ -179,9 +189,16 @@ def _keep(pending: list[TokenTable], folder: Path, journal: Journal) -> None:
     pending.clear()
 
 
-def _figures(table: TokenTable, fraction: float, baseline: TokenTable | None) -> dict[str, float]:
+def _objective(recipe: Recipe | None) -> str | None:
+    """That a run trained its model to call with; None where it is not known, or where there were no calls."""
+    if recipe is None or recipe.algorithms.call_mask.method == "baseline":
+        return None
+    return recipe.algorithms.call_mask.objective
+
+
+def _figures(table: TokenTable, fraction: float, rank: str, baseline: TokenTable | None) -> dict[str, float]:
     """The losses of one model and, on its mask, of the baseline; what the calls are."""
-    call = own_mask(table, fraction)
+    call = own_mask(table, fraction, rank)  # type: ignore[arg-type]
     found = losses(table, call) | calls_by_class(table, call)
     if baseline is not None:
         matched = losses(baseline, call, own=False)
@@ -189,10 +206,10 @@ def _figures(table: TokenTable, fraction: float, baseline: TokenTable | None) ->
     return found
 
 
-def _row(label: str, found: Mapping[str, float]) -> list[str | None]:
+def _row(found: Mapping[str, float]) -> list[str | None]:
     names = ("call_loss", "matched_call_loss", "non_call_loss", "matched_non_call_loss", "total_loss")
     shares = [f"{100 * found[name]:.1f}" for name in ("precision", "recall")]
-    return [label, *(f"{found[name]:.2f}" if name in found else None for name in names), *shares]
+    return [*(f"{found[name]:.2f}" if name in found else None for name in names), *shares]
 
 
 def draw(path: Path, found: Mapping[str, Sequence[Mapping[str, float]]]) -> None:

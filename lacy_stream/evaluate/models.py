@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from lacy_stream.checkpoint import describe_training, read_recipe
 from lacy_stream.sources import is_hub_name
 
 
@@ -33,6 +34,16 @@ def labels(paths: Sequence[str]) -> dict[str, str]:
                 labelled[longer] = path
                 break
     return labelled
+
+
+def training_notes(models: Mapping[str, str]) -> list[str]:
+    """A sentence on how each model was trained to call, where that is known.
+
+    Args:
+        models: label -> path. Texts and models of the hub are passed over.
+    """
+    recipes = {label: read_recipe(path) for label, path in models.items() if not path.endswith(".jsonl")}
+    return [f"{label}: {describe_training(recipe)}." for label, recipe in recipes.items() if recipe is not None]
 
 
 def fingerprint(path: str | os.PathLike[str]) -> str:

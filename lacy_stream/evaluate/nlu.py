@@ -13,6 +13,7 @@ import yaml
 from lm_eval.tasks import TaskManager
 
 from lacy_stream.evaluate.harness import TaskResult, run_tasks
+from lacy_stream.evaluate.models import training_notes
 from lacy_stream.evaluate.results import Table, publish
 
 UPSTREAM = Path(lm_eval.tasks.__file__).parent
@@ -75,6 +76,7 @@ def evaluate_nlu(
         paper=[[label, *row] for label, row in PAPER.items()],
         source="table 1, 334M parameters",
         notes=[
+            *training_notes(models),
             *([f"Only the first {limit} items of each task."] if limit else []),
             *(
                 f"{label}: {result[task].cut} answers of {TITLES[task]} are longer than the model's context; they are "

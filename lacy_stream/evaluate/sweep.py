@@ -48,11 +48,14 @@ def run_label(model: str, cascade: Cascade) -> str:
     return f"{model}-{cascade.delegate}-{cascade.call_rate:g}"
 
 
-def evaluate_sweep(rates: Sequence[Run], methods: Sequence[Run], jury: Jury, out: str | os.PathLike[str]) -> None:
+def evaluate_sweep(
+    rates: Sequence[Run], methods: Sequence[Run], jury: Jury, out: str | os.PathLike[str], training: Sequence[str] = ()
+) -> None:
     """Judge all runs and write sweep.json and sweep.md.
 
     Args:
         rates: runs of table 8; methods: of table 9. Either may be empty.
+        training: sentences on how the models were trained to call, for the page.
 
     Raises:
         JudgeError: the endpoint cannot be used; its answers so far are in its cache.
@@ -67,6 +70,7 @@ def evaluate_sweep(rates: Sequence[Run], methods: Sequence[Run], jury: Jury, out
     tables[-1] = _with_notes(
         tables[-1],
         [
+            *training,
             *(note for run, score in zip(runs, scores, strict=True) for note in notes(run.label, score)),
             judge_note(jury),
         ],

@@ -15,7 +15,9 @@ from torch import Tensor
 
 from annotator import FactClass
 from lacy_stream.losses import IGNORED_LABEL, token_losses, true_losses
-from lacy_stream.metrics import CallScores, call_scores, own_call_mask
+from lacy_stream.methods import Rank
+from lacy_stream.metrics import own_call_mask
+from lacy_stream.scores import CallScores
 
 
 class TokenTable(NamedTuple):
@@ -24,8 +26,8 @@ class TokenTable(NamedTuple):
     target: int32, its id. token_class: uint8, ``FactClass``.
     loss: float32, <CALL> excluded. loss_with_call: float32, over the whole vocabulary.
     proposal: int32, the most likely token other than <CALL>.
-    call_logit: float32, and call_leads: bool, whether it is the highest of all; for a model without <CALL> -inf and
-        False.
+    call_logit: float32, call_log_odds: float32, log p / (1 - p) of <CALL>, and call_leads: bool, whether its logit is
+        the highest of all; for a model without <CALL> -inf and False.
     """
 
     target: NDArray[np.int32]
@@ -34,6 +36,7 @@ class TokenTable(NamedTuple):
     loss_with_call: NDArray[np.float32]
     proposal: NDArray[np.int32]
     call_logit: NDArray[np.float32]
+    call_log_odds: NDArray[np.float32]
     call_leads: NDArray[np.bool_]
 
     @property
@@ -56,20 +59,20 @@ def token_table(logits_BTV: Tensor, labels_BT: Tensor, token_class_BT: Tensor, c
     if call_token_id < logits.shape[-1]:
         losses = token_losses(logits, targets, call_token_id)
         loss, with_call = losses.true, losses.true_with_call
-        scores = call_scores(logits, call_token_id)
+        calls = logits[..., call_token_id], losses.call_log_odds, logits.argmax(-1) == call_token_id
     else:
         loss = with_call = true_losses(logits, targets, call_token_id)
-        scores = CallScores(torch.full_like(loss, -torch.inf), torch.zeros_like(valid))
+        calls = torch.full_like(loss, -torch.inf), torch.full_like(loss, -torch.inf), torch.zeros_like(valid)
     proposal = logits[..., :call_token_id].argmax(-1)
-    columns = (targets, token_class_BT[:, 1:], loss, with_call, proposal, *scores)
+    columns = (targets, token_class_BT[:, 1:], loss, with_call, proposal, *calls)
     return TokenTable(*(_array(column[valid], hint) for column, hint in zip(columns, _DTYPES, strict=True)))
 
 
-_DTYPES = (np.int32, np.uint8, np.float32, np.float32, np.int32, np.float32, np.bool_)
+_DTYPES = (np.int32, np.uint8, np.float32, np.float32, np.int32, np.float32, np.float32, np.bool_)
 
 
 def _array(values: Tensor, dtype: type) -> NDArray:
-    return values.cpu().numpy().astype(dtype)
+    return (values.float() if values.dtype == torch.bfloat16 else values).cpu().numpy().astype(dtype)
 
 
 def joined(tables: Iterable[TokenTable]) -> TokenTable:
@@ -77,9 +80,11 @@ def joined(tables: Iterable[TokenTable]) -> TokenTable:
     return TokenTable(*(np.concatenate(columns) for columns in zip(*tables, strict=True)))
 
 
-def own_mask(table: TokenTable, fraction: float) -> NDArray[np.bool_]:
+def own_mask(table: TokenTable, fraction: float, rank: Rank) -> NDArray[np.bool_]:
     """What the model itself delegates, see ``metrics.own_call_mask``: bool [n]."""
-    scores = CallScores(torch.from_numpy(table.call_logit), torch.from_numpy(table.call_leads))
+    by_logit = rank == "logit"
+    score, first = (table.call_logit, table.call_leads) if by_logit else (table.call_log_odds, table.call_leads & False)
+    scores = CallScores(torch.from_numpy(score), torch.from_numpy(first))
     return own_call_mask(scores, torch.ones(len(table.loss), dtype=torch.bool), fraction).numpy()
 
 
