@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from lacy_stream.batches import AnnotatedDataset, PositionError, annotated_dataloader
     from lacy_stream.call_mask import CallMask
     from lacy_stream.corpus import Corpus, Source, open_corpus
-    from lacy_stream.losses import objective, token_losses
+    from lacy_stream.losses import token_losses, training_loss
     from lacy_stream.metrics import CallLoss, MaskModel, MatchedCallLoss, MatchedNonCallLoss, NonCallLoss, TotalLoss
     from lacy_stream.monitor import StreamMonitor
     from lacy_stream.pool import AnnotationError, AnnotationPool
@@ -26,7 +26,7 @@ _MODULES = {
     "batches": ("AnnotatedDataset", "PositionError", "annotated_dataloader"),
     "call_mask": ("CallMask",),
     "corpus": ("Corpus", "Source", "open_corpus"),
-    "losses": ("objective", "token_losses"),
+    "losses": ("token_losses", "training_loss"),
     "metrics": ("CallLoss", "MaskModel", "MatchedCallLoss", "MatchedNonCallLoss", "NonCallLoss", "TotalLoss"),
     "monitor": ("StreamMonitor",),
     "pool": ("AnnotationError", "AnnotationPool"),
@@ -63,9 +63,9 @@ __all__ = [
     "annotated_dataloader",
     "highest",
     "load_recipe",
-    "objective",
     "open_corpus",
     "token_losses",
+    "training_loss",
 ]
 
 

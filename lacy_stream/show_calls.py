@@ -90,7 +90,7 @@ def mark(checkpoint: Checkpoint, annotator: Annotator, documents: Sequence[Docum
     """Find the tokens that the model delegates: the run's call fraction of the tokens of all documents together, by the
     rule of the validation losses (A.4.3). Texts longer than the model's context are read in pieces of that length."""
     read = [_read(checkpoint, annotator, document) for document in documents]
-    losses, scores = (_joined(parts) for parts in ([one.losses for one in read], [one.scores for one in read]))
+    losses, scores = _joined([one.losses for one in read]), _joined([one.scores for one in read])
     classes = torch.from_numpy(np.concatenate([one.labelled.classes for one in read]))
     mask = checkpoint.recipe.algorithms.call_mask
     every = torch.ones_like(classes, dtype=torch.bool)

@@ -47,7 +47,8 @@ class CallScore:
     """
 
     def __init__(self, call_token_id: int, rank_calls_by: Rank) -> None:
-        self._id, self._rank = call_token_id, rank_calls_by
+        self._id = call_token_id
+        self._rank: Rank = rank_calls_by
 
     def __call__(self, logits_V: Tensor, proposal: int, text: str) -> float:
         return float(call_scores(logits_V[None], self._id, self._rank).score[0])
