@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -66,7 +66,7 @@ class Annotator:
 
     def __init__(
         self,
-        tokenizer: str | Path,
+        tokenizer: str | os.PathLike[str],
         model: str | None = "en_core_web_sm",
         engine: str = "auto",
         labeller: str | None = None,

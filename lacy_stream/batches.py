@@ -115,11 +115,13 @@ class AnnotatedDataset(IterableDataset):
             raise ValueError(f"lanes is {lanes} and there are {ranks} ranks; it can be shared by {_divisors(lanes)}")
         if max_seq_len < 2:
             raise ValueError(f"max_seq_len is {max_seq_len}: a row needs at least 2 tokens")
-        tokenizer = Annotator(pool.tokenizer, model=None)
+        tokenizer = Annotator(pool.settings.tokenizer, model=None)
         eos_id = tokenizer.eos_id
         self.vocab_size = tokenizer.vocab_size
         if eos_id < 0:
-            raise ValueError(f"the tokenizer {pool.tokenizer} has no end-of-sentence piece to put between documents")
+            raise ValueError(
+                f"the tokenizer {pool.settings.tokenizer} has no end-of-sentence piece to put between documents"
+            )
         self.pool, self.report = pool, pool.report
         self.max_seq_len = max_seq_len
         self.corpus = corpus

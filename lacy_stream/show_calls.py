@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.text import Text
 
 from annotator import Annotator, Document, FactClass
+from annotator.pipelines import OFFICIAL
 from annotator.terminal import printable
 from lacy_stream.checkpoint import Checkpoint, load_checkpoint
 from lacy_stream.corpus import open_corpus
@@ -23,7 +24,7 @@ from lacy_stream.metrics import CallScores, call_scores, own_call_mask
 from lacy_stream.recipe import CallMask, Recipe
 from lacy_stream.selectors import METHODS, Targets, budget
 from lacy_stream.token_page import Token, token_page
-from lacy_stream.train import corpus_arguments
+from lacy_stream.train import annotator_settings, corpus_arguments
 
 CALL_STYLE, IGNORED_STYLE, FACT_STYLE = "bold white on red", "black on yellow", "underline"
 CALLED, IGNORED = "delegated to a larger model", "ignored in training"
@@ -175,8 +176,8 @@ def show_calls(
     if documents < 1:
         raise ValueError(f"--documents is {documents}: show at least one")
     checkpoint = load_checkpoint(checkpoint_path)
-    settings = checkpoint.recipe.annotator
-    annotator = Annotator(checkpoint.tokenizer, settings.model or "en_core_web_sm", labeller=settings.labeller)
+    settings = annotator_settings(checkpoint.recipe.annotator, checkpoint.tokenizer)
+    annotator = replace(settings, model=settings.model or OFFICIAL).build()
     if files:
         chosen = [Document(name, Path(name).read_text(encoding="utf-8")) for name in files]
     else:

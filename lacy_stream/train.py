@@ -10,7 +10,7 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from annotator import Annotator
+from annotator import Annotator, AnnotatorSettings
 from annotator.labellers import find_labeller
 from annotator.pipelines import find_model
 from lacy_stream.pool import AnnotationPool, default_num_workers
@@ -49,11 +49,8 @@ def train(recipe: Recipe) -> None:
     workers = recipe.annotator.num_workers or default_num_workers(int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     # The workers load the parser while this process imports composer.
     with AnnotationPool(
-        tokenizer,
-        recipe.annotator.model,
+        annotator_settings(recipe.annotator, tokenizer),
         workers,
-        engine=recipe.annotator.engine,
-        labeller=recipe.annotator.labeller,
         report=Report(_report_path(recipe)),
         label_cache=recipe.annotator.label_cache,
         label_cache_limit=int(recipe.annotator.label_cache_limit_gb * 1e9),
@@ -68,6 +65,11 @@ def train(recipe: Recipe) -> None:
             _conclude(trainer, pool)
         finally:
             trainer.close()
+
+
+def annotator_settings(annotation: Annotation, tokenizer: Path) -> AnnotatorSettings:
+    """The annotator of a recipe, with the file of its tokenizer."""
+    return AnnotatorSettings(tokenizer, annotation.model, annotation.engine, annotation.labeller)
 
 
 def _other_models(recipe: Recipe) -> dict[str, str]:
@@ -176,7 +178,7 @@ def build_trainer(recipe: Recipe, pool: AnnotationPool, call_token_id: int) -> T
         vocab_size=call_token_id + 1,
         max_seq_len=recipe.max_seq_len,
         call_token_id=call_token_id,
-        eos_id=Annotator(pool.tokenizer, model=None).eos_id,
+        eos_id=Annotator(pool.settings.tokenizer, model=None).eos_id,
         call_fraction=call_fraction,
         mask_from=_mask_model(recipe, pool, call_token_id),
     )
@@ -294,7 +296,7 @@ def _other_model(key: str, recipe: Recipe, pool: AnnotationPool) -> PreTrainedMo
     if (path := _other_models(recipe).get(key)) is None:
         return None
     try:
-        return load_reference(path, Path(pool.tokenizer), recipe.max_seq_len)
+        return load_reference(path, Path(pool.settings.tokenizer), recipe.max_seq_len)
     except ValueError as error:
         raise RecipeError(f"{key}: {error}") from None
 
@@ -387,7 +389,7 @@ def _conclude(trainer: Trainer, pool: AnnotationPool) -> None:
 
     if dist.get_global_rank() == 0:
         console = Console(stderr=True, highlight=False)
-        console.print(_new_line(console) + describe_rate(pool.stats(), parsed=pool.annotates), markup=False)
+        console.print(_new_line(console) + describe_rate(pool.stats(), parsed=pool.settings.finds_facts), markup=False)
         for monitor in trainer.state.callbacks:
             if isinstance(monitor, StreamMonitor):
                 console.print(monitor.summary, markup=False)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from annotator import AnnotatorSettings
 from lacy_stream.checkpoint import CallingModel, load_model
 from lacy_stream.evaluate.journal import Journal
 from lacy_stream.evaluate.models import fingerprint
@@ -69,7 +70,7 @@ def evaluate_losses(
     dataset = _dataset(first, data, split)
     length = min(model.max_seq_len for model in loaded.values())
     tables = {}
-    with AnnotationPool(first.tokenizer, parser, label_cache=out / "labels") as pool:
+    with AnnotationPool(AnnotatorSettings(first.tokenizer, parser), label_cache=out / "labels") as pool:
         for label, model in loaded.items():
             settings = {
                 "model": fingerprint(everyone[label]),
