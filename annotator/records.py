@@ -1,4 +1,4 @@
-"""The values that flow through the annotator: Document -> Words -> FactClass per word -> LabelledTokens."""
+"""The values that flow through the annotator: Document -> Pieces, Words -> FactClass per word -> LabelledTokens."""
 
 from __future__ import annotations
 
@@ -99,6 +99,26 @@ class Document:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Pieces:
+    """What a tokenizer makes of one text, or reads in the ids of one, as arrays of length n.
+
+    text:     the text.
+    ids:      int32, piece ids.
+    offsets:  int32 [n, 2], start and end of each piece in code points of the text: monotone, and the last end is the
+              length of the text. A piece includes the space before it.
+    control:  bool, the piece is a control piece, which spells nothing.
+    """
+
+    text: str
+    ids: NDArray[np.int32]
+    offsets: NDArray[np.int32]
+    control: NDArray[np.bool_]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Words:
     """The words of one text with what a parser says about them, as arrays of length n.
 
@@ -176,7 +196,7 @@ class Words:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LabelledTokens:
-    """The SentencePiece tokens of one text, each with the class of the word that it belongs to.
+    """The tokens of one text, each with the class of the word that it belongs to.
 
     ids:      int32 [n], piece ids of the whole text (no BOS, no EOS), or the ids of a row, control ids included.
     classes:  uint8 [n], ``FactClass`` values.

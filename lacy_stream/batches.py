@@ -30,7 +30,8 @@ import torch
 from composer.utils import dist
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from annotator import Annotator, Document, LabelledTokens
+from annotator import Document, LabelledTokens
+from annotator.tokenizers import open_tokenizer
 from lacy_stream.corpus import Corpus, Source, open_corpus
 from lacy_stream.packing import START, Cursor, LanePacker, Row
 from lacy_stream.pool import CHARACTERS_PER_TOKEN, AnnotationPool
@@ -115,7 +116,7 @@ class AnnotatedDataset(IterableDataset):
             raise ValueError(f"lanes is {lanes} and there are {ranks} ranks; it can be shared by {_divisors(lanes)}")
         if max_seq_len < 2:
             raise ValueError(f"max_seq_len is {max_seq_len}: a row needs at least 2 tokens")
-        tokenizer = Annotator(pool.settings.tokenizer, model=None)
+        tokenizer = open_tokenizer(pool.settings.tokenizer)
         eos_id = tokenizer.eos_id
         self.vocab_size = tokenizer.vocab_size
         if eos_id < 0:

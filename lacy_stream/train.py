@@ -10,9 +10,10 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from annotator import Annotator, AnnotatorSettings
+from annotator import AnnotatorSettings
 from annotator.labellers import find_labeller
 from annotator.pipelines import find_model
+from annotator.tokenizers import open_tokenizer
 from lacy_stream.pool import AnnotationPool, default_num_workers
 from lacy_stream.recipe import Annotation, Dataset, Loader, Recipe, RecipeError, dump_recipe, tokenizer_path
 from lacy_stream.recipe import Source as RecipeSource
@@ -31,7 +32,7 @@ def train(recipe: Recipe) -> None:
     """Run a recipe to its end."""
     tokenizer = tokenizer_path(recipe.tokenizer.name)
     try:
-        pieces = Annotator(tokenizer, model=None).vocab_size
+        pieces = open_tokenizer(tokenizer).vocab_size
     except ValueError as error:
         raise RecipeError(f"tokenizer.name: {error}") from None
     if recipe.model.vocab_size not in (None, pieces + 1):
@@ -178,7 +179,7 @@ def build_trainer(recipe: Recipe, pool: AnnotationPool, call_token_id: int) -> T
         vocab_size=call_token_id + 1,
         max_seq_len=recipe.max_seq_len,
         call_token_id=call_token_id,
-        eos_id=Annotator(pool.settings.tokenizer, model=None).eos_id,
+        eos_id=open_tokenizer(pool.settings.tokenizer).eos_id,
         call_fraction=call_fraction,
         mask_from=_mask_model(recipe, pool, call_token_id),
     )
