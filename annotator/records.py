@@ -8,6 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+CHARACTERS_PER_TOKEN = 4
+"""Of English text, about."""
+
 
 class FactClass(enum.IntEnum):
     """The three classes of appendix A.2.1. The values are stored in batches as uint8."""
@@ -96,6 +99,16 @@ class Document:
     ids: NDArray[np.integer] | None = None
     annotate: bool = True
     spans: str | NDArray[np.integer] | None = None
+
+    @property
+    def characters(self) -> int:
+        """Length of the text in code points; of a row of ids, an estimate of it."""
+        return len(self.text) if self.ids is None else CHARACTERS_PER_TOKEN * len(self.ids)
+
+    @property
+    def tokens(self) -> int:
+        """Number of tokens of a row of ids; of a text, an estimate of it, at least 1."""
+        return len(self.text) // CHARACTERS_PER_TOKEN + 1 if self.ids is None else len(self.ids)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -201,7 +214,8 @@ class LabelledTokens:
     ids:      int32 [n], piece ids of the whole text (no BOS, no EOS), or the ids of a row, control ids included.
     classes:  uint8 [n], ``FactClass`` values.
     offsets:  int32 [n, 2], start and end of each piece in code points of the text: monotone, and the
-              last end is the length of the text. A piece includes the space before it.
+              last end is the length of the text. A piece includes the space before it. A label cache does not keep
+              them: tokens that come from one have int32 [0, 2].
     """
 
     ids: NDArray[np.int32]

@@ -70,7 +70,7 @@ def main() -> None:
         AnnotationPool(AnnotatorSettings(args.tokenizer, model=None), num_workers=1) as pool,
     ):
         write(Path(folder))
-        pool.identity()
+        assert pool.identity
         places = (100, 1_000_000)
         measured = {place: [] for place in places}
         for _ in range(args.rounds):

@@ -36,9 +36,6 @@ BATCH_CHARACTERS = 32_000
 """A batch ends at either limit: large enough that messages cost nothing, small enough that a worker answers within
 about two seconds at the speed of stock spaCy."""
 
-CHARACTERS_PER_TOKEN = 4
-"""About; for rows of token ids."""
-
 TRIES = 2
 STARTS = 3
 SLOWEST_CHARACTERS_PER_S = 1_000
@@ -98,10 +95,6 @@ class _Job:
     document: Document
     future: Future[LabelledTokens]
     deaths: int = 0  # of workers that held it
-
-
-def _characters(document: Document) -> int:
-    return len(document.text) if document.ids is None else CHARACTERS_PER_TOKEN * len(document.ids)
 
 
 def default_num_workers(ranks_on_node: int = 1) -> int:
@@ -181,16 +174,17 @@ class AnnotationPool:
         future.set_result(labelled)
         return future
 
+    @property
     def identity(self) -> dict[str, str]:
-        """What the labels depend on beside the text, by name (tokenizer, parser, rules); waits until a worker has
-        loaded them."""
+        """The ``Annotator.identity`` of the workers; waits until one of them has loaded its annotator."""
         return self._identity.result()
 
+    @property
     def fingerprint(self) -> str:
-        """``identity`` as one hex digest, the ``Annotator.fingerprint`` of the workers."""
+        """``identity`` as one hex digest, the ``Annotator.fingerprint`` of the workers; waits as ``identity`` does."""
         from annotator.annotate import fingerprint
 
-        return fingerprint(self.identity())
+        return fingerprint(self.identity)
 
     def stats(self) -> PoolStats:
         with self._changed:
@@ -230,7 +224,7 @@ class AnnotationPool:
                     self.report.add("worker_restarted", f"annotation worker {index}", "it died while it had no work")
                     worker.close()
                     worker = self._start(index)
-                characters = sum(_characters(job.document) for job in batch)
+                characters = sum(job.document.characters for job in batch)
                 timeout_s = self._timeout_s + characters / SLOWEST_CHARACTERS_PER_S
                 try:
                     answer = worker.annotate([job.document for job in batch], timeout_s)
@@ -286,7 +280,7 @@ class AnnotationPool:
                     if alone or job.future.set_running_or_notify_cancel():
                         self._running.add(job)
                         batch.append(job)
-                        characters += BATCH_CHARACTERS if alone else _characters(job.document)
+                        characters += BATCH_CHARACTERS if alone else job.document.characters
         return batch
 
     def _deliver(self, batch: list[_Job], answer: Answer, index: int) -> None:
@@ -357,7 +351,7 @@ class AnnotationPool:
         """The cache, opened as soon as a worker has said which annotator it runs: that names the store."""
         if self._cache is not None or self._cache_settings is None:
             return self._cache
-        fingerprint = self.fingerprint()
+        fingerprint = self.fingerprint
         with self._cache_lock:
             if self._cache is None and self._cache_settings is not None:
                 from lacy_stream.label_cache import LabelCache

@@ -79,7 +79,7 @@ def test_example_in_a_pool(install: Install, tokenizer_path: Path) -> None:
     ]
     with AnnotationPool(AnnotatorSettings(tokenizer_path, labeller="chemistry"), num_workers=2) as pool:
         text, ids, code, judged = [pool.submit(document).result(timeout=60) for document in documents]
-        identity = pool.identity()
+        identity = pool.identity
     assert facts(TEXT, text) == "|".join(f" {part}" for part in MARKED)
     assert ids.classes.tolist() == [*text.classes.tolist(), FactClass.GRAMMATICAL]
     assert (facts(TEXT, code), facts(TEXT, judged)) == ("", "Heat")

@@ -60,8 +60,8 @@ def test_labels_are_those_of_the_annotator(pool: AnnotationPool, annotator: Anno
 
 def test_fingerprint_is_the_annotators(pool: AnnotationPool, annotator: Annotator) -> None:
     """The pool tells which tokenizer, parser and rules its labels come from, by name and as one digest."""
-    assert pool.identity() == annotator.identity and {"tokenizer", "rules", "model"} <= set(annotator.identity)
-    assert pool.fingerprint() == annotator.fingerprint
+    assert pool.identity == annotator.identity and {"tokenizer", "rules", "model"} <= set(annotator.identity)
+    assert pool.fingerprint == annotator.fingerprint
 
 
 def test_engine_is_a_setting(tokenizer_path: Path, annotator: Annotator) -> None:
@@ -70,7 +70,7 @@ def test_engine_is_a_setting(tokenizer_path: Path, annotator: Annotator) -> None
         futures = submit_all(plain, TEXTS[:5])
         for future, expected in zip(futures, annotator.annotate(TEXTS[:5]), strict=True):
             np.testing.assert_array_equal(future.result(timeout=60).classes, expected.classes)
-        assert "engine" in annotator.identity and "engine" not in plain.identity()
+        assert "engine" in annotator.identity and "engine" not in plain.identity
 
 
 def test_hit_rates_come_with_the_answers(pool: AnnotationPool) -> None:
@@ -139,7 +139,7 @@ def test_unknown_parser_is_reported_by_every_future(tokenizer_path: Path) -> Non
         with pytest.raises(AnnotationError, match="en_core_web_nothing"):
             pool.submit(Document("x", "text")).result(timeout=60)
         with pytest.raises(AnnotationError, match="en_core_web_nothing"):
-            pool.fingerprint()
+            assert pool.fingerprint
 
 
 LONG = "Ada Lovelace wrote to Charles Babbage about the engine in 1843. " * 1500
@@ -189,7 +189,7 @@ def test_workers_that_die_without_work_blame_no_document(tokenizer_path: Path) -
 def test_hung_worker_is_replaced(tokenizer_path: Path, annotator: Annotator) -> None:
     """SIGSTOP: when the time limit of its batch has passed, the worker is killed and another one does the work."""
     with AnnotationPool(AnnotatorSettings(tokenizer_path), num_workers=1, timeout_s=2) as pool:
-        pool.fingerprint()
+        assert pool.fingerprint
         stopped = pool._workers[0].pid
         os.kill(stopped, signal.SIGSTOP)
         labelled = pool.submit(Document("slow", TEXTS[0])).result(timeout=60)
@@ -200,7 +200,7 @@ def test_hung_worker_is_replaced(tokenizer_path: Path, annotator: Annotator) -> 
 def test_stopped_worker_does_not_block_a_large_message(tokenizer_path: Path) -> None:
     """A worker that is stopped before it has read a message larger than the pipe is replaced, too."""
     with AnnotationPool(AnnotatorSettings(tokenizer_path, model=None), num_workers=1, timeout_s=-1000.0) as pool:
-        pool.fingerprint()
+        assert pool.fingerprint
         os.kill(pool._workers[0].pid, signal.SIGSTOP)
         large = Document("large", "word " * 200_400)  # 1,002 s by its length: 2 s in all
         assert len(pool.submit(large).result(timeout=60)) > 200_000
@@ -228,7 +228,7 @@ def test_closed_pools_leave_no_descriptors(tokenizer_path: Path) -> None:
 
     def descriptors() -> int:
         with AnnotationPool(AnnotatorSettings(tokenizer_path, model=None), num_workers=1) as pool:
-            pool.fingerprint()
+            assert pool.fingerprint
             pool.submit(Document("large", "word " * 1_000_000))
             while not pool.stats().in_flight:
                 time.sleep(0.01)

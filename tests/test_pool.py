@@ -92,8 +92,8 @@ def test_batches_are_bounded(settings: AnnotatorSettings) -> None:
 def test_identity_is_the_workers(settings: AnnotatorSettings) -> None:
     """The pool tells by name, and as one digest, what its workers' labels come from."""
     with AnnotationPool(settings, num_workers=2, start_worker=WordWorkers()) as pool:
-        assert pool.identity() == WordWorkers.identity
-        assert pool.fingerprint() == fingerprint(WordWorkers.identity)
+        assert pool.identity == WordWorkers.identity
+        assert pool.fingerprint == fingerprint(WordWorkers.identity)
 
 
 def test_counters(settings: AnnotatorSettings) -> None:
@@ -153,7 +153,7 @@ def test_workers_that_cannot_start_fail_every_future(settings: AnnotatorSettings
         with pytest.raises(AnnotationError, match="worker 0 could not start: ValueError: no such pipeline"):
             pool.submit(Document("x", "text")).result(timeout=30)
         with pytest.raises(AnnotationError, match="no such pipeline"):
-            pool.fingerprint()
+            assert pool.fingerprint
     assert not workers.started
 
 

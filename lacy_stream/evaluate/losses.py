@@ -78,7 +78,7 @@ def evaluate_losses(
                 "length": length,
                 "rows": rows,
                 "batch_size": batch_size,
-                "annotation": pool.identity(),
+                "annotation": pool.identity,
             }
             journal = Journal(out / f"losses-{label}" / "parts.jsonl", settings)
             tables[label] = _table(label, model, pool, dataset, length, rows, batch_size, device, journal)
