@@ -2,5 +2,6 @@
 
 from annotator.annotate import Annotator, Explanation
 from annotator.records import Document, FactClass, LabelledTokens, Words
+from annotator.settings import AnnotatorSettings
 
-__all__ = ["Annotator", "Document", "Explanation", "FactClass", "LabelledTokens", "Words"]
+__all__ = ["Annotator", "AnnotatorSettings", "Document", "Explanation", "FactClass", "LabelledTokens", "Words"]

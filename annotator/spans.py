@@ -61,7 +61,7 @@ def factual_tokens(offsets: NDArray[np.int32], text: str, spans: NDArray[np.int3
     """Which tokens are facts; bool [n].
 
     A token is one where a span covers at least one code point of it that is no white space. A token of spaces only,
-    or of no code point, counts with what follows it, as in ``Tokenizer.classify``: so the lone space token before the
+    or of no code point, counts with what follows it, as in ``align.classify``: so the lone space token before the
     digits of a year that is covered is a fact too, and the one behind it is not.
 
     Args:

@@ -10,6 +10,7 @@ import logging
 import re
 import warnings
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -215,6 +216,15 @@ def model_sha256(folder: Path) -> str:
         if file.is_file() and name.split("/")[0] in _MODEL_FILES:
             digest.update(f"{name} {hashlib.sha256(file.read_bytes()).hexdigest()}\n".encode())
     return digest.hexdigest()
+
+
+@cache
+def sentencizer() -> spacy.language.Language:
+    """spaCy's English tokenizer and sentences by punctuation, without a model: it keeps "J." and "Dr." whole, so that
+    they end no sentence."""
+    pipeline = spacy.blank("en")
+    pipeline.add_pipe("sentencizer")
+    return pipeline
 
 
 def highlight_page(documents: list[dict[str, object]], colors: dict[str, str], page_title: str = "lacy-stream") -> str:

@@ -75,10 +75,7 @@ def read(model: Any, rows: Sequence[list[int]], calls: bool) -> Answers:
         targets = torch.tensor(row)
         with torch.no_grad():
             logits = model.model(input_ids=torch.tensor([[model.eos_id, *row[:-1]]])).logits[0].float()
-        values = {
-            "correct": logits[:, :call].argmax(-1) == targets,
-            "loss": true_losses(logits, targets, call),
-        }
+        values = {"correct": logits[:, :call].argmax(-1) == targets, "loss": true_losses(logits, targets, call)}
         if calls:
             losses = token_losses(logits, targets, call)
             for rank in ("probability", "logit"):

@@ -16,15 +16,15 @@ import yaml
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils.hub import cached_file
 
-from annotator import Annotator
+from annotator.tokenizers import open_tokenizer
 from lacy_stream.model import build_model
 from lacy_stream.recipe import Recipe, check_recipe, tokenizer_path
 from lacy_stream.report import Report
 from lacy_stream.sources import is_hub_name
 
 LATEST = "latest-rank0.pt"
-SENTENCEPIECE, RECIPE = "tokenizer.model", "recipe.yaml"
-"""Names of files in an exported folder."""
+SENTENCEPIECE, TOKENIZER_JSON, RECIPE = "tokenizer.model", "tokenizer.json", "recipe.yaml"
+"""Names of files in the folder of a model."""
 
 
 class CheckpointError(ValueError):
@@ -88,7 +88,7 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     state = _read(path)
     recipe, annotation = _recorded(state, path)
     tokenizer = tokenizer_path(recipe.tokenizer.name)
-    pieces = Annotator(tokenizer, model=None)
+    pieces = open_tokenizer(tokenizer)
     wrapper = build_model(
         recipe.model,
         vocab_size=pieces.vocab_size + 1,
@@ -169,9 +169,9 @@ def _from_transformers(name: str) -> CallingModel:
         model = AutoModelForCausalLM.from_pretrained(name, torch_dtype="float32")
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{name} is no causal language model: {str(error).strip().splitlines()[0]}") from None
-    tokenizer = _file_of(name, SENTENCEPIECE) or _file_of(name, "tokenizer.json")
+    tokenizer = tokenizer_file(name)
     if tokenizer is None:
-        raise CheckpointError(f"{name} has no tokenizer: add its {SENTENCEPIECE} or tokenizer.json")
+        raise CheckpointError(f"{name} has no tokenizer: add its {SENTENCEPIECE} or {TOKENIZER_JSON}")
     config = model.config
     eos_id = config.eos_token_id[0] if isinstance(config.eos_token_id, list) else config.eos_token_id
     if eos_id is None:
@@ -186,6 +186,11 @@ def _from_transformers(name: str) -> CallingModel:
         Path(name).name,
         None if recipe is None else check_recipe(yaml.safe_load(recipe.read_text(encoding="utf-8"))),
     )
+
+
+def tokenizer_file(name: str) -> Path | None:
+    """The file of the tokenizer in a model's folder or hub repository; None where it has none."""
+    return _file_of(name, SENTENCEPIECE) or _file_of(name, TOKENIZER_JSON)
 
 
 def _file_of(name: str, file: str) -> Path | None:

@@ -11,7 +11,8 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
 from transformers import PreTrainedTokenizerFast
 from transformers.convert_slow_tokenizer import generate_merges
 
-from annotator.tokens import Tokenizer as SentencePieceTokenizer
+from annotator.tokenizers import is_tokenizer_json
+from annotator.tokenizers.sentencepiece import SentencePieceTokenizer
 from lacy_stream.checkpoint import RECIPE, SENTENCEPIECE, CallingModel, load_model
 from lacy_stream.recipe import dump_recipe
 
@@ -50,7 +51,7 @@ def write_folder(calling: CallingModel, out: Path) -> None:
     Raises:
         ValueError: the model has no <CALL>, or another tokenizer.
     """
-    if calling.call_token_id is None or calling.tokenizer.suffix == ".json":
+    if calling.call_token_id is None or is_tokenizer_json(calling.tokenizer):
         raise ValueError(f"{calling.name} is a Hugging Face model already: there is nothing to export")
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as scratch:

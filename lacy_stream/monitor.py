@@ -65,7 +65,7 @@ class StreamMonitor(Callback):
         (then, before), now, stats = self._last, time.perf_counter(), dataset.stats()
         self._last = (now, stats)
         pool = dataset.pool.stats()
-        self.annotation = describe_rate(pool, dataset.pool.annotates)
+        self.annotation = describe_rate(pool, dataset.pool.settings.finds_facts)
         waited = stats.wait_s - before.wait_s
         longest = state.device.tensor_to_device(torch.tensor([waited], dtype=torch.float32))
         dist.all_reduce(longest, "MAX")

@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.text import Text
 
 from annotator import Annotator, Document, FactClass, LabelledTokens
+from annotator.pipelines import OFFICIAL
 from annotator.terminal import printable
 from lacy_stream.checkpoint import Checkpoint, describe_training, load_checkpoint
 from lacy_stream.corpus import open_corpus
@@ -26,7 +27,7 @@ from lacy_stream.recipe import CallMask, Recipe
 from lacy_stream.scores import CallScores, call_scores
 from lacy_stream.selectors import METHODS, Selection, Targets, budget
 from lacy_stream.token_page import Token, token_page
-from lacy_stream.train import corpus_arguments
+from lacy_stream.train import annotator_settings, corpus_arguments
 
 Columns = TypeVar("Columns", TokenLosses, CallScores)
 
@@ -256,8 +257,8 @@ def _chosen(recipe: Recipe, files: Sequence[str], count: int) -> list[Document]:
 
 
 def _marked(checkpoint: Checkpoint, documents: Sequence[Document]) -> list[Marked]:
-    settings = checkpoint.recipe.annotator
-    annotator = Annotator(checkpoint.tokenizer, settings.model or "en_core_web_sm", labeller=settings.labeller)
+    settings = annotator_settings(checkpoint.recipe.annotator, checkpoint.tokenizer)
+    annotator = replace(settings, model=settings.model or OFFICIAL).build()
     return mark(checkpoint, annotator, documents)
 
 

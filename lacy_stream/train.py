@@ -10,9 +10,10 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from annotator import Annotator
+from annotator import AnnotatorSettings
 from annotator.labellers import find_labeller
 from annotator.pipelines import find_model
+from annotator.tokenizers import open_tokenizer
 from lacy_stream.pool import AnnotationPool, default_num_workers
 from lacy_stream.recipe import Annotation, Dataset, Loader, Recipe, RecipeError, dump_recipe, tokenizer_path
 from lacy_stream.recipe import Source as RecipeSource
@@ -31,7 +32,7 @@ def train(recipe: Recipe) -> None:
     """Run a recipe to its end."""
     tokenizer = tokenizer_path(recipe.tokenizer.name)
     try:
-        pieces = Annotator(tokenizer, model=None).vocab_size
+        pieces = open_tokenizer(tokenizer).vocab_size
     except ValueError as error:
         raise RecipeError(f"tokenizer.name: {error}") from None
     if recipe.model.vocab_size not in (None, pieces + 1):
@@ -49,11 +50,8 @@ def train(recipe: Recipe) -> None:
     workers = recipe.annotator.num_workers or default_num_workers(int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     # The workers load the parser while this process imports composer.
     with AnnotationPool(
-        tokenizer,
-        recipe.annotator.model,
+        annotator_settings(recipe.annotator, tokenizer),
         workers,
-        engine=recipe.annotator.engine,
-        labeller=recipe.annotator.labeller,
         report=Report(_report_path(recipe)),
         label_cache=recipe.annotator.label_cache,
         label_cache_limit=int(recipe.annotator.label_cache_limit_gb * 1e9),
@@ -68,6 +66,11 @@ def train(recipe: Recipe) -> None:
             _conclude(trainer, pool)
         finally:
             trainer.close()
+
+
+def annotator_settings(annotation: Annotation, tokenizer: Path) -> AnnotatorSettings:
+    """The annotator of a recipe, with the file of its tokenizer."""
+    return AnnotatorSettings(tokenizer, annotation.model, annotation.engine, annotation.labeller)
 
 
 def _other_models(recipe: Recipe) -> dict[str, str]:
@@ -176,7 +179,7 @@ def build_trainer(recipe: Recipe, pool: AnnotationPool, call_token_id: int) -> T
         vocab_size=call_token_id + 1,
         max_seq_len=recipe.max_seq_len,
         call_token_id=call_token_id,
-        eos_id=Annotator(pool.tokenizer, model=None).eos_id,
+        eos_id=open_tokenizer(pool.settings.tokenizer).eos_id,
         call_fraction=recipe.algorithms.call_mask.call_fraction,
         rank_calls_by=recipe.algorithms.call_mask.rank_calls_by,  # type: ignore[arg-type]
         mask_from=_mask_model(recipe, pool, call_token_id),
@@ -297,7 +300,7 @@ def _other_model(key: str, recipe: Recipe, pool: AnnotationPool) -> PreTrainedMo
     if (path := _other_models(recipe).get(key)) is None:
         return None
     try:
-        return load_reference(path, Path(pool.tokenizer), recipe.max_seq_len)
+        return load_reference(path, Path(pool.settings.tokenizer), recipe.max_seq_len)
     except ValueError as error:
         raise RecipeError(f"{key}: {error}") from None
 
@@ -390,7 +393,7 @@ def _conclude(trainer: Trainer, pool: AnnotationPool) -> None:
 
     if dist.get_global_rank() == 0:
         console = Console(stderr=True, highlight=False)
-        console.print(_new_line(console) + describe_rate(pool.stats(), parsed=pool.annotates), markup=False)
+        console.print(_new_line(console) + describe_rate(pool.stats(), parsed=pool.settings.finds_facts), markup=False)
         for monitor in trainer.state.callbacks:
             if isinstance(monitor, StreamMonitor):
                 console.print(monitor.summary, markup=False)

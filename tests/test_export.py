@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from annotator.tokens import Tokenizer
+from annotator.tokenizers import open_tokenizer
 from lacy_stream.checkpoint import CheckpointError, load_model
 from lacy_stream.cli import main
 from lacy_stream.export import transformers_tokenizer
@@ -61,7 +61,7 @@ def test_logits_are_those_of_the_checkpoint(checkpoint: Path, exported: Path) ->
 
 def test_the_tokenizer_is_sentencepiece(exported: Path, tokenizer_path: Path, shared: Path) -> None:
     """AutoTokenizer gives SentencePiece's ids on all 830 documents, and has <CALL> as id 32000."""
-    theirs, ours = AutoTokenizer.from_pretrained(exported), Tokenizer(tokenizer_path)
+    theirs, ours = AutoTokenizer.from_pretrained(exported), open_tokenizer(tokenizer_path)
     assert theirs.convert_tokens_to_ids("<CALL>") == 32_000 and len(theirs) == 32_001
     texts = [json.loads(line)["text"] for line in (shared / "lmlm_spans.jsonl").open(encoding="utf-8")]
     assert len(texts) == 830
@@ -73,7 +73,7 @@ def test_the_tokenizer_at_its_edges(exported: Path, tokenizer_path: Path, text: 
     """White space, bytes and names of special tokens are what SentencePiece makes of them."""
     theirs = AutoTokenizer.from_pretrained(exported)
     ids = theirs(text)["input_ids"]
-    assert ids == Tokenizer(tokenizer_path).encode(text).ids.tolist() and 32_000 not in ids
+    assert ids == open_tokenizer(tokenizer_path).encode(text).ids.tolist() and 32_000 not in ids
 
 
 def test_lm_eval_loads_the_folder(exported: Path, checkpoint: Path) -> None:
@@ -86,7 +86,7 @@ def test_lm_eval_loads_the_folder(exported: Path, checkpoint: Path) -> None:
     request = Instance("loglikelihood", {}, ("Ada Lovelace was born", " in London"), 0)
     [(found, _)] = model.loglikelihood([request])
     ours = load_model(checkpoint)
-    pieces = Tokenizer(ours.tokenizer)
+    pieces = open_tokenizer(ours.tokenizer)
     ids = torch.from_numpy(pieces.encode("Ada Lovelace was born in London").ids).long()
     start = len(pieces.encode("Ada Lovelace was born").ids)
     with torch.no_grad():

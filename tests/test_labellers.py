@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from annotator import Annotator, Document, FactClass, LabelledTokens
+from annotator import Annotator, AnnotatorSettings, Document, FactClass, LabelledTokens
 from annotator.labellers import GROUP, Labeller, find_labeller
 from lacy_stream.pool import AnnotationPool
 from lacy_stream.recipe import RecipeError, load_recipe
@@ -77,9 +77,9 @@ def test_example_in_a_pool(install: Install, tokenizer_path: Path) -> None:
         Document("code", TEXT, annotate=False),
         Document("judged", TEXT, spans="[[0, 4]]"),
     ]
-    with AnnotationPool(tokenizer_path, labeller="chemistry", num_workers=2) as pool:
+    with AnnotationPool(AnnotatorSettings(tokenizer_path, labeller="chemistry"), num_workers=2) as pool:
         text, ids, code, judged = [pool.submit(document).result(timeout=60) for document in documents]
-        identity = pool.identity()
+        identity = pool.identity
     assert facts(TEXT, text) == "|".join(f" {part}" for part in MARKED)
     assert ids.classes.tolist() == [*text.classes.tolist(), FactClass.GRAMMATICAL]
     assert (facts(TEXT, code), facts(TEXT, judged)) == ("", "Heat")
@@ -157,7 +157,7 @@ def test_workers_load_neither_spacy_nor_torch(install: Install, tokenizer_path: 
                 yield 0, len(text)
         """,
     )
-    with AnnotationPool(tokenizer_path, labeller="light:whole_text_if_light", num_workers=1) as pool:
+    with AnnotationPool(AnnotatorSettings(tokenizer_path, labeller="light:whole_text_if_light"), num_workers=1) as pool:
         assert facts(TEXT, pool.submit(Document("x", TEXT)).result(timeout=60)) == TEXT
 
 
@@ -238,7 +238,7 @@ def test_faults_of_a_labeller_cost_their_document_only(install: Install, tokeniz
     goes without facts and is named with the reason; its neighbours have theirs."""
     install("faulty", FAULTY)
     texts = ["fine", "raises", "outside", "no spans", "kills", "last"]
-    with AnnotationPool(tokenizer_path, labeller="faulty:label", num_workers=1) as pool:
+    with AnnotationPool(AnnotatorSettings(tokenizer_path, labeller="faulty:label"), num_workers=1) as pool:
         futures = [pool.submit(Document(text, text)) for text in texts]
         found = [facts(text, future.result(timeout=120)) for text, future in zip(texts, futures, strict=True)]
         assert found == ["fine", "", "", "", "", "last"] and all(len(future.result()) for future in futures)
@@ -256,7 +256,7 @@ def test_labels_of_another_version_are_not_taken_from_the_cache(
     """A label cache serves the labels of the labeller that made them, and of no other version."""
     for version, cached in [("1.0", 0), ("1.0", 1), ("1.1", 0)]:
         install("cached", "def label(text):\n    return [(0, 4)]\n", version=version, it="label")
-        settings = {"labeller": "it", "num_workers": 1, "label_cache": tmp_path / "labels"}
-        with AnnotationPool(tokenizer_path, **settings) as pool:
+        settings = AnnotatorSettings(tokenizer_path, labeller="it")
+        with AnnotationPool(settings, num_workers=1, label_cache=tmp_path / "labels") as pool:
             assert (pool.submit(Document("x", TEXT)).result(timeout=60).classes == FactClass.FACTUAL).any()
             assert pool.stats().cached == cached

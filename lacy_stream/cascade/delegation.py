@@ -8,7 +8,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from annotator import Annotator, FactClass
+from annotator import Annotator, AnnotatorSettings, FactClass
+from annotator.pipelines import OFFICIAL
+from annotator.tokenizers import is_tokenizer_json
 from lacy_stream.cascade.vocabulary import Vocabulary
 from lacy_stream.checkpoint import CallingModel
 from lacy_stream.methods import RANKS, Rank
@@ -177,6 +179,6 @@ def default_annotator(model: CallingModel) -> Annotator:
 
     pipeline = model.recipe.annotator.model if model.recipe is not None else None
     file = model.tokenizer
-    if file.suffix == ".json":
+    if is_tokenizer_json(file):
         file = tokenizer_path("package:mistral_common/data/tokenizer.model.v1")
-    return Annotator(file, model=pipeline or "en_core_web_sm")
+    return AnnotatorSettings(file, pipeline or OFFICIAL).build()

@@ -16,8 +16,8 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 import torch
 
-from annotator import Annotator, Document, FactClass
-from annotator.tokens import Tokenizer
+from annotator import Annotator, AnnotatorSettings, Document, FactClass
+from annotator.tokenizers import Tokenizer
 from lacy_stream.checkpoint import CallingModel, load_model
 from lacy_stream.evaluate.judge import Judge, in_parallel
 from lacy_stream.evaluate.progress import progress
@@ -99,11 +99,11 @@ def read_documents(path: str, count: int) -> list[Document]:
 
 
 @torch.no_grad()
-def propose(model: CallingModel, annotator: Annotator, tokenizer: Tokenizer, document: Document) -> list[Proposal]:
+def propose(model: CallingModel, annotator: Annotator, document: Document) -> list[Proposal]:
     """Loss and greedy proposal of each token of a document but the first, up to the model's context; <CALL> is banned.
 
     Args:
-        tokenizer: the model's.
+        annotator: with the model's tokenizer.
     """
     labelled = annotator.annotate([document.text])[0]
     ids, classes = labelled.ids[: model.max_seq_len - 1], labelled.classes[: model.max_seq_len - 1]
@@ -117,8 +117,8 @@ def propose(model: CallingModel, annotator: Annotator, tokenizer: Tokenizer, doc
     return [
         Proposal(
             start=int(labelled.offsets[i, 0]),
-            reference=_spelled(tokenizer, ids[i - 1], ids[i]),
-            proposal=_spelled(tokenizer, ids[i - 1], table.proposal[i]),
+            reference=_spelled(annotator.tokenizer, ids[i - 1], ids[i]),
+            proposal=_spelled(annotator.tokenizer, ids[i - 1], table.proposal[i]),
             loss=float(table.loss[i]),
             factual=bool(classes[i] == FactClass.FACTUAL),
             correct=bool(table.correct[i]),
@@ -129,7 +129,7 @@ def propose(model: CallingModel, annotator: Annotator, tokenizer: Tokenizer, doc
 
 def _spelled(tokenizer: Tokenizer, before: int, id: int) -> str:
     """What a piece adds to the text behind another one."""
-    (text, _), (start, _) = (tokenizer.decode(np.array(ids, np.int32)) for ids in ([before, id], [before]))
+    text, start = (tokenizer.decode(np.array(ids, np.int32)).text for ids in ([before, id], [before]))
     return text[len(start) :]
 
 
@@ -145,7 +145,7 @@ def score_documents(label: str, path: str, texts: str | None, count: int, pipeli
     """
     model = load_model(path)
     model.model.to(device)  # type: ignore[arg-type]
-    annotator, tokenizer = Annotator(model.tokenizer, model=pipeline), Tokenizer(model.tokenizer)
+    annotator = AnnotatorSettings(model.tokenizer, pipeline).build()
     if texts is None and model.recipe is None:
         raise ValueError(f"{path} has no recipe that names held-out data; name documents with --texts")
     documents = read_documents(texts, count) if texts else held_out_documents(cast(Recipe, model.recipe), count)
@@ -154,7 +154,7 @@ def score_documents(label: str, path: str, texts: str | None, count: int, pipeli
     scored = []
     with progress(f"{label}: documents read", len(documents)) as advance:
         for document in documents:
-            scored.append(Scored(document, propose(model, annotator, tokenizer, document)))
+            scored.append(Scored(document, propose(model, annotator, document)))
             advance(1)
     return scored
 

@@ -9,10 +9,8 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from functools import cache
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
 
 DEMONSTRATIONS = 8
 ASK_FACTS = "Please breakdown the following sentence into independent facts: "
@@ -20,19 +18,12 @@ ASK_FACTS = "Please breakdown the following sentence into independent facts: "
 Demonstrations = Mapping[str, Sequence[str]]
 
 
-@cache
-def _sentencizer() -> Any:
-    import spacy
-
-    pipeline = spacy.blank("en")  # its tokenizer keeps "J." and "Dr." whole, so that they end no sentence
-    pipeline.add_pipe("sentencizer")
-    return pipeline
-
-
 def sentences(text: str) -> list[str]:
     """The sentences of a text; a line break ends one."""
+    from annotator.words import sentencizer  # imports spaCy, which takes seconds
+
     lines = [line for line in text.splitlines() if line.strip()]
-    return [sentence.text.strip() for document in _sentencizer().pipe(lines) for sentence in document.sents]
+    return [sentence.text.strip() for document in sentencizer().pipe(lines) for sentence in document.sents]
 
 
 def load_demonstrations(path: str | Path | None = None) -> Demonstrations:

@@ -20,6 +20,7 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 from transformers import AutoTokenizer, LlamaTokenizer, PreTrainedTokenizerBase
 
+from annotator.tokenizers import is_tokenizer_json
 from lacy_stream.checkpoint import CallingModel, load_model
 from lacy_stream.evaluate.models import fingerprint
 
@@ -74,7 +75,7 @@ def hf_tokenizer(path: Path) -> PreTrainedTokenizerBase:
     needs a protobuf that fits, and encodes white space otherwise unless it is told not to. Names of special tokens in a
     text are text.
     """
-    if path.suffix == ".json":
+    if is_tokenizer_json(path):
         return AutoTokenizer.from_pretrained(path.parent)
     return LlamaTokenizer(vocab_file=str(path), legacy=True, add_bos_token=False, split_special_tokens=True)
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from annotator import AnnotatorSettings
 from lacy_stream.checkpoint import CallingModel, load_model
 from lacy_stream.evaluate.journal import Journal
 from lacy_stream.evaluate.models import fingerprint, training_notes
@@ -73,7 +74,7 @@ def evaluate_losses(
     dataset = _dataset(first, data, split)
     length = min(model.max_seq_len for model in loaded.values())
     tables = {}
-    with AnnotationPool(first.tokenizer, parser, label_cache=out / "labels") as pool:
+    with AnnotationPool(AnnotatorSettings(first.tokenizer, parser), label_cache=out / "labels") as pool:
         for label, model in loaded.items():
             settings = {
                 "model": fingerprint(everyone[label]),
@@ -81,7 +82,7 @@ def evaluate_losses(
                 "length": length,
                 "rows": rows,
                 "batch_size": batch_size,
-                "annotation": pool.identity(),
+                "annotation": pool.identity,
                 "columns": list(TokenTable._fields),
             }
             journal = Journal(out / f"losses-{label}" / "parts.jsonl", settings)
