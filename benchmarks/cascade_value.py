@@ -4,8 +4,8 @@
 
 The models read the true text (teacher-forced). At every token, MODEL proposes its best token, and so does the partner,
 through the same session and the same bridge of tokenizers that ``lacy-stream generate`` uses. A way of delegating ranks
-the tokens; at a call rate r the first r of them are answered by the partner. The pair is then right where the proposal of
-the one who answers is the true token, and its loss is that of the one who answers. The ways:
+the tokens; at a call rate r the first r of them are answered by the partner. The pair is right where the one who
+answers proposes the true token, and its loss is that of the one who answers. The ways:
 
 - ``call``: by the score of <CALL>, ranked by probability and by logit;
 - ``random``: the mean of the two, weighed by the rate;
@@ -14,8 +14,8 @@ the one who answers is the true token, and its loss is that of the one who answe
 - ``wanted`` (oracle): the facts with the highest true loss first, which is what training asks for;
 - ``loss`` (oracle): the highest true loss of the model first.
 
-The partner's loss at a token is -log of the probability of those of its own tokens that begin with the true one. Where it
-would spell the true token in several of its own, that probability is left out: its loss is an upper bound.
+The partner's loss at a token is -log of the probability of those of its own tokens that begin with the true one. Where
+it would spell the true token in several of its own, that probability is left out: its loss is an upper bound.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ import numpy as np
 RATES = np.linspace(0.0, 0.6, 25)
 SHOWN = (0.05, 0.15, 0.30, 0.60)
 WORST = 20.0
-"""Nats: the most that a token costs the partner. Its bound is infinite where no token of its own begins with the true."""
+"""Nats: the most that a token costs the partner. The bound is infinite where no token of its own begins with it."""
 
 
 @dataclass(frozen=True)
 class Answers:
-    """What a small model does at each token, [n]: whether its proposal is right, its loss in nats, and scores by which a
-    way of delegating ranks the tokens."""
+    """What a small model does at each token, [n]: whether its proposal is right, its loss in nats, and the scores by
+    which a way of delegating ranks the tokens."""
 
     correct: np.ndarray
     loss: np.ndarray
@@ -92,7 +92,7 @@ def model_pieces(model: Any) -> list[bytes | None]:
     return open_vocabulary(model.tokenizer).spellings
 
 
-def ilacy(model: Any, rows: Sequence[list[int]], documents: Sequence[str]) -> dict[str, np.ndarray]:
+def ilacy(model: Any, rows: Sequence[list[int]]) -> dict[str, np.ndarray]:
     """The scores of i-LaCy at each token: the uncertainty of the model, and whether its proposal would be a fact."""
     import torch
 
@@ -105,7 +105,7 @@ def ilacy(model: Any, rows: Sequence[list[int]], documents: Sequence[str]) -> di
     found: dict[str, list[float]] = {"i-LaCy (log-probability)": [], "i-LaCy (entropy)": []}
     call = model.call_token_id if model.call_token_id is not None else len(vocabulary.spellings)
     start = time.monotonic()
-    for number, (row, text) in enumerate(zip(rows, documents, strict=True)):
+    for number, row in enumerate(rows):
         with torch.no_grad():
             logits_TV = model.model(input_ids=torch.tensor([[model.eos_id, *row[:-1]]])).logits[0].float()
         logits_TV = logits_TV[:, :call]
@@ -133,12 +133,13 @@ def ask(partner: Any, model: Any, rows: Sequence[list[int]]) -> tuple[np.ndarray
     """Whether the partner's proposal is right at each token, bool [n], and its loss there (an upper bound), [n]."""
     import torch
 
-    from lacy_stream.cascade.bridge import first_expressible
-    from lacy_stream.cascade.partners import PromptError
+    from lacy_stream.cascade.bridge import Proposal, first_expressible
+    from lacy_stream.cascade.partners import CANDIDATES, PromptError
     from lacy_stream.cascade.vocabulary import open_vocabulary
 
     vocabulary = open_vocabulary(model.tokenizer)
-    by_spelling = sorted((s, id) for id, s in enumerate(partner.vocabulary.spellings) if s)
+    spellings = partner.vocabulary.spellings
+    by_spelling = sorted((s, id) for id, s in enumerate(spellings) if s)
     sorted_spellings = [spelling for spelling, _ in by_spelling]
     ids = torch.tensor([id for _, id in by_spelling])
     correct, loss, start = [], [], time.monotonic()
@@ -147,16 +148,17 @@ def ask(partner: Any, model: Any, rows: Sequence[list[int]]) -> tuple[np.ndarray
         for id, text in zip(row, prefixes(vocabulary, row), strict=True):
             spelling = vocabulary.spellings[id] or b""
             try:
-                found = first_expressible(session.propose(text), text, vocabulary)
+                logits_V, took_back_space = session.next_logits(text)
             except PromptError:  # nothing stands yet: the partner has no token to begin with
                 correct.append(False)
                 loss.append(WORST)
                 continue
+            best = [Proposal(spellings[i], i) for i in logits_V.topk(CANDIDATES).indices.tolist() if i < len(spellings)]
+            found = first_expressible(best, text, vocabulary)
             correct.append(found is not None and found[1][0] == id)
             # A partner whose tokens hold the space before a word reads the text without it.
-            wanted = b" " + spelling if session.took_back_space else spelling
+            wanted = b" " + spelling if took_back_space else spelling
             low, high = (bisect.bisect_left(sorted_spellings, end) for end in (wanted, wanted + b"\xff" * 8))
-            logits_V = session.last_logits
             whole = torch.logsumexp(logits_V, 0)
             part = torch.logsumexp(logits_V[ids[low:high]], 0) if high > low else torch.tensor(-math.inf)
             loss.append(min(float(whole - part), WORST))
@@ -260,7 +262,7 @@ def main() -> None:
     theirs = None
     if baseline is not None:
         theirs = read(baseline, rows, calls=False)
-        theirs = Answers(theirs.correct, theirs.loss, ilacy(baseline, rows, chosen))
+        theirs = Answers(theirs.correct, theirs.loss, ilacy(baseline, rows))
     found = curves(ours, theirs, ask(partner, model, rows), factual)
     content = {"tokens": len(factual), "facts": float(factual.mean()), "rates": RATES.tolist(), "curves": found}
     args.out.parent.mkdir(parents=True, exist_ok=True)

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 import torch
+from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 
 from lacy_stream.cascade.bridge import Proposal
@@ -104,8 +105,16 @@ class TransformersSession:
         self._decoder = Decoder(partner.model, reuse=partner.reuse)
 
     def propose(self, text: str, ids: Sequence[int] | None = None) -> Iterator[Proposal]:
-        """See ``Session``. A space at the end of the text is taken back where the partner's tokens would hold it: they
-        are then those that begin with one."""
+        """See ``Session``."""
+        logits_V, _ = self.next_logits(text, ids)
+        spellings = self._partner.vocabulary.spellings
+        for id in torch.topk(logits_V, min(CANDIDATES, len(logits_V))).indices.tolist():
+            yield Proposal(spellings[id] if id < len(spellings) else None, id)
+
+    def next_logits(self, text: str, ids: Sequence[int] | None = None) -> tuple[Tensor, bool]:
+        """The logits of the next token, [V], after the repetition penalty; and whether a space at the end of the text
+        was taken back. That is done where the partner's tokens would hold it: the only tokens with a finite logit are
+        then those that begin with one. Arguments and errors as in ``propose``."""
         partner = self._partner
         spaced = ids is None and text.endswith(" ") and text[-2:] != "  " and not partner.splits_spaces
         row = self._start + (partner.vocabulary.encode(text[:-1] if spaced else text) if ids is None else list(ids))
@@ -116,9 +125,7 @@ class TransformersSession:
         logits_V = penalised(self._decoder.logits(row), row, partner.penalty)
         if spaced:
             logits_V = logits_V.masked_fill(~partner.begin_with_space_V[: len(logits_V)], -torch.inf)
-        spellings = partner.vocabulary.spellings
-        for id in torch.topk(logits_V, min(CANDIDATES, len(logits_V))).indices.tolist():
-            yield Proposal(spellings[id] if id < len(spellings) else None, id)
+        return logits_V, spaced
 
 
 def open_partner(spec: str, *, repetition_penalty: float = 1.2, device: str = "cpu") -> Partner:
