@@ -41,7 +41,6 @@ CALL_FRACTION = 0.15
 HELD_OUT = 100_000
 """Targets that every model is asked about."""
 MILESTONES = [250_000, 500_000] + [million * 1_000_000 for million in (1, 2, 3, 4, 6, 8, 10, 12, 14, 16, 18, 20)]
-MODEL_SETTINGS = dict(pieces=PIECES, length=LENGTH, rows=ROWS, width=WIDTH, layers=LAYERS, heads=HEADS, lr=LR)
 
 
 @dataclass(frozen=True)
@@ -80,21 +79,20 @@ VARIANTS = [
     Variant("paper", objective="paper", tokens=20_000_000),
     Variant("defer", tokens=20_000_000),
     REFERENCE,
-    Variant("baseline", "baseline", tokens=20_000_000),
     Variant("spacy", "spacy"),
     Variant("loss-based", "loss-based"),
     Variant("paper", objective="paper", seed=1),
     Variant("defer", seed=1),
     Variant("rho-1", "rho-1"),
+    Variant("baseline", "baseline", tokens=8_000_000),
     # Weight decay: the paper trains for 8 time constants 1 / (lr x decay). With these, 8 and 40 pass in 3M tokens.
     Variant("paper, decay 5.5", objective="paper", call_decay=5.5),
     Variant("paper, decay 27", objective="paper", call_decay=27.0),
+    Variant("defer, ramp", ramp_tokens=1_000_000),
     Variant("paper, untied", objective="paper", untied=True),
     Variant("defer, untied", untied=True),
-    Variant("defer, ramp", ramp_tokens=1_000_000),
     Variant("defer, calls weigh 0.25", call_weight=0.25),
     Variant("defer, ramp", ramp_tokens=1_000_000, seed=1),
-    Variant("baseline", "baseline", seed=1),
     Variant("spacy", "spacy", seed=1),
     Variant("loss-based", "loss-based", seed=1),
     Variant("rho-1", "rho-1", seed=1),
@@ -312,17 +310,199 @@ def run_all(variants: list[Variant], work: Path, jobs: int) -> None:
             print(f"{number} of {len(waiting)} after {minutes:.0f} min: {done.result()}", file=sys.stderr, flush=True)
 
 
+# --- from tables to figures -------------------------------------------------------------------------------------------
+
+
+def figures(table: dict[str, np.ndarray], baseline: dict[str, np.ndarray] | None) -> dict[str, float]:
+    """All figures of one table; ``by_logit`` and ``by_probability`` prefix those that depend on the ranking."""
+    factual, loss = table["token_class"] == 1, table["loss"].astype(np.float64)
+    wanted = _highest(np.where(factual, loss, -np.inf), int(CALL_FRACTION * len(loss)))
+    found = {"loss": loss.mean(), "facts": factual.mean(), "leads": table["leads"].mean()}
+    found["call_probability"] = (1 / (1 + np.exp(-table["log_odds"].astype(np.float64)))).mean()
+    for rank, score, first in (("logit", "logit", table["leads"]), ("probability", "log_odds", None)):
+        call = _highest(table[score], int(CALL_FRACTION * len(loss)), first)
+        values = {
+            "precision": wanted[call].mean(),
+            "calls_factual": factual[call].mean(),
+            "call_loss": loss[call].mean(),
+            "rest_loss": loss[~call].mean(),
+        }
+        if baseline is not None:
+            theirs = baseline["loss"].astype(np.float64)
+            values |= {"baseline_call_loss": theirs[call].mean(), "baseline_rest_loss": theirs[~call].mean()}
+        found |= {f"by_{rank}/{name}": value for name, value in values.items()}
+    return {name: float(value) for name, value in found.items()}
+
+
+def _highest(score: np.ndarray, count: int, first: np.ndarray | None = None) -> np.ndarray:
+    """The ``count`` targets with the highest scores, those of ``first`` before all others: bool."""
+    order = np.lexsort((-score, np.zeros(len(score)) if first is None else ~first))
+    chosen = np.zeros(len(score), bool)
+    chosen[order[:count]] = True
+    return chosen
+
+
+def collect(work: Path) -> dict[str, dict[int, dict[int, dict[str, float]]]]:
+    """Name -> seed -> tokens -> figures, of all tables that are there. The baseline beside a model is the one of its
+    seed, or of seed 0 where there is no other, at the same number of tokens."""
+    found: dict[str, dict[int, dict[int, dict[str, float]]]] = {}
+    baseline = next(variant for variant in VARIANTS if variant.name == "baseline")
+    for variant in VARIANTS:
+        for file in variant.folder(work).glob("[0-9]*.npz"):
+            beside = baseline.folder(work) / file.name
+            of_baseline = dict(np.load(beside)) if beside.exists() and variant.method != "baseline" else None
+            curve = found.setdefault(variant.name, {}).setdefault(variant.seed, {})
+            curve[int(file.stem)] = figures(dict(np.load(file)), of_baseline)
+    return found
+
+
+PERCENT = ("precision", "calls_factual", "leads", "call_probability", "facts")
+COLUMNS = {
+    "{rank}/precision": "calls that are wanted, %",
+    "{rank}/calls_factual": "calls that are facts, %",
+    "{rank}/call_loss": "loss on calls",
+    "{rank}/rest_loss": "loss on the rest",
+    "{rank}/baseline_call_loss": "baseline on the calls",
+    "{rank}/baseline_rest_loss": "baseline on the rest",
+    "loss": "loss on all",
+    "call_probability": "mean p(<CALL>), %",
+    "leads": "positions where <CALL> leads, %",
+}
+
+
+def table_of(found: dict, names: list[str], tokens: int) -> str:
+    """A Markdown row for each name and ranking at a number of tokens: the mean over the seeds, and their range."""
+    columns = list(COLUMNS.values())
+    lines = ["| variant | ranked by | seeds | " + " | ".join(columns) + " |", "| --- " * (len(columns) + 3) + "|"]
+    for name in names:
+        rows = [curve[tokens] for curve in found.get(name, {}).values() if tokens in curve]
+        for rank in ("logit", "probability") if rows and name != "baseline" else ():
+            cells = [_cell([row.get(key.format(rank=f"by_{rank}")) for row in rows], key) for key in COLUMNS]
+            lines.append(f"| {name} | {rank} | {len(rows)} | " + " | ".join(cells) + " |")
+        if rows and name == "baseline":
+            cells = [_cell([row["loss"] for row in rows], key) if key == "loss" else "" for key in COLUMNS]
+            lines.append(f"| {name} | | {len(rows)} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _cell(values: list[float | None], key: str) -> str:
+    known = [value for value in values if value is not None]
+    if not known:
+        return ""
+    scale, digits = (100, 1) if key.rpartition("/")[2] in PERCENT else (1, 2)
+    text = f"{scale * sum(known) / len(known):.{digits}f}"
+    return text + (f" ({scale * min(known):.{digits}f} to {scale * max(known):.{digits}f})" if len(known) > 1 else "")
+
+
+def draw_objectives(found: dict, path: Path) -> None:
+    """Learning curves of the two objectives under both rankings."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(12, 7), layout="constrained")
+    panels = {
+        "precision": "calls that are wanted (%; chance 15)",
+        "calls_factual": "calls that are facts (%)",
+        "call_loss": "the model's loss on its calls (nats)",
+        "baseline_call_loss": "the baseline's loss on these calls (nats)",
+        "call_probability": "mean p(<CALL>) (%)",
+        "rest_loss": "the model's loss on the rest (nats)",
+    }
+    for axes, (key, title) in zip(figure.subplots(2, 3).flat, panels.items()):
+        for name, colour in (("paper", "#c8553d"), ("defer", "#3b6ea5")):
+            for rank, style in (("logit", "--"), ("probability", "-")):
+                for seed, curve in found.get(name, {}).items():
+                    full = key if key == "call_probability" else f"by_{rank}/{key}"
+                    points = [(t / 1e6, row[full]) for t, row in sorted(curve.items()) if full in row]
+                    scale = 100 if key in PERCENT else 1
+                    label = f"{name}, by {rank}" if seed == 0 else None
+                    axes.plot(*zip(*[(x, scale * y) for x, y in points]), style, color=colour, label=label)
+        axes.set(title=title, xlabel="million tokens")
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncol=4)
+    figure.savefig(path, dpi=130)
+
+
+def draw_variants(found: dict, names: list[str], title: str, path: Path) -> None:
+    """Precision and share of facts of several variants, calls ranked by probability."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 4.5), layout="constrained")
+    for axes, key, label in zip(
+        figure.subplots(1, 2), ("precision", "calls_factual"), ("calls that are wanted (%)", "calls that are facts (%)")
+    ):
+        for number, name in enumerate(name for name in names if name in found):
+            for seed, curve in found[name].items():
+                points = [(t / 1e6, 100 * row[f"by_probability/{key}"]) for t, row in sorted(curve.items()) if t <= 3e6]
+                axes.plot(
+                    *zip(*points), "-" if seed == 0 else ":", color=f"C{number}", label=name if not seed else None
+                )
+        axes.set(title=f"{title}: {label}", xlabel="million tokens")
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside right center")
+    figure.savefig(path, dpi=130)
+
+
+METHODS = ["loss-based", "rho-1", "spacy", "defer"]
+HYPOTHESES = [
+    "paper", "paper, decay 5.5", "paper, decay 27", "paper, untied",
+    "defer", "defer, untied", "defer, ramp", "defer, calls weigh 0.25",
+]  # fmt: skip
+
+
+def report(work: Path, out: Path) -> None:
+    """Write OUT.json with every figure, OUT.md with the tables, and pictures in the folder OUT."""
+    found = collect(work)
+    out.mkdir(parents=True, exist_ok=True)
+    draw_objectives(found, out / "objectives.png")
+    draw_variants(found, METHODS, "methods", out / "methods.png")
+    draw_variants(found, HYPOTHESES, "hypotheses", out / "hypotheses.png")
+    (out / "figures.json").write_text(json.dumps(found, indent=1) + "\n")
+    last = max(set(found["paper"][0]) & set(found["defer"][0]))
+    text = ""
+    for title, names, tokens in [
+        ("The objectives", ["paper", "defer", "baseline"], last),
+        ("The objectives", ["paper", "defer", "baseline"], 3_000_000),
+        ("The methods, with `defer` (`defer` is LaCy)", [*METHODS, "baseline"], 3_000_000),
+        ("The hypotheses", [*HYPOTHESES, "baseline"], 3_000_000),
+    ]:
+        text += f"## {title}, {tokens / 1e6:g}M tokens\n\n{table_of(found, names, tokens)}\n"
+    (out / "tables.md").write_text(text)
+    print(text)
+
+
+def export(name: str, seed: int, work: Path, out: Path) -> None:
+    """A trained variant as a folder for `benchmarks/cascade_value.py`."""
+    import torch
+
+    from lacy_stream.checkpoint import CallingModel
+    from lacy_stream.export import write_folder
+
+    variant = next(v for v in VARIANTS if (v.name, v.seed) == (name, seed))
+    model = build(variant)
+    model.load_state_dict(torch.load(variant.folder(work) / "weights.pt"))
+    model.gpt2.config.eos_token_id = model.gpt2.config.bos_token_id = 2
+    out.mkdir(parents=True)
+    write_folder(CallingModel(model.gpt2.eval(), work / "pieces.model", CALL, 2, LENGTH, name, None), out)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
-    training = commands.add_parser("train")
+    training, reporting, exporting = (commands.add_parser(name) for name in ("train", "report", "export"))
     training.add_argument("files", type=Path, nargs="+", help="JSONL with text, plain or .zst")
     training.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)), help="runs at a time")
-    for command in (training,):
+    exporting.add_argument("name", help="of the variant")
+    exporting.add_argument("--seed", type=int, default=0)
+    for command in (training, reporting, exporting):
         command.add_argument("--work", type=Path, required=True, help="folder for tokens, tables and weights")
+    for command in (reporting, exporting):
+        command.add_argument("--out", type=Path, required=True, help="folder to write")
     args = parser.parse_args()
-    prepare(args.files, args.work)
-    run_all(VARIANTS, args.work, args.jobs)
+    if args.command == "train":
+        prepare(args.files, args.work)
+        run_all(VARIANTS, args.work, args.jobs)
+    elif args.command == "report":
+        report(args.work, args.out)
+    else:
+        export(args.name, args.seed, args.work, args.out)
 
 
 if __name__ == "__main__":
