@@ -1,7 +1,7 @@
 """Does a model call where it would be wrong about a fact? Learning curves of the objectives and of the methods.
 
-    python benchmarks/selectivity.py train articles.jsonl.zst bios.jsonl.zst --work work/selectivity
-    python benchmarks/selectivity.py report --work work/selectivity --out benchmarks/results/selectivity
+    python benchmarks/selectivity.py train articles.jsonl.zst bios.jsonl.zst --judged spans.jsonl --work WORK
+    python benchmarks/selectivity.py report --work WORK --out benchmarks/results/selectivity
 
 A GPT-2 of a million parameters with a vocabulary of 4,095 pieces trains on millions of tokens of one text, once for
 each variant: an objective, a method, a seed, and what a hypothesis changes (``VARIANTS``). At certain numbers of tokens
@@ -40,7 +40,9 @@ WIDTH, LAYERS, HEADS, LR, WARMUP_STEPS, WEIGHT_DECAY = 128, 2, 4, 2e-3, 100, 0.1
 CALL_FRACTION = 0.15
 HELD_OUT = 100_000
 """Targets that every model is asked about."""
-MILESTONES = [250_000, 500_000] + [million * 1_000_000 for million in (1, 2, 3, 4, 6, 8, 10, 12, 14, 16, 18, 20)]
+MILESTONES = sorted(
+    [250_000, 500_000, 1_500_000] + [million * 1_000_000 for million in (1, 2, 3, 4, 6, 8, 10, 12, 14, 16, 18, 20)]
+)
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,7 @@ class Variant:
         untied: <CALL> has an output row of its own, which is not an input embedding.
         call_weight: of the loss of a called target, against 1 of the others.
         ramp_tokens: the call fraction grows from 0 to 15% over the first so many tokens.
+        judged: the text is that of the judged documents instead of the articles; llm-judge takes the judge's labels.
     """
 
     name: str
@@ -67,6 +70,7 @@ class Variant:
     untied: bool = False
     call_weight: float = 1.0
     ramp_tokens: int = 0
+    judged: bool = False
 
     def folder(self, work: Path) -> Path:
         return work / "runs" / f"{self.name}-{self.seed}"
@@ -96,6 +100,11 @@ VARIANTS = [
     Variant("spacy", "spacy", seed=1),
     Variant("loss-based", "loss-based", seed=1),
     Variant("rho-1", "rho-1", seed=1),
+] + [
+    # Of few documents: 1.5M tokens are about five epochs.
+    Variant(f"judged: {method}", method, tokens=1_500_000, judged=True, seed=seed)
+    for seed in (0, 1)
+    for method in ("baseline", "llm-judge", "lacy", "spacy", "loss-based")
 ]
 
 
@@ -128,24 +137,46 @@ def prepare(files: list[Path], work: Path) -> None:
     print(f"{len(texts):,} articles, {len(ids):,} tokens, {(classes == 1).mean():.1%} of them facts", file=sys.stderr)
 
 
+def prepare_judged(file: Path, work: Path) -> None:
+    """Documents with a judge's spans -> every token with its class and the judge's, by the articles' tokenizer."""
+    if (work / "judged.npz").exists():
+        return
+    from annotator import Annotator, Document
+
+    annotator = Annotator(work / "pieces.model")
+    rows = list(_rows([file]))
+    by_spacy = annotator.label([Document(row["id"], row["text"]) for row in rows])
+    by_judge = annotator.label([Document(row["id"], row["text"], spans=json.dumps(row["spans"])) for row in rows])
+    columns = {"ids": [part.ids for part in by_spacy], "classes": [part.classes for part in by_spacy]}
+    columns["judged"] = [part.classes for part in by_judge]
+    # After each text, the end-of-text token: id 2, and class OTHER, which is 2 as well.
+    joined = {name: np.concatenate([np.append(part, 2) for part in parts]) for name, parts in columns.items()}
+    np.savez(work / ".judged.npz", **{n: v.astype(np.uint16 if n == "ids" else np.uint8) for n, v in joined.items()})
+    os.replace(work / ".judged.npz", work / "judged.npz")
+
+
 def _texts(files: list[Path]) -> Iterator[str]:
+    return (row["text"] for row in _rows(files))
+
+
+def _rows(files: list[Path]) -> Iterator[dict[str, Any]]:
     import zstandard
 
     for file in files:
         with open(file, "rb") as raw:
             stream = zstandard.ZstdDecompressor().stream_reader(raw) if file.suffix == ".zst" else raw
             for line in io.TextIOWrapper(stream, encoding="utf-8"):
-                yield json.loads(line)["text"]
+                yield json.loads(line)
 
 
 def _annotated(texts: list[str], tokenizer: Path) -> tuple[np.ndarray, np.ndarray]:
     """Ids (uint16) and classes (uint8) of all texts, each followed by the end-of-text token."""
-    from annotator import Document
+    from annotator import AnnotatorSettings, Document
     from lacy_stream import AnnotationPool
 
     parts: list[Any] = []
     start, ahead = time.monotonic(), 200
-    with AnnotationPool(tokenizer, "en_core_web_sm", len(os.sched_getaffinity(0))) as pool:
+    with AnnotationPool(AnnotatorSettings(tokenizer), len(os.sched_getaffinity(0))) as pool:
         futures = []
         for number, text in enumerate([*texts, *[""] * ahead]):
             if number < len(texts):
@@ -174,14 +205,12 @@ def train(variant: Variant, work: Path) -> str:
     losses._CHUNK["cpu"] = 1 << 19
     folder, start = variant.folder(work), time.monotonic()
     folder.mkdir(parents=True, exist_ok=True)
-    with np.load(work / "tokens.npz") as file:
-        ids, classes = torch.from_numpy(file["ids"].astype(np.int32)), torch.from_numpy(file["classes"])
-    rows = len(ids) // LENGTH
-    ids, classes = ids[: rows * LENGTH].view(rows, LENGTH), classes[: rows * LENGTH].view(rows, LENGTH)
-    held_out = HELD_OUT // (LENGTH - 1)
+    ids, classes, judged = _read(work, variant)
+    labels_of_training = judged if variant.method == "llm-judge" else classes
+    rows = len(ids)
+    held_out = min(HELD_OUT // (LENGTH - 1), rows // 10)
     model = build(variant)
-    groups = _parameter_groups(model, variant)
-    optimizer = torch.optim.AdamW(groups, lr=LR, betas=(0.9, 0.95))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=LR, betas=(0.9, 0.95), weight_decay=WEIGHT_DECAY)
     reference = None
     if selectors.METHODS[variant.method].reference:
         reference = build(REFERENCE)
@@ -205,7 +234,9 @@ def train(variant: Variant, work: Path) -> str:
         if reference is not None:
             with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
                 reference_loss = losses.true_losses(reference(inputs)[:, :-1], labels, CALL)
-        targets = selectors.Targets(found.true.detach(), classes[chosen][:, 1:], valid, uniform, reference_loss)
+        targets = selectors.Targets(
+            found.true.detach(), labels_of_training[chosen][:, 1:], valid, uniform, reference_loss
+        )
         fraction = CALL_FRACTION * min(1.0, seen / variant.ramp_tokens) if variant.ramp_tokens else CALL_FRACTION
         count = selectors.budget(valid, fraction)
         call, ignore = method.select(targets, count, count)
@@ -222,7 +253,7 @@ def train(variant: Variant, work: Path) -> str:
         seen += inputs.numel()
         if milestones and seen >= milestones[0]:
             tokens = milestones.pop(0)
-            table = _table(model, ids[:held_out], classes[:held_out])
+            table = _table(model, ids[:held_out], classes[:held_out], judged[:held_out])
             np.savez(folder / ".table.npz", seconds=time.monotonic() - start, **table)
             os.replace(folder / ".table.npz", folder / f"{tokens}.npz")
             print(
@@ -234,6 +265,18 @@ def train(variant: Variant, work: Path) -> str:
     torch.save(model.state_dict(), folder / ".weights.pt")
     os.replace(folder / ".weights.pt", folder / "weights.pt")
     return f"{variant.name} {variant.seed} in {(time.monotonic() - start) / 60:.0f} min"
+
+
+def _read(work: Path, variant: Variant) -> tuple[Any, Any, Any]:
+    """Ids, classes and the judge's classes in rows, [rows, LENGTH]; where there is no judge, classes twice."""
+    import torch
+
+    with np.load(work / ("judged.npz" if variant.judged else "tokens.npz")) as file:
+        names = ("ids", "classes", "judged" if variant.judged else "classes")
+        count = len(file["ids"]) // LENGTH
+        columns = [file[name][: count * LENGTH].reshape(count, LENGTH) for name in names]
+    ids, classes, judged = columns
+    return torch.from_numpy(ids.astype(np.int32)), torch.from_numpy(classes), torch.from_numpy(judged)
 
 
 def build(variant: Variant) -> Any:
@@ -274,13 +317,9 @@ def build(variant: Variant) -> Any:
     return Model()
 
 
-def _parameter_groups(model: Any, variant: Variant) -> list[dict[str, Any]]:
-    return [{"params": list(model.parameters()), "weight_decay": WEIGHT_DECAY}]
-
-
-def _table(model: Any, ids: Any, classes: Any) -> dict[str, np.ndarray]:
+def _table(model: Any, ids: Any, classes: Any, judged: Any) -> dict[str, np.ndarray]:
     """What the model does at each held-out target, [n]: the loss of the true token without <CALL> (nats), the logit of
-    <CALL>, its log-odds log p / (1 - p), whether it leads; the class of the target."""
+    <CALL>, its log-odds log p / (1 - p), whether it leads; the class of the target, and the judge's."""
     import torch
 
     from lacy_stream.losses import token_losses
@@ -297,7 +336,7 @@ def _table(model: Any, ids: Any, classes: Any) -> dict[str, np.ndarray]:
             columns["leads"].append(logits.argmax(-1) == CALL)
             columns["correct"].append(logits[..., :CALL].argmax(-1) == rows[:, 1:])
     table = {name: torch.cat([part.flatten() for part in parts]).numpy() for name, parts in columns.items()}
-    return table | {"token_class": classes[:, 1:].flatten().numpy()}
+    return table | {"token_class": classes[:, 1:].flatten().numpy(), "judged": judged[:, 1:].flatten().numpy()}
 
 
 def run_all(variants: list[Variant], work: Path, jobs: int) -> None:
@@ -327,6 +366,8 @@ def figures(table: dict[str, np.ndarray], baseline: dict[str, np.ndarray] | None
             "call_loss": loss[call].mean(),
             "rest_loss": loss[~call].mean(),
         }
+        if "judged" in table and not np.array_equal(table["judged"], table["token_class"]):
+            values["calls_judged"] = (table["judged"] == 1)[call].mean()
         if baseline is not None:
             theirs = baseline["loss"].astype(np.float64)
             values |= {"baseline_call_loss": theirs[call].mean(), "baseline_rest_loss": theirs[~call].mean()}
@@ -346,8 +387,8 @@ def collect(work: Path) -> dict[str, dict[int, dict[int, dict[str, float]]]]:
     """Name -> seed -> tokens -> figures, of all tables that are there. The baseline beside a model is the one of its
     seed, or of seed 0 where there is no other, at the same number of tokens."""
     found: dict[str, dict[int, dict[int, dict[str, float]]]] = {}
-    baseline = next(variant for variant in VARIANTS if variant.name == "baseline")
     for variant in VARIANTS:
+        baseline = Variant("judged: baseline" if variant.judged else "baseline")
         for file in variant.folder(work).glob("[0-9]*.npz"):
             beside = baseline.folder(work) / file.name
             of_baseline = dict(np.load(beside)) if beside.exists() and variant.method != "baseline" else None
@@ -356,10 +397,11 @@ def collect(work: Path) -> dict[str, dict[int, dict[int, dict[str, float]]]]:
     return found
 
 
-PERCENT = ("precision", "calls_factual", "leads", "call_probability", "facts")
+PERCENT = ("precision", "calls_factual", "calls_judged", "leads", "call_probability", "facts")
 COLUMNS = {
     "{rank}/precision": "calls that are wanted, %",
     "{rank}/calls_factual": "calls that are facts, %",
+    "{rank}/calls_judged": "calls that the judge marked, %",
     "{rank}/call_loss": "loss on calls",
     "{rank}/rest_loss": "loss on the rest",
     "{rank}/baseline_call_loss": "baseline on the calls",
@@ -376,10 +418,10 @@ def table_of(found: dict, names: list[str], tokens: int) -> str:
     lines = ["| variant | ranked by | seeds | " + " | ".join(columns) + " |", "| --- " * (len(columns) + 3) + "|"]
     for name in names:
         rows = [curve[tokens] for curve in found.get(name, {}).values() if tokens in curve]
-        for rank in ("logit", "probability") if rows and name != "baseline" else ():
+        for rank in ("logit", "probability") if rows and not name.endswith("baseline") else ():
             cells = [_cell([row.get(key.format(rank=f"by_{rank}")) for row in rows], key) for key in COLUMNS]
             lines.append(f"| {name} | {rank} | {len(rows)} | " + " | ".join(cells) + " |")
-        if rows and name == "baseline":
+        if rows and name.endswith("baseline"):
             cells = [_cell([row["loss"] for row in rows], key) if key == "loss" else "" for key in COLUMNS]
             lines.append(f"| {name} | | {len(rows)} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
@@ -441,6 +483,7 @@ def draw_variants(found: dict, names: list[str], title: str, path: Path) -> None
 
 
 METHODS = ["loss-based", "rho-1", "spacy", "defer"]
+JUDGED = [f"judged: {method}" for method in ("loss-based", "llm-judge", "spacy", "lacy", "baseline")]
 HYPOTHESES = [
     "paper", "paper, decay 5.5", "paper, decay 27", "paper, untied",
     "defer", "defer, untied", "defer, ramp", "defer, calls weigh 0.25",
@@ -462,6 +505,7 @@ def report(work: Path, out: Path) -> None:
         ("The objectives", ["paper", "defer", "baseline"], 3_000_000),
         ("The methods, with `defer` (`defer` is LaCy)", [*METHODS, "baseline"], 3_000_000),
         ("The hypotheses", [*HYPOTHESES, "baseline"], 3_000_000),
+        ("On the judged documents, with `defer`", JUDGED, 1_500_000),
     ]:
         text += f"## {title}, {tokens / 1e6:g}M tokens\n\n{table_of(found, names, tokens)}\n"
     (out / "tables.md").write_text(text)
@@ -488,6 +532,7 @@ def main() -> None:
     commands = parser.add_subparsers(dest="command", required=True)
     training, reporting, exporting = (commands.add_parser(name) for name in ("train", "report", "export"))
     training.add_argument("files", type=Path, nargs="+", help="JSONL with text, plain or .zst")
+    training.add_argument("--judged", type=Path, help="JSONL with text and spans of a judge, for llm-judge")
     training.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)), help="runs at a time")
     exporting.add_argument("name", help="of the variant")
     exporting.add_argument("--seed", type=int, default=0)
@@ -498,7 +543,9 @@ def main() -> None:
     args = parser.parse_args()
     if args.command == "train":
         prepare(args.files, args.work)
-        run_all(VARIANTS, args.work, args.jobs)
+        if args.judged is not None:
+            prepare_judged(args.judged, args.work)
+        run_all([variant for variant in VARIANTS if args.judged or not variant.judged], args.work, args.jobs)
     elif args.command == "report":
         report(args.work, args.out)
     else:
