@@ -157,7 +157,8 @@ class AnnotationPool:
         atexit.register(self.close)  # before multiprocess ends its children, which would look like deaths
 
     def submit(self, document: Document) -> Future[LabelledTokens]:
-        """Queue one document. The future raises ``AnnotationError`` where the pool failed or was closed."""
+        """Queue one document. The future raises ``AnnotationError`` where the pool failed or was closed. With a label
+        cache, the first call waits until a worker has loaded its annotator, whose fingerprint names the store."""
         if not isinstance(document.text, str):
             raise TypeError(f"document {document.id!r}: its text is {type(document.text).__name__}, not str")
         future: Future[LabelledTokens] = Future()
