@@ -1,6 +1,7 @@
 """Text -> tokens with fact labels (LaCy, appendix A.2.1). Importing this imports no spaCy and no torch."""
 
 from annotator.annotate import Annotator, Explanation
+from annotator.errors import AnnotatorError
 from annotator.records import Document, FactClass, LabelledTokens, Words
 
-__all__ = ["Annotator", "Document", "Explanation", "FactClass", "LabelledTokens", "Words"]
+__all__ = ["Annotator", "AnnotatorError", "Document", "Explanation", "FactClass", "LabelledTokens", "Words"]

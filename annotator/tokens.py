@@ -12,6 +12,7 @@ import numpy as np
 import sentencepiece
 from numpy.typing import NDArray
 
+from annotator.errors import AnnotatorError, MissingFileError
 from annotator.piece_table import PieceTable, separable
 from annotator.records import FactClass, LabelledTokens, Words
 
@@ -49,14 +50,14 @@ class Tokenizer:
         path: a SentencePiece model file.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file is not a SentencePiece model.
+        MissingFileError: there is no such file.
+        AnnotatorError: the file is not a SentencePiece model.
     """
 
     def __init__(self, path: str | Path) -> None:
         path = Path(path)
         if not path.is_file():
-            raise FileNotFoundError(
+            raise MissingFileError(
                 f"tokenizer: no file {path}. Give the path of a SentencePiece model; "
                 "`pip install mistral-common` brings one (mistral_common/data/tokenizer.model.v1)."
             )
@@ -65,7 +66,7 @@ class Tokenizer:
         try:
             self._sp.LoadFromSerializedProto(data)
         except RuntimeError as error:
-            raise ValueError(
+            raise AnnotatorError(
                 f"tokenizer: {path} is not a SentencePiece model. A tokenizer.json (Hugging Face) is a "
                 "different format: give the tokenizer.model file beside it."
             ) from error
@@ -106,7 +107,7 @@ class Tokenizer:
         """The pieces of a whole text.
 
         Raises:
-            ValueError: the tokenizer's offsets run backwards or leave the text.
+            AnnotatorError: the tokenizer's offsets run backwards or leave the text.
         """
         found = self._encode_spelled(text) if self._table is None else self._table.pieces(text)
         if found is not None:
@@ -128,7 +129,7 @@ class Tokenizer:
             The text, and the place of each piece in it, int32 [n, 2], as in ``Pieces``.
 
         Raises:
-            ValueError: not a row of integers, or an id that the tokenizer does not have, with its position.
+            AnnotatorError: not a row of integers, or an id that the tokenizer does not have, with its position.
         """
         return self._spelled(self._checked(ids))
 
@@ -139,7 +140,7 @@ class Tokenizer:
             At least one segment, of no pieces for an empty row.
 
         Raises:
-            ValueError: as ``decode``.
+            AnnotatorError: as ``decode``.
         """
         row = self._checked(ids)
         parts = np.split(row, np.flatnonzero(row[:-1] == self.eos_id) + 1)
@@ -196,13 +197,13 @@ class Tokenizer:
     def _checked(self, ids: NDArray[np.integer]) -> NDArray[np.int32]:
         row = np.asarray(ids)
         if row.ndim != 1 or (len(row) and row.dtype.kind not in "iu"):
-            raise ValueError(
+            raise AnnotatorError(
                 f"{row.dtype} of shape {row.shape} instead of a row of token ids. "
                 "Give one-dimensional arrays of integers."
             )
         outside = np.flatnonzero((row < 0) | (row >= self.vocab_size)) if len(row) else row
         if len(outside):
-            raise ValueError(
+            raise AnnotatorError(
                 f"token id {row[outside[0]]} at position {outside[0]}, but the tokenizer has the ids 0 to "
                 f"{self.vocab_size - 1}. It is not the one that made this data: give the tokenizer of the data."
             )
@@ -283,7 +284,7 @@ def _total_offsets(offsets: NDArray[np.int32], text: str) -> NDArray[np.int32]:
     A SentencePiece model may drop white space (at the ends, or repeated) when it normalises a text.
 
     Raises:
-        ValueError: the offsets run backwards or leave the text, with the first such place.
+        AnnotatorError: the offsets run backwards or leave the text, with the first such place.
     """
     if not len(offsets):
         return offsets
@@ -294,7 +295,7 @@ def _total_offsets(offsets: NDArray[np.int32], text: str) -> NDArray[np.int32]:
     if backwards.any() or end.max() > len(text):
         at = int(np.argmax(backwards))
         place = int(start[at])
-        raise ValueError(
+        raise AnnotatorError(
             f"tokenizer: its offsets do not follow the text (piece {at}, code points {offsets[at].tolist()}, "
             f"near {text[max(0, place - 20) : place + 20]!r}). Use a SentencePiece model whose normalisation "
             "keeps the order of the characters."

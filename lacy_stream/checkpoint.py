@@ -16,18 +16,23 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils.hub import cached_file
 
 from annotator import Annotator
+from lacy_stream.errors import UsageError
+from lacy_stream.files import is_hub_name, replaced_file
 from lacy_stream.model import build_model
 from lacy_stream.recipe import Recipe, check_recipe, tokenizer_path
 from lacy_stream.report import Report
-from lacy_stream.sources import is_hub_name
 
 LATEST = "latest-rank0.pt"
 SENTENCEPIECE, RECIPE = "tokenizer.model", "recipe.yaml"
 """Names of files in an exported folder."""
 
 
-class CheckpointError(ValueError):
+class CheckpointError(UsageError):
     """The file is no checkpoint of a lacy-stream run; the message says why."""
+
+
+class ModelNotFoundError(CheckpointError, FileNotFoundError):
+    """There is no such checkpoint, folder or name of a model."""
 
 
 @dataclass(frozen=True)
@@ -68,15 +73,15 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     Composer's checkpoints are pickles, which can run code: load only your own.
 
     Raises:
-        FileNotFoundError: no such file.
+        ModelNotFoundError: no such file.
         CheckpointError: not a checkpoint, or one of a run without lacy-stream's ``StreamMonitor``.
     """
     try:
         state = torch.load(path, map_location="cpu", weights_only=False)["state"]
         monitor = state["callbacks"]["StreamMonitor"]
         recipe, annotation = check_recipe(yaml.safe_load(monitor["recipe"])), monitor["annotation"]
-    except FileNotFoundError:
-        raise
+    except FileNotFoundError as error:
+        raise ModelNotFoundError(f"there is no file {os.fspath(path)!r}") from error
     except Exception as error:
         raise CheckpointError(
             f"{os.fspath(path)} is no checkpoint of a recipe's run ({type(error).__name__}: {error})"
@@ -102,7 +107,7 @@ def load_model(path: str | os.PathLike[str]) -> CallingModel:
     language model of transformers (which has no <CALL>).
 
     Raises:
-        FileNotFoundError: no such file or folder.
+        ModelNotFoundError: no such file or folder.
         CheckpointError: not a checkpoint, or a folder without a model or a tokenizer.
     """
     if not os.path.isfile(path):
@@ -122,7 +127,7 @@ def load_model(path: str | os.PathLike[str]) -> CallingModel:
 
 def _from_transformers(name: str) -> CallingModel:
     if not os.path.isdir(name) and not is_hub_name(name):
-        raise FileNotFoundError(f"there is no file or folder {name!r}")
+        raise ModelNotFoundError(f"there is no file or folder {name!r}")
     try:
         model = AutoModelForCausalLM.from_pretrained(name, torch_dtype="float32")
     except (OSError, ValueError) as error:
@@ -175,7 +180,5 @@ def mend_save_folder(folder: str | os.PathLike[str], report: Report) -> None:
             path.rename(path.with_name(f"{path.name}.unfinished"))
             report.add("checkpoint_set_aside", path.name, "the run was killed while it was written")
     if whole and (not link.is_symlink() or os.readlink(link) != whole[max(whole)].name):
-        new = folder / f".{LATEST}"
-        new.unlink(missing_ok=True)
-        new.symlink_to(whole[max(whole)].name)
-        os.replace(new, link)
+        with replaced_file(link) as new:
+            new.symlink_to(whole[max(whole)].name)

@@ -14,6 +14,7 @@ from importlib.metadata import version
 from time import monotonic
 from typing import TYPE_CHECKING
 
+from lacy_stream.errors import UsageError, run_command
 from lacy_stream.evaluate.commands import add_evaluate
 
 if TYPE_CHECKING:
@@ -79,10 +80,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Ctrl-C."""
     args = _parser().parse_args(argv)
     try:
-        return args.run(args)
-    except (ValueError, OSError) as error:  # ValueError is what this package raises for its users
-        print(f"{args.prog}: error: {error}", file=sys.stderr)
-        return 2
+        return run_command(lambda: args.run(args), args.prog)
     except KeyboardInterrupt:
         print(f"{args.prog}: interrupted", file=sys.stderr)
         return 130
@@ -288,7 +286,7 @@ def _generate(args: argparse.Namespace) -> int:
     from lacy_stream.cascade.run import Options, run
 
     if args.prompts_file is not None and args.out is None:
-        raise ValueError("--prompts needs --out FILE, where its texts are kept")
+        raise UsageError("--prompts needs --out FILE, where its texts are kept")
     names = Options.__dataclass_fields__
     options = {name: value for name, value in vars(args).items() if name in names and value is not None}
     return 1 if run(Options(**options)) else 0

@@ -18,6 +18,8 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from lacy_stream.errors import UsageError
+from lacy_stream.files import replaced_file
 from lacy_stream.prepare import Progress
 from lacy_stream.sources import ReadOptions, find_inputs, read_rows
 
@@ -33,7 +35,7 @@ CREATE VIRTUAL TABLE titles USING fts5(title, content='articles');
 """
 
 
-class KnowledgeError(ValueError):
+class KnowledgeError(UsageError):
     """A store or its sources cannot be used; the message says why and what to do."""
 
 
@@ -166,11 +168,8 @@ def build(
     out = Path(out)
     if out.exists():
         raise KnowledgeError(f"{out} exists; remove it, or choose another --out")
-    partial = out.with_name(f".{out.name}.partial")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial.unlink(missing_ok=True)
     built = Built()
-    try:
+    with replaced_file(out) as partial:
         with closing(sqlite3.connect(partial)) as store:
             store.executescript(f"PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF; {SCHEMA}")
             for title, text in _articles([str(s) for s in sources], options or ReadOptions(), built, on_progress):
@@ -187,9 +186,6 @@ def build(
             store.execute(f"PRAGMA application_id = {APPLICATION_ID}")
             store.execute(f"PRAGMA user_version = {FORMAT}")
             store.commit()
-        os.replace(partial, out)
-    finally:
-        partial.unlink(missing_ok=True)
     return built
 
 

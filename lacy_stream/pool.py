@@ -21,6 +21,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from lacy_stream.errors import LacyStreamError
 from lacy_stream.report import Report
 from lacy_stream.worker import Answer, Worker, WorkerCannotStart, WorkerDied
 
@@ -44,7 +45,7 @@ SLOWEST_CHARACTERS_PER_S = 1_000
 """Added to the time limit of a batch: a fortieth of stock spaCy's speed."""
 
 
-class AnnotationError(RuntimeError):
+class AnnotationError(LacyStreamError, RuntimeError):
     """The pool cannot annotate: no worker starts, too many documents fail, or it was closed."""
 
 

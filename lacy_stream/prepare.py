@@ -24,6 +24,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+from lacy_stream.files import file_errors
 from lacy_stream.lmlm import Placed
 from lacy_stream.sources import RECORD, REFUSED, Input, PrepareError, ReadOptions, Row, find_inputs, read_rows
 
@@ -141,7 +142,9 @@ def prepare(
     inputs, source_notes = find_inputs(sources, options)
     out = Path(out).expanduser().resolve()
     plan = {"format": FORMAT, "options": asdict(options), "sources": [asdict(i) for i in inputs]}
-    if summary := _existing(out, plan, overwrite):
+    with file_errors(out, "read"):
+        summary = _existing(out, plan, overwrite)
+    if summary is not None:
         return summary
     with _work_folder(out) as (work, notes):
         # Again under the lock: another run may have finished since the first look.

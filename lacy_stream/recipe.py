@@ -23,8 +23,10 @@ import yaml
 from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from lacy_stream.errors import UsageError
 
-class RecipeError(ValueError):
+
+class RecipeError(UsageError):
     """The recipe cannot be run; the message names the key, the value and the way out."""
 
 

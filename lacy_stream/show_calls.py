@@ -6,7 +6,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -18,6 +17,8 @@ from annotator import Annotator, Document, FactClass
 from annotator.terminal import printable
 from lacy_stream.checkpoint import Checkpoint, load_checkpoint
 from lacy_stream.corpus import open_corpus
+from lacy_stream.errors import UsageError
+from lacy_stream.files import read_text, write_text
 from lacy_stream.losses import TokenLosses, token_losses
 from lacy_stream.metrics import CallScores, call_scores, own_call_mask
 from lacy_stream.recipe import CallMask, Recipe
@@ -61,11 +62,11 @@ def held_out_documents(recipe: Recipe, count: int) -> list[Document]:
     """The first documents of a run's validation split.
 
     Raises:
-        ValueError: the recipe has none.
+        UsageError: the recipe has none.
     """
     loader = recipe.eval_loader
     if loader is None:
-        raise ValueError("the recipe of this checkpoint has no eval_loader: name a text file instead")
+        raise UsageError("the recipe of this checkpoint has no eval_loader: name a text file instead")
     corpus = open_corpus(**corpus_arguments(loader.dataset))
     return [corpus.document(position) for position in range(min(count, len(corpus)))]
 
@@ -173,12 +174,12 @@ def show_calls(
     """Print, and write to ``html`` where given, what the model of a checkpoint delegates in the files, or in
     the first ``documents`` of its run's held-out data where there are none."""
     if documents < 1:
-        raise ValueError(f"--documents is {documents}: show at least one")
+        raise UsageError(f"--documents is {documents}: show at least one")
     checkpoint = load_checkpoint(checkpoint_path)
     settings = checkpoint.recipe.annotator
     annotator = Annotator(checkpoint.tokenizer, settings.model or "en_core_web_sm", labeller=settings.labeller)
     if files:
-        chosen = [Document(name, Path(name).read_text(encoding="utf-8")) for name in files]
+        chosen = [Document(name, read_text(name)) for name in files]
     else:
         chosen = held_out_documents(checkpoint.recipe, documents)
     console = Console(highlight=False)
@@ -191,7 +192,7 @@ def show_calls(
         console.print("this model was not trained to delegate (method: baseline): its <CALL> logits mean nothing")
     console.print(f"the run: {checkpoint.annotation}")
     if html is not None:
-        Path(html).write_text(to_html(all_marked), encoding="utf-8")
+        write_text(html, to_html(all_marked))
         console.print(f"page: {html}")
 
 

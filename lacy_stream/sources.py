@@ -25,6 +25,8 @@ from typing import IO, Any
 import zstandard
 
 from annotator.spans import read_spans
+from lacy_stream.errors import UsageError
+from lacy_stream.files import file_errors, is_hub_name
 from lacy_stream.lmlm import Placed, convert
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")
@@ -37,7 +39,7 @@ NAMED = 5  # how many of a long list a message names
 RawRow = tuple[int, float, dict[str, Any] | str]
 
 
-class PrepareError(ValueError):
+class PrepareError(UsageError):
     """The user has to change something; the message says what and how."""
 
 
@@ -140,7 +142,8 @@ def find_inputs(sources: Sequence[str | Path], options: ReadOptions) -> tuple[li
     notes: list[str] = []
     whole: list[str] = []
     for source in map(str, sources):
-        found, left_out = _expand(source, split)
+        with file_errors(source, "read"):
+            found, left_out = _expand(source, split)
         inputs += found
         if left_out is None:
             whole.append(source)
@@ -158,11 +161,6 @@ def find_inputs(sources: Sequence[str | Path], options: ReadOptions) -> tuple[li
             raise PrepareError(f"{path} is given twice")
     names = Counter(found.name for found in inputs)
     return [replace(found, ambiguous=names[found.name] > 1) for found in inputs], notes
-
-
-def is_hub_name(name: str) -> bool:
-    """Whether it could be owner/name on the Hugging Face hub."""
-    return re.fullmatch(r"\w[\w.-]*/[\w.-]+", name) is not None
 
 
 def _expand(source: str, split: str) -> tuple[list[Input], list[str] | None]:
@@ -379,7 +377,7 @@ def _jsonl_rows(source: Input, options: ReadOptions) -> Iterator[RawRow]:
 
 
 def _parsed_lines(source: Input) -> Iterator[RawRow]:
-    with open(source.path, "rb") as raw:
+    with file_errors(source.path, "read"), open(source.path, "rb") as raw:
         number = 0
         try:
             for number, line in enumerate(_lines(raw, source.path), 1):

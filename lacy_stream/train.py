@@ -10,9 +10,10 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from annotator import Annotator
+from annotator import Annotator, AnnotatorError
 from annotator.labellers import find_labeller
 from annotator.pipelines import find_model
+from lacy_stream.errors import UsageError
 from lacy_stream.pool import AnnotationPool, default_num_workers
 from lacy_stream.recipe import Annotation, Dataset, Loader, Recipe, RecipeError, dump_recipe, tokenizer_path
 from lacy_stream.recipe import Source as RecipeSource
@@ -32,7 +33,7 @@ def train(recipe: Recipe) -> None:
     tokenizer = tokenizer_path(recipe.tokenizer.name)
     try:
         pieces = Annotator(tokenizer, model=None).vocab_size
-    except ValueError as error:
+    except AnnotatorError as error:
         raise RecipeError(f"tokenizer.name: {error}") from None
     if recipe.model.vocab_size not in (None, pieces + 1):
         raise RecipeError(
@@ -86,7 +87,7 @@ def _check_annotator(settings: Annotation) -> None:
             find_labeller(settings.labeller)
         elif settings.model is not None:
             find_model(settings.model)
-    except ValueError as error:
+    except AnnotatorError as error:
         raise RecipeError(f"annotator.{error}") from None
 
 
@@ -295,7 +296,7 @@ def _other_model(key: str, recipe: Recipe, pool: AnnotationPool) -> PreTrainedMo
         return None
     try:
         return load_reference(path, Path(pool.tokenizer), recipe.max_seq_len)
-    except ValueError as error:
+    except UsageError as error:
         raise RecipeError(f"{key}: {error}") from None
 
 

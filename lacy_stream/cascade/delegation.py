@@ -11,6 +11,7 @@ from torch import Tensor
 from annotator import Annotator, FactClass
 from lacy_stream.cascade.vocabulary import Vocabulary
 from lacy_stream.checkpoint import CallingModel
+from lacy_stream.errors import UsageError
 
 TOP = 20
 """Tokens that the entropy is taken of (i-LaCy)."""
@@ -136,15 +137,15 @@ def open_score(
         seed: for random delegation.
 
     Raises:
-        ValueError: no such method, or the model cannot use it.
+        UsageError: no such method, or the model cannot use it.
     """
     if method == "call":
         if model.call_token_id is None:
-            raise ValueError(
+            raise UsageError(
                 f"{model.name} has no <CALL>: use --delegate ilacy-logprob, ilacy-entropy or random, or --call-rate 0"
             )
         if model.recipe is not None and model.recipe.algorithms.call_mask.method == "baseline":
-            raise ValueError(
+            raise UsageError(
                 f"{model.name} was not trained to call (method: baseline), so its <CALL> logits mean nothing: use "
                 "--delegate ilacy-logprob, ilacy-entropy or random, or --call-rate 0"
             )
@@ -156,7 +157,7 @@ def open_score(
             annotator = default_annotator(model)
         entropy = method == "ilacy-entropy"
         return InferenceTimeLacy(vocabulary, annotator, entropy=entropy, call_token_id=model.call_token_id)
-    raise ValueError(f"delegate: {method!r} is none of {', '.join(METHODS)}")
+    raise UsageError(f"delegate: {method!r} is none of {', '.join(METHODS)}")
 
 
 def default_annotator(model: CallingModel) -> Annotator:

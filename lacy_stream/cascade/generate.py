@@ -26,6 +26,7 @@ from lacy_stream.cascade.partners import Partner, PromptError, Session
 from lacy_stream.cascade.thresholds import ESTIMATORS, Threshold
 from lacy_stream.cascade.vocabulary import Vocabulary, open_vocabulary
 from lacy_stream.checkpoint import CallingModel
+from lacy_stream.errors import UsageError
 
 MODEL, PARTNER = "model", "partner"
 
@@ -127,21 +128,21 @@ def generate(
         text.
 
     Raises:
-        ValueError: an argument, or a model that cannot delegate so.
+        UsageError: an argument, or a model that cannot delegate so.
         PartnerError: the partner does not answer.
     """
     if not 0 <= call_rate <= 1:
-        raise ValueError(f"call_rate is {call_rate}: give a share of the tokens, 0 to 1")
+        raise UsageError(f"call_rate is {call_rate}: give a share of the tokens, 0 to 1")
     if max_new_tokens < 1:
-        raise ValueError(f"max_new_tokens is {max_new_tokens}: give at least 1")
+        raise UsageError(f"max_new_tokens is {max_new_tokens}: give at least 1")
     if repetition_penalty <= 0:
-        raise ValueError(f"repetition_penalty is {repetition_penalty}: give 1 for none, more to discourage repetition")
+        raise UsageError(f"repetition_penalty is {repetition_penalty}: give 1 for none, more to discourage repetition")
     if batch_size < 1:
-        raise ValueError(f"batch_size is {batch_size}: give at least 1")
+        raise UsageError(f"batch_size is {batch_size}: give at least 1")
     if batch_size > 1 and not takes_batches(model.model):
-        raise ValueError(f"batch_size is {batch_size}: {model.name} takes no positions, so give 1")
+        raise UsageError(f"batch_size is {batch_size}: {model.name} takes no positions, so give 1")
     if estimator not in ESTIMATORS:
-        raise ValueError(f"estimator: {estimator!r} is none of {', '.join(ESTIMATORS)}")
+        raise UsageError(f"estimator: {estimator!r} is none of {', '.join(ESTIMATORS)}")
     vocabulary = open_vocabulary(model.tokenizer)
     calls = None
     if partner is not None and call_rate > 0:

@@ -13,16 +13,17 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from lacy_stream.cascade.bridge import Proposal
 from lacy_stream.cascade.decoder import Decoder, penalised
 from lacy_stream.cascade.vocabulary import TransformersVocabulary, Vocabulary
+from lacy_stream.errors import UsageError
 
 CANDIDATES = 100
 """How many of the partner's tokens are tried, best first, until one can be expressed."""
 
 
-class PartnerError(ValueError):
+class PartnerError(UsageError):
     """The partner cannot be used, or does not answer; the message says why and what to do."""
 
 
-class PromptError(ValueError):
+class PromptError(UsageError):
     """This one prompt cannot be continued; the message says why."""
 
 
@@ -156,5 +157,5 @@ def open_partner(spec: str, *, repetition_penalty: float = 1.2, device: str = "c
     model = model.eval().requires_grad_(False).to(device)  # type: ignore[arg-type]
     try:
         return TransformersPartner(model, tokenizer, path.name, repetition_penalty=repetition_penalty)
-    except ValueError as error:
+    except UsageError as error:
         raise PartnerError(str(error)) from error

@@ -6,7 +6,6 @@ import json
 import math
 import os
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 from rich.text import Text
@@ -14,6 +13,8 @@ from rich.text import Text
 from annotator.terminal import printable
 from lacy_stream.cascade.articles import Articles, with_article
 from lacy_stream.cascade.generate import PARTNER, Generation, Prompt, Token
+from lacy_stream.errors import UsageError
+from lacy_stream.files import file_errors, write_text
 
 PARTNER_STYLE = "bold white on red"
 
@@ -48,10 +49,10 @@ def read_prompts(path: str | os.PathLike[str], articles: Articles | None = None,
     is one. Empty prompts stay, and are skipped by name when they are generated.
 
     Raises:
-        ValueError: the file has none, a line is no such object, or a title is missing.
+        UsageError: the file has none, a line is no such object, or a title is missing.
     """
     prompts = []
-    with open(path, encoding="utf-8") as file:
+    with file_errors(path, "read"), open(path, encoding="utf-8") as file:
         for number, line in enumerate(file, start=1):
             text, title = line.rstrip("\r\n"), None
             if os.fspath(path).endswith(".jsonl"):
@@ -61,10 +62,10 @@ def read_prompts(path: str | os.PathLike[str], articles: Articles | None = None,
                 except (ValueError, LookupError, TypeError, AttributeError):
                     text = None
                 if not isinstance(text, str) or not isinstance(title, str | None):
-                    raise ValueError(f'{os.fspath(path)}, line {number}: no object with a "prompt"')
+                    raise UsageError(f'{os.fspath(path)}, line {number}: no object with a "prompt"')
             prompts.append(as_prompt(text, title, articles, template))
     if not prompts:
-        raise ValueError(f"{os.fspath(path)} holds no prompts; it wants one a line")
+        raise UsageError(f"{os.fspath(path)} holds no prompts; it wants one a line")
     return prompts
 
 
@@ -109,4 +110,4 @@ def to_html(generations: Iterable[Generation]) -> str:
 
 def write_page(generations: Iterable[Generation], path: str | os.PathLike[str]) -> None:
     """Write ``to_html``."""
-    Path(path).write_text(to_html(generations), encoding="utf-8", errors="replace")
+    write_text(path, to_html(generations), errors="replace")

@@ -7,7 +7,6 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 from rich.console import Console
 from rich.text import Text
@@ -19,8 +18,8 @@ from lacy_stream.cascade.partners import open_partner
 from lacy_stream.cascade.records import PARTNER_STYLE, as_prompt, from_record, read_prompts, record, styled, write_page
 from lacy_stream.checkpoint import load_model
 from lacy_stream.evaluate.journal import Journal, JournalError
-from lacy_stream.evaluate.models import fingerprint
 from lacy_stream.evaluate.progress import progress
+from lacy_stream.files import file_fingerprint, read_text
 
 BATCH_SIZE = 8
 
@@ -63,16 +62,16 @@ class Options:
         """What the texts depend on, beside the prompts."""
         names = ("partner", "delegate", "call_rate", "estimator", "max_new_tokens", "repetition_penalty", "seed")
         files = {name: getattr(self, name) for name in ("knowledge", "title", "template")}
-        prints = {name: file and name != "title" and fingerprint(file) or file for name, file in files.items()}
+        prints = {name: file and name != "title" and file_fingerprint(file) or file for name, file in files.items()}
         values = {name: getattr(self, name) for name in names} | {"batch_size": self.texts_at_once}
-        return {"model": fingerprint(self.model), **values, **prints}
+        return {"model": file_fingerprint(self.model), **values, **prints}
 
 
 def run(options: Options) -> int:
     """Generate, show and write. Returns how many prompts were skipped.
 
     Raises:
-        ValueError: the options, the prompts, the model or the partner.
+        LacyStreamError: the options, the prompts, the model or the partner cannot be used.
     """
     prompts = _prompts(options)
     journal = None if options.out is None else Journal(options.out, options.settings())
@@ -97,7 +96,7 @@ def run(options: Options) -> int:
 
 def _prompts(options: Options) -> list[Prompt]:
     articles: Articles | None = None
-    template = TEMPLATE if options.template is None else Path(options.template).read_text(encoding="utf-8")
+    template = TEMPLATE if options.template is None else read_text(options.template)
     if options.knowledge is not None:
         from lacy_stream.knowledge import Knowledge
 

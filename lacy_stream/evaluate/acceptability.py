@@ -19,6 +19,7 @@ import torch
 from annotator import Annotator, Document, FactClass
 from annotator.tokens import Tokenizer
 from lacy_stream.checkpoint import CallingModel, load_model
+from lacy_stream.errors import UsageError
 from lacy_stream.evaluate.judge import Judge, in_parallel
 from lacy_stream.evaluate.progress import progress
 from lacy_stream.evaluate.results import Table, publish
@@ -141,16 +142,16 @@ def score_documents(label: str, path: str, texts: str | None, count: int, pipeli
         pipeline: name of the spaCy pipeline that tells facts.
 
     Raises:
-        ValueError: there are no documents.
+        UsageError: there are no documents.
     """
     model = load_model(path)
     model.model.to(device)  # type: ignore[arg-type]
     annotator, tokenizer = Annotator(model.tokenizer, model=pipeline), Tokenizer(model.tokenizer)
     if texts is None and model.recipe is None:
-        raise ValueError(f"{path} has no recipe that names held-out data; name documents with --texts")
+        raise UsageError(f"{path} has no recipe that names held-out data; name documents with --texts")
     documents = read_documents(texts, count) if texts else held_out_documents(cast(Recipe, model.recipe), count)
     if not documents:
-        raise ValueError(f"{texts or path} holds no documents")
+        raise UsageError(f"{texts or path} holds no documents")
     scored = []
     with progress(f"{label}: documents read", len(documents)) as advance:
         for document in documents:

@@ -7,12 +7,12 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lacy_stream.errors import UsageError
 from lacy_stream.evaluate.journal import Journal, JournalError
-from lacy_stream.evaluate.models import fingerprint
 from lacy_stream.evaluate.progress import progress
+from lacy_stream.files import file_errors, file_fingerprint, read_text
 from lacy_stream.knowledge import Knowledge
 
 if TYPE_CHECKING:
@@ -59,19 +59,19 @@ class Cascade:
     def settings(self) -> dict[str, Any]:
         """What the texts depend on, files by their fingerprints."""
         files = {name: getattr(self, name) for name in ("articles", "template")}
-        return asdict(self) | {name: file and fingerprint(file) for name, file in files.items()}
+        return asdict(self) | {name: file and file_fingerprint(file) for name, file in files.items()}
 
 
 def read_names(path: str | os.PathLike[str], limit: int | None = None) -> list[str]:
     """The names of a file, one a line; blank lines are none.
 
     Raises:
-        ValueError: it holds none.
+        UsageError: it holds none.
     """
-    lines = (line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines())
+    lines = (line.strip() for line in read_text(path).splitlines())
     names = list(dict.fromkeys(line for line in lines if line))[:limit]
     if not names:
-        raise ValueError(f"{os.fspath(path)} holds no names; it wants one a line")
+        raise UsageError(f"{os.fspath(path)} holds no names; it wants one a line")
     return names
 
 
@@ -80,10 +80,10 @@ def read_biographies(path: str | os.PathLike[str], limit: int | None = None) -> 
     `lacy-stream generate` has made of prompts as PROMPT.
 
     Raises:
-        ValueError: a line is none of these, or there is none.
+        UsageError: a line is none of these, or there is none.
     """
     biographies = []
-    with open(path, encoding="utf-8") as file:
+    with file_errors(path, "read"), open(path, encoding="utf-8") as file:
         for number, line in enumerate(file, 1):
             try:
                 row = json.loads(line)
@@ -91,12 +91,12 @@ def read_biographies(path: str | os.PathLike[str], limit: int | None = None) -> 
                     continue  # the settings of a journal
                 biographies.append(_read(row))
             except (ValueError, KeyError, TypeError, AttributeError):
-                raise ValueError(
+                raise UsageError(
                     f"line {number} of {os.fspath(path)} has neither name and text, nor topic and output, nor a prompt "
                     f"{PROMPT!r} and text"
                 ) from None
     if not biographies:
-        raise ValueError(f"{os.fspath(path)} holds no biographies")
+        raise UsageError(f"{os.fspath(path)} holds no biographies")
     return biographies[:limit]
 
 
@@ -130,11 +130,11 @@ def write_biographies(
     Raises:
         JournalError: the journal was made by another model, in another way, or about other names.
         PartnerError: the partner cannot be used; what was written is kept.
-        ValueError: the model cannot delegate so.
+        UsageError: the model cannot delegate so.
     """
     from lacy_stream.cascade.records import from_record, record
 
-    kept = Journal(journal, {"model": fingerprint(path), "prompt": PROMPT, **cascade.settings()})
+    kept = Journal(journal, {"model": file_fingerprint(path), "prompt": PROMPT, **cascade.settings()})
     done = [from_record(row) for row in kept.results]
     prompts = _prompts(names, cascade)
     if [one.prompt for one in done[: len(prompts)]] != [prompt.text for prompt in prompts[: len(done)]]:
@@ -160,7 +160,7 @@ def _prompts(names: Sequence[str], cascade: Cascade) -> list[Prompt]:
     if cascade.articles is None:
         return [Prompt(text) for text in texts.values()]
     articles = Knowledge(cascade.articles)
-    template = TEMPLATE if cascade.template is None else Path(cascade.template).read_text(encoding="utf-8")
+    template = TEMPLATE if cascade.template is None else read_text(cascade.template)
     return [with_article(text, name, articles, template) for name, text in texts.items()]
 
 

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
+
+from lacy_stream.errors import UsageError
+from lacy_stream.files import file_errors
 
 if TYPE_CHECKING:
     from lacy_stream.evaluate.biographies import Biography, Cascade
@@ -54,7 +58,7 @@ def _add(
     parser = parts.add_parser(
         name, help=help, description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.set_defaults(run=lambda args: _need(packages) or run(args), prog=parser.prog)
+    parser.set_defaults(run=lambda args: _need(packages) or _make(args.out) or run(args), prog=parser.prog)
     add = parser.add_argument
     add("models", nargs="+", metavar="MODEL", help="checkpoint or exported folder; as many as you like")
     add("--out", required=True, metavar="DIR", help="folder of the results, and of what is kept to go on from")
@@ -66,7 +70,12 @@ def _add(
 def _need(packages: tuple[str, ...]) -> None:
     missing = [name for name in packages if importlib.util.find_spec(name) is None]
     if missing:
-        raise ValueError(f"this evaluation needs {', '.join(missing)}: pip install 'lacy-stream[evaluate]'")
+        raise UsageError(f"this evaluation needs {', '.join(missing)}: pip install 'lacy-stream[evaluate]'")
+
+
+def _make(folder: str) -> None:
+    with file_errors(folder, "written"):
+        os.makedirs(folder, exist_ok=True)
 
 
 # ---------------------------------------------------------------- losses
@@ -253,7 +262,7 @@ def _texts(label: str, path: str, cascade: Cascade, args: argparse.Namespace) ->
     if path.endswith(".jsonl"):
         return read_biographies(path, args.limit)
     if args.names is None:
-        raise ValueError("--names is missing: a file of names to write about, one a line")
+        raise UsageError("--names is missing: a file of names to write about, one a line")
     names, journal = read_names(args.names, args.limit), Path(args.out) / f"biographies-{label}.jsonl"
     return write_biographies(label, path, names, cascade, journal, _device(args))
 
@@ -319,7 +328,7 @@ def _sweep(args: argparse.Namespace) -> int:
     from lacy_stream.evaluate.sweep import METHODS, RATES, Run, evaluate_sweep, run_label
 
     if args.partner is None:
-        raise ValueError("--partner is missing: a sweep asks what delegation brings")
+        raise UsageError("--partner is missing: a sweep asks what delegation brings")
     jury = _jury(args)
 
     def runs(models: dict[str, str], cascades: list[Cascade]) -> list[Run]:

@@ -21,7 +21,7 @@ from lm_eval.tasks import TaskManager
 from transformers import AutoTokenizer, LlamaTokenizer, PreTrainedTokenizerBase
 
 from lacy_stream.checkpoint import CallingModel, load_model
-from lacy_stream.evaluate.models import fingerprint
+from lacy_stream.files import file_fingerprint
 
 _HFLM: Any = HFLM  # its own decorator hides its type
 
@@ -117,7 +117,7 @@ def run_tasks(
         tasks=list(tasks),
         task_manager=manager,
         limit=limit,
-        use_cache=str(cache / fingerprint(path)),
+        use_cache=str(cache / file_fingerprint(path)),
         bootstrap_iters=0,
     )
     return {
