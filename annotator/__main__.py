@@ -21,6 +21,7 @@ from rich.text import Text
 from annotator.annotate import Annotator, Explanation
 from annotator.errors import AnnotatorError
 from annotator.facts import Rule, class_of_rule
+from annotator.page import Token, token_page
 from annotator.records import Document, FactClass
 from annotator.terminal import printable
 
@@ -67,6 +68,10 @@ class _Mark(NamedTuple):
         return _LABELLED if self.rule is None else _FAMILY_OF[self.rule]
 
     @property
+    def label(self) -> str:
+        return "LABELLER" if self.rule is None else self.rule.name.replace("_", " ")
+
+    @property
     def factual(self) -> bool:
         return self.rule is None or class_of_rule(np.array([self.rule]))[0] == FactClass.FACTUAL
 
@@ -76,6 +81,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = _argument_parser()
     args = parser.parse_args(argv)
     tally = _Tally()
+    families = _FAMILIES if args.labeller is None else (_LABELLED,)
     try:
         annotator = Annotator(args.tokenizer or _default_tokenizer(), args.model, labeller=args.labeller)
         with _lines(args.file) as lines:
@@ -83,9 +89,9 @@ def main(argv: list[str] | None = None) -> int:
             if args.json:
                 _write_json(explained)
             elif args.html:
-                _write_page(explained, args.html)
+                _write_page(explained, args.html, families)
             else:
-                _write_terminal(explained, _FAMILIES if args.labeller is None else (_LABELLED,))
+                _write_terminal(explained, families)
     except BrokenPipeError:  # `| head` has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except AnnotatorError as error:  # every other error is a bug, and keeps its traceback
@@ -273,24 +279,23 @@ def _highlighted(found: Explanation, brackets: bool) -> Text:
     return out.append(text[last:])
 
 
-def _write_page(explained: Iterable[tuple[Document, Explanation]], path: str) -> None:
-    from annotator.words import highlight_page
-
-    colors = {_label(rule): family.color for rule, family in (_FAMILY_OF | {None: _LABELLED}).items()}
-    documents = [
-        {
-            "title": doc.id,
-            "text": found.text,
-            "ents": [{"start": m.start, "end": m.end, "label": _label(m.rule)} for m in _marks(found)],
-        }
-        for doc, found in explained
-    ]
-    Path(path).write_text(highlight_page(documents, colors, "lacy-stream: facts"), encoding="utf-8")
+def _write_page(explained: Iterable[tuple[Document, Explanation]], path: str, families: Sequence[_Family]) -> None:
+    documents = [(doc.id, _tokens(found)) for doc, found in explained]
+    kinds = {family.name: f"background: {family.color}" for family in families}
+    page = token_page("lacy-stream: facts", documents, kinds)
+    try:
+        Path(path).write_text(page, encoding="utf-8")
+    except OSError as error:
+        raise AnnotatorError(f"{path} cannot be written: {error.strerror}. Name another file.") from error
 
 
-def _label(rule: Rule | None) -> str:
-    # displaCy looks its colours up by the label in capitals.
-    return "LABELLER" if rule is None else rule.name.replace("_", " ")
+def _tokens(found: Explanation) -> Iterator[Token]:
+    last = 0
+    for mark in _marks(found):
+        yield Token(found.text[last : mark.start])
+        yield Token(found.text[mark.start : mark.end], mark.family.name, mark.label)
+        last = mark.end
+    yield Token(found.text[last:])
 
 
 def _write_json(explained: Iterable[tuple[Document, Explanation]]) -> None:

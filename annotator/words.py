@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import html
 import importlib.metadata
 import itertools
 import logging
@@ -16,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import spacy
 from numpy.typing import NDArray
-from spacy import displacy
 from spacy.attrs import (
     DEP,
     ENT_IOB,
@@ -40,7 +38,6 @@ from spacy.tokens import Doc
 from annotator.errors import AnnotatorError
 from annotator.pipelines import FALLBACK, OFFICIAL, find_model
 from annotator.records import Dep, Ent, Flag, Pos, Words
-from annotator.terminal import printable
 
 if TYPE_CHECKING:
     from annotator.engine import Engine
@@ -219,21 +216,6 @@ def model_sha256(folder: Path) -> str:
         if file.is_file() and name.split("/")[0] in _MODEL_FILES:
             digest.update(f"{name} {hashlib.sha256(file.read_bytes()).hexdigest()}\n".encode())
     return digest.hexdigest()
-
-
-def highlight_page(documents: list[dict[str, object]], colors: dict[str, str], page_title: str = "lacy-stream") -> str:
-    """A web page with marked spans, by displaCy.
-
-    Args:
-        documents: each {"title": str, "text": str, "ents": [{"start": int, "end": int, "label": str}, ...]}.
-        colors: CSS colour of each label.
-        page_title: title of the whole page.
-    """
-    # displaCy escapes the texts, but neither their titles nor anything in its head.
-    escaped = [doc | {"title": html.escape(printable(str(doc["title"])))} for doc in documents]
-    page = displacy.render(escaped, style="ent", manual=True, page=True, jupyter=False, options={"colors": colors})
-    head = f'<meta charset="utf-8">\n        <title>{html.escape(page_title)}</title>'
-    return page.replace("<title>displaCy</title>", head, 1)
 
 
 def _groups(segments: list[tuple[str, int]]) -> Iterator[list[tuple[str, int]]]:

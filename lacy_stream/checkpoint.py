@@ -1,11 +1,8 @@
-"""A checkpoint of a run -> its recipe, its tokenizer's file and its model, on the CPU, for inference; and the folder of
-a run that was killed -> one from which it goes on."""
+"""A checkpoint of a run -> its recipe, its tokenizer's file and its model, on the CPU, for inference."""
 
 from __future__ import annotations
 
 import os
-import re
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -17,12 +14,10 @@ from transformers.utils.hub import cached_file
 
 from annotator import Annotator
 from lacy_stream.errors import UsageError
-from lacy_stream.files import is_hub_name, replaced_file
+from lacy_stream.files import is_hub_name
 from lacy_stream.model import build_model
 from lacy_stream.recipe import Recipe, check_recipe, tokenizer_path
-from lacy_stream.report import Report
 
-LATEST = "latest-rank0.pt"
 SENTENCEPIECE, RECIPE = "tokenizer.model", "recipe.yaml"
 """Names of files in an exported folder."""
 
@@ -157,28 +152,3 @@ def _file_of(name: str, file: str) -> Path | None:
         name, file, _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False
     )
     return None if found is None else Path(found)
-
-
-def mend_save_folder(folder: str | os.PathLike[str], report: Report) -> None:
-    """Make ``latest-rank0.pt`` point to the newest whole checkpoint, so that ``autoresume`` goes on from there.
-
-    Composer writes a checkpoint under its final name, removes the link and makes a new one. A run that is killed in
-    between leaves half a file or no link, and is refused when it is started again. Half a file is set aside as
-    ``NAME.unfinished``: a whole one ends with the directory of a zip archive. Call it on one process, before the
-    Trainer is made.
-    """
-    folder = Path(folder)
-    link = folder / LATEST
-    if link.is_dir():  # sharded checkpoints are folders: theirs is another layout
-        return
-    whole: dict[int, Path] = {}
-    for path in folder.glob("ep*-ba*-rank0.pt"):
-        batch = re.fullmatch(r"ep\d+-ba(\d+)-rank0\.pt", path.name)
-        if batch is not None and zipfile.is_zipfile(path):
-            whole[int(batch[1])] = path
-        elif batch is not None:
-            path.rename(path.with_name(f"{path.name}.unfinished"))
-            report.add("checkpoint_set_aside", path.name, "the run was killed while it was written")
-    if whole and (not link.is_symlink() or os.readlink(link) != whole[max(whole)].name):
-        with replaced_file(link) as new:
-            new.symlink_to(whole[max(whole)].name)

@@ -8,10 +8,8 @@ from __future__ import annotations
 import argparse
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from importlib.metadata import version
-from time import monotonic
 from typing import TYPE_CHECKING
 
 from lacy_stream.errors import UsageError, run_command
@@ -21,9 +19,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from lacy_stream.knowledge import Built
-    from lacy_stream.prepare import Progress, Summary
-
-PROGRESS_SECONDS = 10
+    from lacy_stream.prepare import Summary
 
 DESCRIPTION = """\
 Pretrain a small language model that predicts what it can and calls a larger model for the facts.
@@ -304,6 +300,7 @@ def _size(text: str) -> int:
 
 def _prepare(args: argparse.Namespace) -> int:
     from lacy_stream.prepare import Options, prepare
+    from lacy_stream.progress import source_progress
 
     options = Options(
         id_column=args.id_column,
@@ -316,64 +313,10 @@ def _prepare(args: argparse.Namespace) -> int:
         spans_column=args.spans_column,
         inline_calls=args.inline_calls,
     )
-    with _progress(args.prog) as on_progress:
+    with source_progress(args.prog) as on_progress:
         summary = prepare(args.sources, args.out, options=options, overwrite=args.overwrite, on_progress=on_progress)
     _print_summary(summary, args.out)
     return 0
-
-
-@contextmanager
-def _progress(prog: str) -> Iterator[Callable[[Progress], None]]:
-    """A bar on stderr; where stderr is no terminal, a line now and then."""
-    from rich.console import Console
-
-    console = Console(stderr=True)
-    if console.is_terminal:
-        with _progress_bar(console) as show:
-            yield show
-    else:
-        yield _progress_lines(prog)
-
-
-def _progress_lines(prog: str) -> Callable[[Progress], None]:
-    """Prints at most one line every PROGRESS_SECONDS."""
-    from annotator.terminal import printable
-
-    last = monotonic()
-
-    def show(progress: Progress) -> None:
-        nonlocal last
-        if monotonic() - last < PROGRESS_SECONDS:
-            return
-        last = monotonic()
-        share = "" if progress.done is None else f", {progress.done:.0%} read"
-        counts = f"{progress.documents:,} documents, {progress.refused:,} refused{share}"
-        print(f"{prog}: {counts}, at {printable(progress.source)}", file=sys.stderr, flush=True)
-
-    return show
-
-
-@contextmanager
-def _progress_bar(console: Console) -> Iterator[Callable[[Progress], None]]:
-    from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-    from rich.progress import Progress as Bar
-
-    text = TextColumn("{task.fields[documents]:,} documents, {task.fields[refused]:,} refused  {task.description}")
-    columns = SpinnerColumn(), BarColumn(), text, TimeElapsedColumn(), TimeRemainingColumn()
-    with Bar(*columns, console=console, transient=True) as bar:
-        task = bar.add_task("starting", total=None, documents=0, refused=0)
-
-        def show(progress: Progress) -> None:
-            bar.update(
-                task,
-                description=progress.source,
-                total=None if progress.done is None else 1.0,
-                completed=progress.done or 0.0,
-                documents=progress.documents,
-                refused=progress.refused,
-            )
-
-        yield show
 
 
 # ---------------------------------------------------------------- knowledge
@@ -381,11 +324,12 @@ def _progress_bar(console: Console) -> Iterator[Callable[[Progress], None]]:
 
 def _knowledge(args: argparse.Namespace) -> int:
     from lacy_stream.knowledge import build
+    from lacy_stream.progress import source_progress
     from lacy_stream.sources import ReadOptions
 
     columns = {"title_column": args.title_column, "text_column": args.text_column}
     options = ReadOptions(**columns, hf_config=args.hf_config, hf_split=args.hf_split)
-    with _progress(args.prog) as on_progress:
+    with source_progress(args.prog) as on_progress:
         built = build(args.sources, args.out, options=options, on_progress=on_progress)
     _print_built(built, args.out)
     return 0

@@ -314,8 +314,9 @@ class Shards:
         check_raw(data, reader)
         folder, name = os.path.split(os.path.join(self._folder, raw.basename))
         with scratch_folder(folder, name) as scratch:
-            (scratch / name).write_bytes(data)
-            os.replace(scratch / name, os.path.join(folder, name))
+            part = scratch / "raw"
+            part.write_bytes(data)
+            os.replace(part, os.path.join(folder, name))
 
     @contextmanager
     def _turn(self, name: str) -> Iterator[None]:

@@ -14,17 +14,16 @@ from rich.console import Console
 from rich.text import Text
 
 from annotator import Annotator, Document, FactClass
+from annotator.page import Token, token_page
 from annotator.terminal import printable
 from lacy_stream.checkpoint import Checkpoint, load_checkpoint
-from lacy_stream.corpus import open_corpus
 from lacy_stream.errors import UsageError
 from lacy_stream.files import read_text, write_text
 from lacy_stream.losses import TokenLosses, token_losses
 from lacy_stream.metrics import CallScores, call_scores, own_call_mask
-from lacy_stream.recipe import CallMask, Recipe
+from lacy_stream.recipe import CallMask
+from lacy_stream.recipe_data import held_out_documents
 from lacy_stream.selectors import METHODS, Targets, budget
-from lacy_stream.token_page import Token, token_page
-from lacy_stream.train import corpus_arguments
 
 CALL_STYLE, IGNORED_STYLE, FACT_STYLE = "bold white on red", "black on yellow", "underline"
 CALLED, IGNORED = "delegated to a larger model", "ignored in training"
@@ -56,19 +55,6 @@ class Marked:
             else:
                 joined.append((start, end))
         return [_trimmed(self.document.text, *span) for span in joined]
-
-
-def held_out_documents(recipe: Recipe, count: int) -> list[Document]:
-    """The first documents of a run's validation split.
-
-    Raises:
-        UsageError: the recipe has none.
-    """
-    loader = recipe.eval_loader
-    if loader is None:
-        raise UsageError("the recipe of this checkpoint has no eval_loader: name a text file instead")
-    corpus = open_corpus(**corpus_arguments(loader.dataset))
-    return [corpus.document(position) for position in range(min(count, len(corpus)))]
 
 
 @torch.no_grad()

@@ -37,6 +37,7 @@ NAMED = 5  # how many of a long list a message names
 
 # What a reader yields: row number, share of the input read, and the columns or why they cannot be read.
 RawRow = tuple[int, float, dict[str, Any] | str]
+EXAMPLES = 5  # of refused rows
 
 
 class PrepareError(UsageError):
@@ -122,6 +123,19 @@ class Row:
     refused: str = ""
     spans: list[tuple[int, int]] | None = None
     placed: Counter[Placed] = field(default_factory=Counter)
+
+
+@dataclass
+class RefusedRows:
+    """How many rows were refused for one reason, and the first few of them."""
+
+    count: int = 0
+    examples: list[str] = field(default_factory=list)
+
+    def add(self, row: str) -> None:
+        self.count += 1
+        if len(self.examples) < EXAMPLES:
+            self.examples.append(row)
 
 
 # ---------------------------------------------------------------- SOURCE -> Input

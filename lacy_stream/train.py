@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import pickle
 import sys
@@ -15,8 +14,7 @@ from annotator.labellers import find_labeller
 from annotator.pipelines import find_model
 from lacy_stream.errors import UsageError
 from lacy_stream.pool import AnnotationPool, default_num_workers
-from lacy_stream.recipe import Annotation, Dataset, Loader, Recipe, RecipeError, dump_recipe, tokenizer_path
-from lacy_stream.recipe import Source as RecipeSource
+from lacy_stream.recipe import Annotation, Loader, Recipe, RecipeError, dump_recipe, tokenizer_path
 from lacy_stream.report import Report
 
 if TYPE_CHECKING:  # composer takes 12 s to import: only once the recipe is known to be good
@@ -148,8 +146,8 @@ def build_trainer(recipe: Recipe, pool: AnnotationPool, call_token_id: int) -> T
     from composer import Trainer
     from composer.utils import dist, reproducibility
 
-    from lacy_stream.checkpoint import mend_save_folder
     from lacy_stream.model import build_model
+    from lacy_stream.resume import mend_save_folder
 
     save_folder = _local_save_folder(recipe)
     if recipe.autoresume and save_folder is not None and dist.get_global_rank() == 0:
@@ -221,6 +219,7 @@ def build_trainer(recipe: Recipe, pool: AnnotationPool, call_token_id: int) -> T
 
 def _loader(loader: Loader, pool: AnnotationPool, recipe: Recipe, batch_size: int, repeat: bool) -> DataLoader:
     from lacy_stream.batches import annotated_dataloader
+    from lacy_stream.recipe_data import corpus_arguments
 
     return annotated_dataloader(
         pool=pool,
@@ -232,18 +231,6 @@ def _loader(loader: Loader, pool: AnnotationPool, recipe: Recipe, batch_size: in
         accept_changes=loader.accept_changes,
         **corpus_arguments(loader.dataset),
     )
-
-
-def corpus_arguments(dataset: Dataset) -> dict[str, Any]:
-    """The arguments of ``open_corpus`` that a recipe's dataset stands for."""
-    from lacy_stream.corpus import Source
-
-    values = dataclasses.asdict(dataset)
-    streams = values.pop("streams")
-    source = {field.name: values.pop(field.name) for field in dataclasses.fields(RecipeSource)}
-    if streams:
-        return values | {"data": {name: Source(**stream) for name, stream in streams.items()}}
-    return values | {"data": source.pop("local")} | source
 
 
 def _scheduler(recipe: Recipe) -> Any:

@@ -12,7 +12,7 @@ from judges import Reply, scripted_judge
 
 from lacy_stream.cli import main
 from lacy_stream.evaluate.biographies import Biography, Cascade, read_biographies, read_names, write_biographies
-from lacy_stream.evaluate.journal import JournalError
+from lacy_stream.journal import JournalError
 from lacy_stream.knowledge import build
 
 NAMES = ["Ada Lovelace", "Zoë Öström", "Charles Babbage", "Mary Somerville"]

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from rich.text import Text
 
+from annotator import page
 from annotator.terminal import printable
 from lacy_stream.cascade.articles import Articles, with_article
 from lacy_stream.cascade.generate import PARTNER, Generation, Prompt, Token
@@ -88,24 +90,20 @@ def styled(token: Token, colour: bool) -> Text:
 
 def to_html(generations: Iterable[Generation]) -> str:
     """A page with each text and the partner's tokens marked; neighbours together."""
-    from annotator.words import highlight_page
-
-    documents: list[dict[str, object]] = []
+    pages = []
     for number, generation in enumerate(generations, start=1):
-        entities: list[dict[str, object]] = []
-        end = len(generation.prompt)
-        for token in generation.tokens:
-            start, end = end, end + len(token.text)
-            start += len(token.text) - len(token.text.lstrip())
-            if token.writer != PARTNER or start >= end:
-                continue
-            if entities and entities[-1]["end"] == start:
-                entities[-1]["end"] = end
-            else:
-                entities.append({"start": start, "end": end, "label": "PARTNER"})
         about = generation.skipped or f"{generation.call_rate:.0%} by the partner"
-        documents.append({"title": f"{number}: {about}", "text": generation.prompt + generation.text, "ents": entities})
-    return highlight_page(documents, {"PARTNER": "#ff9a9a"}, "lacy-stream: the partner's tokens")
+        pages.append((f"{number}: {about}", _page_tokens(generation)))
+    return page.token_page("lacy-stream: the partner's tokens", pages, {"the partner's": "background: #ff9a9a"})
+
+
+def _page_tokens(generation: Generation) -> Iterator[page.Token]:
+    yield page.Token(generation.prompt)
+    for writer, tokens in itertools.groupby(generation.tokens, key=lambda token: token.writer):
+        text = "".join(token.text for token in tokens)
+        ink = text.lstrip() if writer == PARTNER else ""
+        yield page.Token(text[: len(text) - len(ink)])
+        yield page.Token(ink, "the partner's")
 
 
 def write_page(generations: Iterable[Generation], path: str | os.PathLike[str]) -> None:

@@ -17,9 +17,9 @@ from lacy_stream.cascade.generate import Generation, OnToken, Prompt, Token, gen
 from lacy_stream.cascade.partners import open_partner
 from lacy_stream.cascade.records import PARTNER_STYLE, as_prompt, from_record, read_prompts, record, styled, write_page
 from lacy_stream.checkpoint import load_model
-from lacy_stream.evaluate.journal import Journal, JournalError
-from lacy_stream.evaluate.progress import progress
 from lacy_stream.files import file_fingerprint, read_text
+from lacy_stream.journal import Journal, JournalError
+from lacy_stream.progress import progress
 
 BATCH_SIZE = 8
 

@@ -21,11 +21,11 @@ from annotator.tokens import Tokenizer
 from lacy_stream.checkpoint import CallingModel, load_model
 from lacy_stream.errors import UsageError
 from lacy_stream.evaluate.judge import Judge, in_parallel
-from lacy_stream.evaluate.progress import progress
 from lacy_stream.evaluate.results import Table, publish
 from lacy_stream.evaluate.token_table import LOSS_BIN_NAMES, LOSS_BINS, token_table
+from lacy_stream.progress import progress
 from lacy_stream.recipe import Recipe
-from lacy_stream.show_calls import held_out_documents
+from lacy_stream.recipe_data import held_out_documents
 from lacy_stream.sources import ReadOptions, find_inputs, read_rows
 
 VERDICT_TOKENS = 256

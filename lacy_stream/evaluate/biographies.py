@@ -10,10 +10,10 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from lacy_stream.errors import UsageError
-from lacy_stream.evaluate.journal import Journal, JournalError
-from lacy_stream.evaluate.progress import progress
 from lacy_stream.files import file_errors, file_fingerprint, read_text
+from lacy_stream.journal import Journal, JournalError
 from lacy_stream.knowledge import Knowledge
+from lacy_stream.progress import progress
 
 if TYPE_CHECKING:
     from lacy_stream.cascade import Generation, Prompt

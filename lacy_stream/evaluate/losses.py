@@ -13,12 +13,12 @@ import torch
 
 from lacy_stream.checkpoint import CallingModel, load_model
 from lacy_stream.errors import UsageError
-from lacy_stream.evaluate.journal import Journal
-from lacy_stream.evaluate.progress import progress
 from lacy_stream.evaluate.results import OURS, Table, publish
 from lacy_stream.evaluate.token_table import TokenTable, calls_by_class, joined, losses, own_mask, token_table
 from lacy_stream.files import file_fingerprint
+from lacy_stream.journal import Journal
 from lacy_stream.pool import AnnotationPool
+from lacy_stream.progress import progress
 from lacy_stream.recipe import Dataset
 
 PAPER = [["LaCy, 334M", "5.72", None, None, None, None, None, None]]
@@ -127,7 +127,7 @@ def _table(
 ) -> TokenTable:
     """What a model does at each target: from the parts that are there, and from the model for the rest."""
     from lacy_stream.batches import annotated_dataloader
-    from lacy_stream.train import corpus_arguments
+    from lacy_stream.recipe_data import corpus_arguments
 
     folder = journal.path.parent
     loader = annotated_dataloader(

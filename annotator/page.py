@@ -47,7 +47,7 @@ def token_page(title: str, documents: Iterable[tuple[str, Iterable[Token]]], kin
 
 
 def _span(token: Token, numbers: Mapping[str, str]) -> str:
-    if not token.kind and not token.hover:
+    if not token.text or not (token.kind or token.hover):
         return _safe(token.text)
     kind = f' class="{numbers[token.kind]}"' if token.kind else ""
     hover = f' title="{_safe(token.hover)}"' if token.hover else ""

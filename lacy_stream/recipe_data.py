@@ -1,0 +1,35 @@
+"""The data that a recipe names."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from annotator import Document
+from lacy_stream.corpus import Source, open_corpus
+from lacy_stream.errors import UsageError
+from lacy_stream.recipe import Dataset, Recipe
+from lacy_stream.recipe import Source as RecipeSource
+
+
+def corpus_arguments(dataset: Dataset) -> dict[str, Any]:
+    """The arguments of ``open_corpus`` that a recipe's dataset stands for."""
+    values = dataclasses.asdict(dataset)
+    streams = values.pop("streams")
+    source = {field.name: values.pop(field.name) for field in dataclasses.fields(RecipeSource)}
+    if streams:
+        return values | {"data": {name: Source(**stream) for name, stream in streams.items()}}
+    return values | {"data": source.pop("local")} | source
+
+
+def held_out_documents(recipe: Recipe, count: int) -> list[Document]:
+    """The first documents of a run's validation split.
+
+    Raises:
+        UsageError: the recipe has none.
+    """
+    loader = recipe.eval_loader
+    if loader is None:
+        raise UsageError("the recipe of this checkpoint has no eval_loader: name a text file instead")
+    corpus = open_corpus(**corpus_arguments(loader.dataset))
+    return [corpus.document(position) for position in range(min(count, len(corpus)))]
