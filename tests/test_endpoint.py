@@ -13,7 +13,7 @@ from servers import free_port
 
 from lacy_stream.cascade import generate, open_partner
 from lacy_stream.cascade.endpoint import EndpointPartner
-from lacy_stream.cascade.partners import PartnerError, PromptError
+from lacy_stream.cascade.partner import PartnerError, PromptError
 from lacy_stream.checkpoint import load_model
 
 

@@ -22,7 +22,7 @@ from annotator import Annotator
 from lacy_stream.cascade.bridge import first_expressible
 from lacy_stream.cascade.decoder import BatchDecoder, penalised, takes_batches
 from lacy_stream.cascade.delegation import Score, open_score
-from lacy_stream.cascade.partners import Partner, PromptError, Session
+from lacy_stream.cascade.partner import Partner, PromptError, Session
 from lacy_stream.cascade.thresholds import ESTIMATORS, Threshold
 from lacy_stream.cascade.vocabulary import Vocabulary, open_vocabulary
 from lacy_stream.checkpoint import CallingModel

@@ -14,7 +14,7 @@ from rich.text import Text
 from annotator.terminal import printable
 from lacy_stream.cascade.articles import TEMPLATE, Articles
 from lacy_stream.cascade.generate import Generation, OnToken, Prompt, Token, generate
-from lacy_stream.cascade.partners import open_partner
+from lacy_stream.cascade.open import open_partner
 from lacy_stream.cascade.records import PARTNER_STYLE, as_prompt, from_record, read_prompts, record, styled, write_page
 from lacy_stream.checkpoint import load_model
 from lacy_stream.files import file_fingerprint, read_text
