@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from lacy_stream.monitor import StreamMonitor
     from lacy_stream.pool import AnnotationError, AnnotationPool
     from lacy_stream.recipe import Recipe, RecipeError, load_recipe
+    from lacy_stream.record import RunRecord
     from lacy_stream.report import Report
     from lacy_stream.selectors import METHODS, Selection, Targets, highest
     from lacy_stream.shards import DataError
@@ -31,6 +32,7 @@ _MODULES = {
     "monitor": ("StreamMonitor",),
     "pool": ("AnnotationError", "AnnotationPool"),
     "recipe": ("Recipe", "RecipeError", "load_recipe"),
+    "record": ("RunRecord",),
     "report": ("Report",),
     "selectors": ("METHODS", "Selection", "Targets", "highest"),
     "shards": ("DataError",),
@@ -55,6 +57,7 @@ __all__ = [
     "Recipe",
     "RecipeError",
     "Report",
+    "RunRecord",
     "Selection",
     "Source",
     "StreamMonitor",

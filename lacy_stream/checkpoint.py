@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 import yaml
@@ -51,14 +50,12 @@ class CallingModel:
     recipe: Recipe | None
 
 
-class Checkpoint(NamedTuple):
-    """recipe: of the run. tokenizer: its file. model: the Hugging Face model, in eval mode. call_token_id: the last
-    id. annotation: one line for people about the annotation of the run."""
+@dataclass(frozen=True)
+class Checkpoint(CallingModel):
+    """The model of a run. annotation: one line for people about the annotation of the run."""
 
-    recipe: Recipe
-    tokenizer: Path
-    model: PreTrainedModel
     call_token_id: int
+    recipe: Recipe
     annotation: str
 
 
@@ -69,12 +66,14 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
 
     Raises:
         ModelNotFoundError: no such file.
-        CheckpointError: not a checkpoint, or one of a run without lacy-stream's ``StreamMonitor``.
+        CheckpointError: not a checkpoint, or one of a run without lacy-stream's ``RunRecord``.
     """
     try:
         state = torch.load(path, map_location="cpu", weights_only=False)["state"]
-        monitor = state["callbacks"]["StreamMonitor"]
-        recipe, annotation = check_recipe(yaml.safe_load(monitor["recipe"])), monitor["annotation"]
+        callbacks = state["callbacks"]
+        # StreamMonitor held the record before there was RunRecord. Such checkpoints are read in 0.1 only.
+        record = callbacks["RunRecord" if "RunRecord" in callbacks else "StreamMonitor"]
+        recipe, annotation = check_recipe(yaml.safe_load(record["recipe"])), record["annotation"]
     except FileNotFoundError as error:
         raise ModelNotFoundError(f"there is no file {os.fspath(path)!r}") from error
     except Exception as error:
@@ -94,7 +93,16 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
         wrapper.load_state_dict(state["model"])
     except RuntimeError as error:
         raise CheckpointError(f"{os.fspath(path)}: its weights do not fit its recipe: {error}") from None
-    return Checkpoint(recipe, tokenizer, wrapper.model.eval(), pieces.vocab_size, annotation)  # type: ignore[arg-type]
+    return Checkpoint(
+        model=wrapper.model.eval(),  # type: ignore[arg-type]
+        tokenizer=tokenizer,
+        call_token_id=pieces.vocab_size,
+        eos_id=pieces.eos_id,
+        max_seq_len=recipe.max_seq_len,
+        name=recipe.run_name or Path(path).stem,
+        recipe=recipe,
+        annotation=annotation,
+    )
 
 
 def load_model(path: str | os.PathLike[str]) -> CallingModel:
@@ -105,19 +113,7 @@ def load_model(path: str | os.PathLike[str]) -> CallingModel:
         ModelNotFoundError: no such file or folder.
         CheckpointError: not a checkpoint, or a folder without a model or a tokenizer.
     """
-    if not os.path.isfile(path):
-        return _from_transformers(os.fspath(path))
-    checkpoint = load_checkpoint(path)
-    config = checkpoint.model.config
-    return CallingModel(
-        checkpoint.model,
-        checkpoint.tokenizer,
-        checkpoint.call_token_id,
-        config.eos_token_id,  # type: ignore[arg-type]
-        config.max_position_embeddings,
-        checkpoint.recipe.run_name or Path(path).stem,
-        checkpoint.recipe,
-    )
+    return load_checkpoint(path) if os.path.isfile(path) else _from_transformers(os.fspath(path))
 
 
 def _from_transformers(name: str) -> CallingModel:

@@ -292,9 +292,10 @@ def _callbacks(recipe: Recipe) -> list[Any]:
     from composer.callbacks import LRMonitor, MemoryMonitor, RuntimeEstimator, SpeedMonitor
 
     from lacy_stream.monitor import StreamMonitor
+    from lacy_stream.record import RunRecord
 
     wanted = recipe.callbacks
-    callbacks: list[Any] = [StreamMonitor(dump_recipe(recipe))]
+    callbacks: list[Any] = [StreamMonitor(), RunRecord(dump_recipe(recipe))]
     if wanted.speed_monitor is not None:
         callbacks.append(SpeedMonitor(window_size=wanted.speed_monitor.window_size))
     callbacks += [LRMonitor()] if wanted.lr_monitor is not None else []
