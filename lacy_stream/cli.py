@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
+from lacy_stream.arguments import add_decoding, add_delegation, add_device, device_of, settings_of
+from lacy_stream.cascade_settings import MANY_TEXTS, Decoding, Delegation
 from lacy_stream.errors import UsageError, run_command
 from lacy_stream.evaluate.commands import add_evaluate
 
@@ -248,29 +250,10 @@ def _add_generate(commands: argparse._SubParsersAction[argparse.ArgumentParser])
     )
     add("--out", metavar="FILE", help="JSONL of texts, token by token; needed with --prompts")
     add("--html", metavar="FILE", help="write a page, too")
-    add("--device", default="cpu", metavar="NAME", help="torch device of both models (default: cpu)")
-
-    add = parser.add_argument_group("what is delegated").add_argument
-    methods = ("call", "random", "ilacy-logprob", "ilacy-entropy")
-    add("--delegate", choices=methods, default="call", help="default: call, by the logit of <CALL>")
-    add("--call-rate", type=float, default=0.15, metavar="F", help="the partner's share of the tokens (default: 0.15)")
-    add(
-        "--estimator",
-        choices=("tracking", "paper"),
-        default="tracking",
-        help="of the threshold: tracking holds the rate; paper is the quantile of all that was seen",
-    )
-    add("--seed", type=int, default=0, metavar="N", help="of random delegation (default: 0)")
-
-    add = parser.add_argument_group("text").add_argument
-    add("--max-new-tokens", type=int, default=256, metavar="N", help="default: 256")
-    add(
-        "--batch-size",
-        type=int,
-        metavar="N",
-        help="texts at a time (default: 8 of --prompts; 1 of --prompt, so that they are seen as they grow)",
-    )
-    add("--repetition-penalty", type=float, default=1.2, metavar="F", help="of both models (default: 1.2; 1 for none)")
+    add_device(add)
+    add_delegation(parser.add_argument_group("what is delegated").add_argument)
+    batch_size = f"{MANY_TEXTS} of --prompts; 1 of --prompt, so that they are seen as they grow"
+    add_decoding(parser.add_argument_group("text").add_argument, None, batch_size)
 
     add = parser.add_argument_group("articles for the partner").add_argument
     add("--knowledge", metavar="FILE", help="store made by `lacy-stream knowledge build`")
@@ -283,9 +266,18 @@ def _generate(args: argparse.Namespace) -> int:
 
     if args.prompts_file is not None and args.out is None:
         raise UsageError("--prompts needs --out FILE, where its texts are kept")
-    names = Options.__dataclass_fields__
-    options = {name: value for name, value in vars(args).items() if name in names and value is not None}
-    return 1 if run(Options(**options)) else 0
+    batch_size = 1 if args.prompts_file is None else MANY_TEXTS
+    if args.batch_size is not None:
+        batch_size = args.batch_size
+    options = settings_of(
+        Options,
+        args,
+        prompts=args.prompts or (),
+        delegation=settings_of(Delegation, args),
+        decoding=settings_of(Decoding, args, batch_size=batch_size),
+        device=device_of(args),
+    )
+    return 1 if run(options) else 0
 
 
 def _size(text: str) -> int:

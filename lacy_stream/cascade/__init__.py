@@ -12,8 +12,11 @@ from lacy_stream.cascade.generate import Generation, Prompt, Token, generate
 from lacy_stream.cascade.local import TransformersPartner
 from lacy_stream.cascade.open import open_partner
 from lacy_stream.cascade.partner import Partner, PartnerError
+from lacy_stream.cascade_settings import Decoding, Delegation
 
 __all__ = [
+    "Decoding",
+    "Delegation",
     "Generation",
     "Partner",
     "PartnerError",

@@ -123,21 +123,18 @@ def uncertainty(logits_V: Tensor, *, entropy: bool) -> float:
     return float(-(top.exp() * top).nansum())
 
 
-METHODS = ("call", "random", "ilacy-logprob", "ilacy-entropy")
-
-
 def open_score(
     method: str, model: CallingModel, vocabulary: Vocabulary, annotator: Annotator | None, seed: int
 ) -> Score:
     """The score of a method.
 
     Args:
-        method: one of METHODS.
+        method: see ``Delegation``.
         annotator: for i-LaCy; None makes one.
         seed: for random delegation.
 
     Raises:
-        UsageError: no such method, or the model cannot use it.
+        UsageError: the model cannot use it.
     """
     if method == "call":
         if model.call_token_id is None:
@@ -152,12 +149,10 @@ def open_score(
         return CallLogit(model.call_token_id)
     if method == "random":
         return Random(seed)
-    if method in ("ilacy-logprob", "ilacy-entropy"):
-        if annotator is None:
-            annotator = default_annotator(model)
-        entropy = method == "ilacy-entropy"
-        return InferenceTimeLacy(vocabulary, annotator, entropy=entropy, call_token_id=model.call_token_id)
-    raise UsageError(f"delegate: {method!r} is none of {', '.join(METHODS)}")
+    if annotator is None:
+        annotator = default_annotator(model)
+    entropy = method == "ilacy-entropy"
+    return InferenceTimeLacy(vocabulary, annotator, entropy=entropy, call_token_id=model.call_token_id)
 
 
 def default_annotator(model: CallingModel) -> Annotator:

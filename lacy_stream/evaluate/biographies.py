@@ -6,9 +6,10 @@ import json
 import os
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from lacy_stream.cascade_settings import MANY_TEXTS, Decoding, Delegation, flat_settings
 from lacy_stream.errors import UsageError
 from lacy_stream.files import file_errors, file_fingerprint, read_text
 from lacy_stream.journal import Journal, JournalError
@@ -38,28 +39,30 @@ class Biography:
 
 @dataclass(frozen=True)
 class Cascade:
-    """How a model writes: with which partner, who decides what is delegated, and how much.
+    """How a model writes, and with which partner.
 
     Args:
-        partner, delegate, call_rate: as ``cascade.generate`` takes them; no partner, no calls.
-        max_new_tokens: at most (256 in the paper).
+        partner: as ``open_partner`` takes it; None, no calls.
+        delegation: what is delegated. decoding: how the texts are written.
         articles: store that the partner reads the person's article in first (RAG, appendix A.5); None: it reads none.
-        batch_size: texts that the model writes at once.
         template: file of the text around the article; None: the paper's, for Qwen 3.
     """
 
     partner: str | None = None
-    delegate: str = "call"
-    call_rate: float = 0.15
-    max_new_tokens: int = 256
+    delegation: Delegation = Delegation()
+    decoding: Decoding = Decoding(batch_size=MANY_TEXTS)
     articles: str | None = None
     template: str | None = None
-    batch_size: int = 8
+
+    def record(self) -> dict[str, Any]:
+        """All of it as JSON values."""
+        files = {"partner": self.partner, "articles": self.articles, "template": self.template}
+        return files | flat_settings(self.delegation, self.decoding)
 
     def settings(self) -> dict[str, Any]:
         """What the texts depend on, files by their fingerprints."""
-        files = {name: getattr(self, name) for name in ("articles", "template")}
-        return asdict(self) | {name: file and file_fingerprint(file) for name, file in files.items()}
+        files = {"articles": self.articles, "template": self.template}
+        return self.record() | {name: file and file_fingerprint(file) for name, file in files.items()}
 
 
 def read_names(path: str | os.PathLike[str], limit: int | None = None) -> list[str]:
@@ -143,7 +146,7 @@ def write_biographies(
         )
     if len(done) < len(prompts):
         what = f"{label}: biographies written"
-        with progress(what, len(prompts), len(done), together=cascade.batch_size) as advance:
+        with progress(what, len(prompts), len(done), together=cascade.decoding.batch_size) as advance:
             for generation in _generate(path, prompts, cascade, done, device):
                 kept.add(record(generation))
                 done.append(generation)
@@ -172,13 +175,9 @@ def _generate(
 
     model = load_model(path)
     model.model.to(device)  # type: ignore[arg-type]
+    partner = None
+    if cascade.partner is not None:
+        partner = open_partner(cascade.partner, repetition_penalty=cascade.decoding.repetition_penalty, device=device)
     return generate(
-        model,
-        prompts,
-        partner=None if cascade.partner is None else open_partner(cascade.partner, device=device),
-        delegate=cascade.delegate,
-        call_rate=cascade.call_rate,
-        max_new_tokens=cascade.max_new_tokens,
-        batch_size=cascade.batch_size,
-        done=list(done),
+        model, prompts, partner=partner, delegation=cascade.delegation, decoding=cascade.decoding, done=list(done)
     )

@@ -8,6 +8,8 @@ import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from lacy_stream.arguments import add_decoding, add_delegation, add_device, add_threshold, device_of, settings_of
+from lacy_stream.cascade_settings import MANY_TEXTS, Decoding, Delegation
 from lacy_stream.errors import UsageError
 from lacy_stream.files import file_errors
 
@@ -62,7 +64,7 @@ def _add(
     add = parser.add_argument
     add("models", nargs="+", metavar="MODEL", help="checkpoint or exported folder; as many as you like")
     add("--out", required=True, metavar="DIR", help="folder of the results, and of what is kept to go on from")
-    add("--device", metavar="NAME", help="torch device (default: cuda where there is one, else cpu)")
+    add_device(add)
     add("--limit", metavar="N", type=_positive, help="only the first N items")
     return parser
 
@@ -111,7 +113,7 @@ def _losses(args: argparse.Namespace) -> int:
         parser=args.parser,
         rows=args.limit,
         batch_size=args.batch_size,
-        device=_device(args),
+        device=device_of(args),
     )
     return 0
 
@@ -155,7 +157,7 @@ def _nlu(args: argparse.Namespace) -> int:
 def _by_lm_eval(evaluate: Callable[..., None], args: argparse.Namespace) -> int:
     from lacy_stream.evaluate.models import labels
 
-    options = {"device": _device(args), "batch_size": args.batch_size, "limit": args.limit}
+    options = {"device": device_of(args), "batch_size": args.batch_size, "limit": args.limit}
     evaluate(labels(args.models), args.out, data=args.data, **options)
     return 0
 
@@ -203,16 +205,13 @@ The names of the paper are 183 of FActScore (labeled/prompt_entities.txt of its 
 def _add_factscore(parts: Parsers) -> None:
     parser = _add(parts, "factscore", _factscore, "factual precision of biographies, by a judge", FACTSCORE, BY_JUDGE)
     _add_jury(parser)
-    add = _add_writing(parser)
-    add("--delegate", default="call", metavar="HOW", help="who decides what is delegated (default: call)")
-    add("--call-rate", type=float, default=0.15, metavar="F", help="target share of calls (default: 0.15)")
+    add_delegation(_add_writing(parser))
 
 
 def _add_writing(parser: argparse.ArgumentParser) -> Callable[..., argparse.Action]:
     add = parser.add_argument_group("how the texts are written").add_argument
     add("--partner", metavar="SPEC", help="model that answers calls, as in `lacy-stream generate`; none: no calls")
-    add("--max-new-tokens", type=_positive, default=256, metavar="N", help="longest text (default: 256)")
-    add("--batch-size", type=_positive, default=8, metavar="N", help="texts at a time (default: 8)")
+    add_decoding(add, MANY_TEXTS, str(MANY_TEXTS))
     add("--rag", action="store_true", help="the partner reads the person's article of --knowledge first")
     add("--template", metavar="FILE", help="text around {title} and {article} (default: the paper's, for Qwen 3)")
     return add
@@ -220,8 +219,7 @@ def _add_writing(parser: argparse.ArgumentParser) -> Callable[..., argparse.Acti
 
 def _writing(args: argparse.Namespace) -> dict[str, Any]:
     articles = args.knowledge if args.rag else None
-    names = ("max_new_tokens", "batch_size", "template")
-    return {name: getattr(args, name) for name in names} | {"articles": articles}
+    return {"decoding": settings_of(Decoding, args), "articles": articles, "template": args.template}
 
 
 def _add_jury(parser: argparse.ArgumentParser) -> None:
@@ -248,7 +246,7 @@ def _factscore(args: argparse.Namespace) -> int:
     from lacy_stream.evaluate.models import labels
 
     models, jury = labels(args.models), _jury(args)
-    cascade = Cascade(args.partner, args.delegate, args.call_rate, **_writing(args))
+    cascade = Cascade(args.partner, settings_of(Delegation, args), **_writing(args))
     texts = {label: _texts(label, path, cascade, args) for label, path in models.items()}
     evaluate_factscore(texts, jury, args.out)
     return 0
@@ -264,7 +262,7 @@ def _texts(label: str, path: str, cascade: Cascade, args: argparse.Namespace) ->
     if args.names is None:
         raise UsageError("--names is missing: a file of names to write about, one a line")
     names, journal = read_names(args.names, args.limit), Path(args.out) / f"biographies-{label}.jsonl"
-    return write_biographies(label, path, names, cascade, journal, _device(args))
+    return write_biographies(label, path, names, cascade, journal, device_of(args))
 
 
 # ---------------------------------------------------------------- acceptability
@@ -295,7 +293,7 @@ def _acceptability(args: argparse.Namespace) -> int:
     from lacy_stream.evaluate.acceptability import evaluate_acceptability, score_documents
     from lacy_stream.evaluate.models import labels
 
-    models, judge, device = labels(args.models), _judge(args), _device(args)
+    models, judge, device = labels(args.models), _judge(args), device_of(args)
     count = min(args.documents, args.limit or args.documents)
     scored = {
         label: score_documents(label, path, args.texts, count, args.parser, device) for label, path in models.items()
@@ -316,6 +314,7 @@ def _add_sweep(parts: Parsers) -> None:
     parser = _add(parts, "sweep", _sweep, "FActScore by call rate and by delegation", SWEEP, BY_JUDGE)
     _add_jury(parser)
     add = _add_writing(parser)
+    add_threshold(add)
     add("--rates", type=float, nargs="+", metavar="F", help="target call rates (default: those of table 8)")
     add("--baseline", action="append", default=[], metavar="MODEL", help="model for table 9; may be given again")
     add("--methods", nargs="+", metavar="HOW", help="delegation of table 9 (default: random and both i-LaCy)")
@@ -338,19 +337,17 @@ def _sweep(args: argparse.Namespace) -> int:
             for cascade in cascades
         ]
 
-    rates = [Cascade(args.partner, "call", rate, **_writing(args)) for rate in args.rates or RATES]
-    methods = [Cascade(args.partner, method, args.method_rate, **_writing(args)) for method in args.methods or METHODS]
+    def cascade(method: str, rate: float) -> Cascade:
+        delegation = settings_of(Delegation, args, method=method, call_rate=rate)
+        return Cascade(args.partner, delegation, **_writing(args))
+
+    rates = [cascade("call", rate) for rate in args.rates or RATES]
+    methods = [cascade(method, args.method_rate) for method in args.methods or METHODS]
     evaluate_sweep(runs(labels(args.models), rates), runs(labels(args.baseline), methods), jury, args.out)
     return 0
 
 
 # ---------------------------------------------------------------- values
-
-
-def _device(args: argparse.Namespace) -> str:
-    import torch
-
-    return args.device or ("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def _positive(text: str) -> int:
