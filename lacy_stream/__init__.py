@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from lacy_stream.batches import AnnotatedDataset, PositionError, annotated_dataloader
     from lacy_stream.call_mask import CallMask
     from lacy_stream.corpus import Corpus, Source, open_corpus
+    from lacy_stream.errors import LacyStreamError
     from lacy_stream.losses import objective, token_losses
     from lacy_stream.metrics import CallLoss, MaskModel, MatchedCallLoss, MatchedNonCallLoss, NonCallLoss, TotalLoss
     from lacy_stream.monitor import StreamMonitor
@@ -27,6 +28,7 @@ _MODULES = {
     "batches": ("AnnotatedDataset", "PositionError", "annotated_dataloader"),
     "call_mask": ("CallMask",),
     "corpus": ("Corpus", "Source", "open_corpus"),
+    "errors": ("LacyStreamError",),
     "losses": ("objective", "token_losses"),
     "metrics": ("CallLoss", "MaskModel", "MatchedCallLoss", "MatchedNonCallLoss", "NonCallLoss", "TotalLoss"),
     "monitor": ("StreamMonitor",),
@@ -48,6 +50,7 @@ __all__ = [
     "CallMask",
     "Corpus",
     "DataError",
+    "LacyStreamError",
     "METHODS",
     "MaskModel",
     "MatchedCallLoss",

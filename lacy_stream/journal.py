@@ -1,4 +1,4 @@
-"""Results that are made one by one, kept in a file as they come: a run that is stopped goes on where it was."""
+"""Results that are made one by one and kept in a file as they come, so that a stopped run can be resumed."""
 
 from __future__ import annotations
 
