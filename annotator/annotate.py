@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from annotator.align import classify
+from annotator.errors import AnnotatorError
 from annotator.facts import RULES_VERSION, class_of_rule, fired_rules
 from annotator.records import Document, FactClass, LabelledTokens, Pieces, Words
 from annotator.spans import factual_tokens, read_spans
@@ -59,8 +60,8 @@ class Annotator:
             ``model`` is not loaded then.
 
     Raises:
-        FileNotFoundError: the tokenizer's file is not there.
-        ValueError: the tokenizer, the spaCy pipeline or the labeller is not usable.
+        MissingFileError: the tokenizer's file is not there.
+        AnnotatorError: the tokenizer, the spaCy pipeline or the labeller is not usable.
     """
 
     def __init__(
@@ -122,10 +123,10 @@ class Annotator:
             n ``LabelledTokens``, in order.
 
         Raises:
-            ValueError: a text holds a lone surrogate, which is not a character; names the text and place.
+            AnnotatorError: a text holds a lone surrogate, which is not a character; names the text and place.
         """
         if isinstance(texts, str):
-            raise ValueError("texts: got one string. Give a list of texts.")
+            raise AnnotatorError("texts: got one string. Give a list of texts.")
         return self._label([_Task(self._pieces(text, f"text {n}")) for n, text in enumerate(texts)])
 
     def annotate_ids(self, rows: Iterable[NDArray[np.integer]]) -> list[LabelledTokens]:
@@ -145,7 +146,7 @@ class Annotator:
             its segments joined (see ``Tokenizer.decode``), in which control ids have no width.
 
         Raises:
-            ValueError: an id that the tokenizer does not have; names the row and position.
+            AnnotatorError: an id that the tokenizer does not have; names the row and position.
         """
         return self._label([_Task(self._segments(row, f"row {n}")) for n, row in enumerate(rows)])
 
@@ -159,7 +160,7 @@ class Annotator:
             ``LabelledTokens`` for each document, in order.
 
         Raises:
-            ValueError: as ``annotate`` and ``annotate_ids``; or spans that are none of the text; names the document.
+            AnnotatorError: as ``annotate`` and ``annotate_ids``; or spans outside the text; names the document.
         """
         return self._label([self._read(document) for document in documents])
 
@@ -167,14 +168,14 @@ class Annotator:
         """The label of every word and token of one text, with the rule behind it.
 
         Raises:
-            ValueError: as ``annotate``; or the annotator has neither a spaCy pipeline nor a labeller.
+            AnnotatorError: as ``annotate``; or the annotator has neither a spaCy pipeline nor a labeller.
         """
         (pieces,) = self._pieces(text, "text")
         if self._labeller is not None:
             spans = self._labeller.spans(text)
             return Explanation(text, Words.empty(), np.zeros(0, np.uint8), self._covered(pieces, spans), spans)
         if self._parser is None:
-            raise ValueError("model: None has no words to explain. Use an English spaCy pipeline.")
+            raise AnnotatorError("model: None has no words to explain. Use an English spaCy pipeline.")
         words = next(self._parser.parse([text]))
         rules = fired_rules(words)
         return Explanation(text, words, rules, classify(pieces, words, class_of_rule(rules)))
@@ -188,8 +189,8 @@ class Annotator:
             return _Task(pieces, document.annotate)
         try:
             return _Task(pieces, spans=read_spans(document.spans, document.text))
-        except ValueError as error:
-            raise ValueError(f"{name}: {error}") from error
+        except AnnotatorError as error:
+            raise AnnotatorError(f"{name}: {error}") from error
 
     def _pieces(self, text: str, name: str) -> list[Pieces]:
         _check_text(text, name)
@@ -198,8 +199,8 @@ class Annotator:
     def _segments(self, row: NDArray[np.integer], name: str) -> list[Pieces]:
         try:
             return self.tokenizer.segments(row)
-        except ValueError as error:
-            raise ValueError(f"{name}: {error}") from error
+        except AnnotatorError as error:
+            raise AnnotatorError(f"{name}: {error}") from error
 
     def _label(self, tasks: list[_Task]) -> list[LabelledTokens]:
         """Label documents of one or several texts; the parser sees those that need it."""
@@ -242,11 +243,11 @@ def _joined(segments: list[LabelledTokens]) -> LabelledTokens:
 
 def _check_text(text: str, name: str) -> None:
     if not isinstance(text, str):
-        raise ValueError(f"{name}: {type(text).__name__} instead of str. Decode it, or drop it.")
+        raise AnnotatorError(f"{name}: {type(text).__name__} instead of str. Decode it, or drop it.")
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
-        raise ValueError(
+        raise AnnotatorError(
             f"{name}: lone surrogate U+{ord(text[error.start]):04X} at code point {error.start}. "
             "Decode the data with errors='replace', or drop the text."
         ) from error

@@ -98,10 +98,11 @@ def ilacy(model: Any, rows: Sequence[list[int]]) -> dict[str, np.ndarray]:
 
     from lacy_stream.cascade.delegation import NOT_A_FACT, default_annotator, open_score
     from lacy_stream.cascade.vocabulary import open_vocabulary
+    from lacy_stream.cascade_settings import Delegation
     from lacy_stream.scores import uncertainty
 
     vocabulary, annotator = open_vocabulary(model.tokenizer), default_annotator(model)
-    by_logprob = open_score("ilacy-logprob", model, vocabulary, annotator, 0)
+    by_logprob = open_score(Delegation("ilacy-logprob"), model, vocabulary, annotator)
     found: dict[str, list[float]] = {"i-LaCy (log-probability)": [], "i-LaCy (entropy)": []}
     call = model.call_token_id if model.call_token_id is not None else len(vocabulary.spellings)
     start = time.monotonic()
@@ -134,7 +135,8 @@ def ask(partner: Any, model: Any, rows: Sequence[list[int]]) -> tuple[np.ndarray
     import torch
 
     from lacy_stream.cascade.bridge import Proposal, first_expressible
-    from lacy_stream.cascade.partners import CANDIDATES, PromptError
+    from lacy_stream.cascade.local import CANDIDATES
+    from lacy_stream.cascade.partner import PromptError
     from lacy_stream.cascade.vocabulary import open_vocabulary
 
     vocabulary = open_vocabulary(model.tokenizer)

@@ -33,6 +33,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from annotator import Document, LabelledTokens
 from annotator.tokenizers import open_tokenizer
 from lacy_stream.corpus import Corpus, Source, open_corpus
+from lacy_stream.errors import UsageError
 from lacy_stream.packing import START, Cursor, LanePacker, Row
 from lacy_stream.pool import AnnotationPool
 
@@ -76,7 +77,7 @@ class _Stopwatch:
             self.seconds[name] += time.perf_counter() - start
 
 
-class PositionError(ValueError):
+class PositionError(UsageError):
     """A saved position does not fit this stream; the message names what differs."""
 
 
@@ -113,14 +114,14 @@ class AnnotatedDataset(IterableDataset):
     ) -> None:
         ranks = dist.get_world_size()
         if lanes % ranks:
-            raise ValueError(f"lanes is {lanes} and there are {ranks} ranks; it can be shared by {_divisors(lanes)}")
+            raise UsageError(f"lanes is {lanes} and there are {ranks} ranks; it can be shared by {_divisors(lanes)}")
         if max_seq_len < 2:
-            raise ValueError(f"max_seq_len is {max_seq_len}: a row needs at least 2 tokens")
+            raise UsageError(f"max_seq_len is {max_seq_len}: a row needs at least 2 tokens")
         tokenizer = open_tokenizer(pool.settings.tokenizer)
         eos_id = tokenizer.eos_id
         self.vocab_size = tokenizer.vocab_size
         if eos_id < 0:
-            raise ValueError(
+            raise UsageError(
                 f"the tokenizer {pool.settings.tokenizer} has no end-of-sentence piece to put between documents"
             )
         self.pool, self.report = pool, pool.report

@@ -28,6 +28,7 @@ from torch import Tensor
 
 from annotator import FactClass
 from lacy_stream.call_statistics import CallStatistics
+from lacy_stream.errors import UsageError
 from lacy_stream.losses import IGNORED_LABEL, TokenLosses, token_losses, training_loss, true_losses
 from lacy_stream.methods import OBJECTIVES, RANKS, Objective, Rank
 from lacy_stream.minibatch import gathered, own_part, uniform
@@ -41,7 +42,7 @@ ALMOST_EVERYWHERE = 0.95
 """Share of the targets: where <CALL> leads at more of them, its place says little."""
 
 
-class ObjectiveError(ValueError):
+class ObjectiveError(UsageError):
     """The checkpoint was trained with another objective; the message says which."""
 
 
@@ -117,25 +118,25 @@ class CallMask(Algorithm):
         seed: int = 17,
     ) -> None:
         if not 0 < call_fraction < 1:
-            raise ValueError(f"call_fraction is {call_fraction}: it must lie between 0 and 1 (the paper: 0.15)")
+            raise UsageError(f"call_fraction is {call_fraction}: it must lie between 0 and 1 (the paper: 0.15)")
         if not 0 <= ignore_fraction <= 1 - call_fraction:
-            raise ValueError(
+            raise UsageError(
                 f"ignore_fraction is {ignore_fraction}: it must lie between 0 and what call_fraction, {call_fraction}, "
                 "leaves of 1 (the paper: 0.15)"
             )
         if isinstance(method, str) and method not in METHODS:
-            raise ValueError(f"method is {method!r}: choose one of {tuple(METHODS)}, or give a selector")
+            raise UsageError(f"method is {method!r}: choose one of {tuple(METHODS)}, or give a selector")
         if scope not in get_args(Scope):
-            raise ValueError(f"scope is {scope!r}: choose one of {get_args(Scope)}")
+            raise UsageError(f"scope is {scope!r}: choose one of {get_args(Scope)}")
         if objective not in OBJECTIVES:
-            raise ValueError(f"objective is {objective!r}: choose one of {OBJECTIVES}")
+            raise UsageError(f"objective is {objective!r}: choose one of {OBJECTIVES}")
         if rank_calls_by not in RANKS:
-            raise ValueError(f"rank_calls_by is {rank_calls_by!r}: choose one of {RANKS}")
+            raise UsageError(f"rank_calls_by is {rank_calls_by!r}: choose one of {RANKS}")
         if call_token_id < 0:
-            raise ValueError(f"call_token_id is {call_token_id}: it must be an id of the model's vocabulary")
+            raise UsageError(f"call_token_id is {call_token_id}: it must be an id of the model's vocabulary")
         self.method = METHODS[method] if isinstance(method, str) else Method(method, loss=True)
         if self.method.reference and reference is None:
-            raise ValueError(f"method {method!r} needs a reference model: give one as reference")
+            raise UsageError(f"method {method!r} needs a reference model: give one as reference")
         self.call_token_id, self.call_fraction, self.ignore_fraction = call_token_id, call_fraction, ignore_fraction
         self.scope, self.seed, self.accept_changes = scope, seed, accept_changes
         self.objective: Objective = objective
@@ -241,7 +242,7 @@ class CallMask(Algorithm):
     def _checked_logits(self, outputs: Any) -> Tensor:
         logits_BTV = _logits(outputs)
         if self.call_token_id >= logits_BTV.shape[-1]:
-            raise ValueError(
+            raise UsageError(
                 f"call_token_id is {self.call_token_id}, but the model's vocabulary has {logits_BTV.shape[-1]} "
                 "entries: give the model one entry more than the tokenizer has pieces"
             )
@@ -260,7 +261,7 @@ class CallMask(Algorithm):
         call, ignore = self.method.select(targets, *counts)
         for name, mask in (("call", call), ("ignore", ignore)):
             if mask is not None and (mask.dtype != torch.bool or mask.shape != targets.valid.shape):
-                raise ValueError(
+                raise UsageError(
                     f"the selector's {name} mask is {mask.dtype} {list(mask.shape)}: it must be bool, "
                     f"{list(targets.valid.shape)}, as the targets are"
                 )
@@ -308,7 +309,7 @@ class CallMask(Algorithm):
         with self._reference_clock.running(labels_BT.device), get_precision_context(*self._precision):
             logits_BTV = _logits(self._reference(**inputs))
             if logits_BTV.shape[-1] not in (self.call_token_id, self.call_token_id + 1):
-                raise ValueError(
+                raise UsageError(
                     f"the reference model's vocabulary has {logits_BTV.shape[-1]} entries: it must be that of the "
                     f"tokenizer, {self.call_token_id}, or one more for <CALL>"
                 )
@@ -375,14 +376,14 @@ def _check_batch(batch: Any) -> None:
     keys = sorted(batch) if isinstance(batch, Mapping) else []
     for key in ("labels", "token_class"):
         if key not in keys:
-            raise ValueError(f"the batch has no {key!r} (it has {keys}): use annotated_dataloader")
+            raise UsageError(f"the batch has no {key!r} (it has {keys}): use annotated_dataloader")
 
 
 def _check_call_token(call_token_id: int, dataset: Any) -> None:
     """<CALL> must not be a piece of the tokenizer, where the data set says how many there are."""
     pieces = getattr(dataset, "vocab_size", None)
     if pieces is not None and call_token_id < pieces:
-        raise ValueError(
+        raise UsageError(
             f"call_token_id is {call_token_id}, which is one of the {pieces} pieces of the tokenizer: give <CALL> an "
             f"id of its own, {pieces} or more, and the model an entry for it in its vocabulary"
         )
@@ -395,7 +396,7 @@ def _logits(outputs: Any) -> Tensor:
     elif logits is None:
         logits = getattr(outputs, "logits", None)
     if logits is None or logits.ndim != 3:
-        raise ValueError(
+        raise UsageError(
             f"the model's forward returned {type(outputs).__name__} without logits [B, T, V]: the call mask needs "
             "them (turn off a fused loss that does not keep the logits)"
         )

@@ -21,6 +21,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from lacy_stream.errors import LacyStreamError, UsageError
 from lacy_stream.report import Report
 from lacy_stream.workers.local import LocalWorker
 from lacy_stream.workers.protocol import Answer, StartWorker, Worker, WorkerCannotStart, WorkerDied
@@ -42,7 +43,7 @@ SLOWEST_CHARACTERS_PER_S = 1_000
 """Added to the time limit of a batch: a fortieth of stock spaCy's speed."""
 
 
-class AnnotationError(RuntimeError):
+class AnnotationError(LacyStreamError, RuntimeError):
     """The pool cannot annotate: no worker starts, too many documents fail, or it was closed."""
 
 
@@ -130,7 +131,7 @@ class AnnotationPool:
     ) -> None:
         num_workers = default_num_workers() if num_workers is None else num_workers
         if num_workers < 1:
-            raise ValueError(f"num_workers is {num_workers}: the pool needs at least one worker")
+            raise UsageError(f"num_workers is {num_workers}: the pool needs at least one worker")
         self.settings, self.num_workers = settings, num_workers
         self._start_worker = start_worker
         self._quarantine_limit, self._timeout_s = quarantine_limit, timeout_s

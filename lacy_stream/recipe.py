@@ -23,10 +23,11 @@ import yaml
 from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from lacy_stream.errors import UsageError
 from lacy_stream.methods import OBJECTIVES, RANKS
 
 
-class RecipeError(ValueError):
+class RecipeError(UsageError):
     """The recipe cannot be run; the message names the key, the value and the way out."""
 
 

@@ -6,13 +6,14 @@ import hashlib
 import os
 from pathlib import Path
 
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from annotator.tokenizers import Tokenizer, is_tokenizer_json, open_tokenizer
 from lacy_stream.checkpoint import load_checkpoint, tokenizer_file
+from lacy_stream.errors import UsageError
 
 
-class ReferenceModelError(ValueError):
+class ReferenceModelError(UsageError):
     """The model cannot judge this run's tokens; the message says why."""
 
 
@@ -57,7 +58,7 @@ def _from_checkpoint(path: Path, ours: Tokenizer) -> PreTrainedModel:
 
 def _from_folder(path: Path, name: str, ours: Tokenizer) -> PreTrainedModel:
     try:
-        AutoConfig.from_pretrained(path)
+        model = AutoModelForCausalLM.from_pretrained(path, torch_dtype="float32")
     except (OSError, ValueError) as error:
         raise ReferenceModelError(f"{path} is no Hugging Face model: {str(error).splitlines()[0]}") from None
     own = tokenizer_file(os.fspath(path))
@@ -71,7 +72,7 @@ def _from_folder(path: Path, name: str, ours: Tokenizer) -> PreTrainedModel:
                 raise ReferenceModelError(
                     f"{path} has another tokenizer: piece {piece!r} is {vocabulary.get(piece)} there, {number} here"
                 )
-    return AutoModelForCausalLM.from_pretrained(path, torch_dtype="float32")
+    return model
 
 
 def _sha256(path: Path) -> str:

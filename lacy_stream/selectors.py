@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from annotator import FactClass
+from lacy_stream.errors import UsageError
 
 
 class Targets(NamedTuple):
@@ -146,5 +147,5 @@ METHODS = {
 
 def _reference(targets: Targets) -> Tensor:
     if targets.reference_loss is None:
-        raise ValueError("this method needs the loss of a reference model: give CallMask a reference")
+        raise UsageError("this method needs the loss of a reference model: give CallMask a reference")
     return targets.reference_loss

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import pickle
 import sys
@@ -10,13 +9,14 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from annotator import AnnotatorSettings
+from annotator import AnnotatorError
 from annotator.labellers import find_labeller
 from annotator.pipelines import find_model
 from annotator.tokenizers import open_tokenizer
+from lacy_stream.errors import UsageError
 from lacy_stream.pool import AnnotationPool, default_num_workers
-from lacy_stream.recipe import Annotation, Dataset, Loader, Recipe, RecipeError, dump_recipe, tokenizer_path
-from lacy_stream.recipe import Source as RecipeSource
+from lacy_stream.recipe import Annotation, Loader, Recipe, RecipeError, dump_recipe, tokenizer_path
+from lacy_stream.recipe_data import annotator_settings
 from lacy_stream.report import Report
 
 if TYPE_CHECKING:  # composer takes 12 s to import: only once the recipe is known to be good
@@ -33,7 +33,7 @@ def train(recipe: Recipe) -> None:
     tokenizer = tokenizer_path(recipe.tokenizer.name)
     try:
         pieces = open_tokenizer(tokenizer).vocab_size
-    except ValueError as error:
+    except AnnotatorError as error:
         raise RecipeError(f"tokenizer.name: {error}") from None
     if recipe.model.vocab_size not in (None, pieces + 1):
         raise RecipeError(
@@ -68,11 +68,6 @@ def train(recipe: Recipe) -> None:
             trainer.close()
 
 
-def annotator_settings(annotation: Annotation, tokenizer: Path) -> AnnotatorSettings:
-    """The annotator of a recipe, with the file of its tokenizer."""
-    return AnnotatorSettings(tokenizer, annotation.model, annotation.engine, annotation.labeller)
-
-
 def _other_models(recipe: Recipe) -> dict[str, str]:
     """The models that a recipe needs beside the one that it trains: key -> checkpoint file or folder."""
     named = {
@@ -89,7 +84,7 @@ def _check_annotator(settings: Annotation) -> None:
             find_labeller(settings.labeller)
         elif settings.model is not None:
             find_model(settings.model)
-    except ValueError as error:
+    except AnnotatorError as error:
         raise RecipeError(f"annotator.{error}") from None
 
 
@@ -151,8 +146,8 @@ def build_trainer(recipe: Recipe, pool: AnnotationPool, call_token_id: int) -> T
     from composer import Trainer
     from composer.utils import dist, reproducibility
 
-    from lacy_stream.checkpoint import mend_save_folder
     from lacy_stream.model import build_model
+    from lacy_stream.resume import mend_save_folder
 
     save_folder = _local_save_folder(recipe)
     if recipe.autoresume and save_folder is not None and dist.get_global_rank() == 0:
@@ -224,6 +219,7 @@ def build_trainer(recipe: Recipe, pool: AnnotationPool, call_token_id: int) -> T
 
 def _loader(loader: Loader, pool: AnnotationPool, recipe: Recipe, batch_size: int, repeat: bool) -> DataLoader:
     from lacy_stream.batches import annotated_dataloader
+    from lacy_stream.recipe_data import corpus_arguments
 
     return annotated_dataloader(
         pool=pool,
@@ -235,18 +231,6 @@ def _loader(loader: Loader, pool: AnnotationPool, recipe: Recipe, batch_size: in
         accept_changes=loader.accept_changes,
         **corpus_arguments(loader.dataset),
     )
-
-
-def corpus_arguments(dataset: Dataset) -> dict[str, Any]:
-    """The arguments of ``open_corpus`` that a recipe's dataset stands for."""
-    from lacy_stream.corpus import Source
-
-    values = dataclasses.asdict(dataset)
-    streams = values.pop("streams")
-    source = {field.name: values.pop(field.name) for field in dataclasses.fields(RecipeSource)}
-    if streams:
-        return values | {"data": {name: Source(**stream) for name, stream in streams.items()}}
-    return values | {"data": source.pop("local")} | source
 
 
 def _scheduler(recipe: Recipe) -> Any:
@@ -301,7 +285,7 @@ def _other_model(key: str, recipe: Recipe, pool: AnnotationPool) -> PreTrainedMo
         return None
     try:
         return load_reference(path, Path(pool.settings.tokenizer), recipe.max_seq_len)
-    except ValueError as error:
+    except UsageError as error:
         raise RecipeError(f"{key}: {error}") from None
 
 
@@ -310,9 +294,10 @@ def _callbacks(recipe: Recipe) -> list[Any]:
     from composer.callbacks import LRMonitor, MemoryMonitor, RuntimeEstimator, SpeedMonitor
 
     from lacy_stream.monitor import StreamMonitor
+    from lacy_stream.record import RunRecord
 
     wanted = recipe.callbacks
-    callbacks: list[Any] = [StreamMonitor(dump_recipe(recipe))]
+    callbacks: list[Any] = [StreamMonitor(), RunRecord(dump_recipe(recipe))]
     if wanted.speed_monitor is not None:
         callbacks.append(SpeedMonitor(window_size=wanted.speed_monitor.window_size))
     callbacks += [LRMonitor()] if wanted.lr_monitor is not None else []

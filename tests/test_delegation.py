@@ -12,7 +12,9 @@ from annotator import Annotator
 from annotator.tokenizers import open_tokenizer
 from lacy_stream.cascade.delegation import NOT_A_FACT, CallScore, InferenceTimeLacy, Random, open_score
 from lacy_stream.cascade.vocabulary import TokenizerVocabulary
+from lacy_stream.cascade_settings import Delegation
 from lacy_stream.checkpoint import CallingModel, load_model
+from lacy_stream.errors import UsageError
 from lacy_stream.scores import uncertainty
 
 
@@ -105,12 +107,12 @@ def test_ranking_is_of_the_run_unless_told(wordy_model: Path, pieces: TokenizerV
         (paper, None, "logit"),
         (paper, "probability", "probability"),
     ]:
-        score = open_score("call", one, pieces, None, 0, told)
+        score = open_score(Delegation(rank_calls_by=told), one, pieces)
         assert score(logits, 0, "") == CallScore(32_000, expected)(logits, 0, "")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="delegate 'random' does not"):
-        open_score("random", model, pieces, None, 0, "logit")
-    with pytest.raises(ValueError, match="rank_calls_by: 'margin' is none of probability, logit"):
-        open_score("call", model, pieces, None, 0, "margin")
+    with pytest.raises(UsageError, match="delegate 'random' does not"):
+        Delegation("random", rank_calls_by="logit")
+    with pytest.raises(UsageError, match="rank_calls_by: 'margin' is none of probability, logit"):
+        Delegation(rank_calls_by="margin")
 
 
 def test_models_that_cannot_call(wordy_model: Path, pieces: TokenizerVocabulary) -> None:
@@ -124,5 +126,5 @@ def test_models_that_cannot_call(wordy_model: Path, pieces: TokenizerVocabulary)
         (replace(model, recipe=recipe), "base"),
     ):
         with pytest.raises(ValueError, match=message):
-            open_score("call", other, pieces, None, 0)
-        assert isinstance(open_score("random", other, pieces, None, 0), Random)
+            open_score(Delegation("call"), other, pieces)
+        assert isinstance(open_score(Delegation("random"), other, pieces), Random)

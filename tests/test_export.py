@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from annotator.tokenizers import open_tokenizer
-from lacy_stream.checkpoint import CheckpointError, load_model
+from lacy_stream.checkpoint import CheckpointError, load_checkpoint, load_model
 from lacy_stream.cli import main
 from lacy_stream.export import transformers_tokenizer
 from lacy_stream.model import build_model
@@ -36,9 +36,9 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     recipe = check_recipe(RECIPE)
     model = build_model(recipe.model, vocab_size=32_001, max_seq_len=64, call_token_id=32_000, eos_id=2)
-    monitor = {"recipe": dump_recipe(recipe), "annotation": "none"}
+    record = {"recipe": dump_recipe(recipe), "annotation": "none"}
     path = tmp_path_factory.mktemp("run") / "latest-rank0.pt"
-    torch.save({"state": {"model": model.state_dict(), "callbacks": {"StreamMonitor": monitor}}}, path)
+    torch.save({"state": {"model": model.state_dict(), "callbacks": {"RunRecord": record}}}, path)
     return path
 
 
@@ -102,6 +102,16 @@ def test_load_model_takes_both(checkpoint: Path, exported: Path) -> None:
     assert (other.call_token_id, other.eos_id, other.max_seq_len) == (32_000, 2, 64)
     assert one.recipe == other.recipe and one.name == "small"
     assert other.tokenizer == exported / "tokenizer.model"
+
+
+def test_the_record_of_earlier_runs_is_read(checkpoint: Path, tmp_path: Path) -> None:
+    """A checkpoint in which StreamMonitor holds the recipe is the same model."""
+    state = torch.load(checkpoint, weights_only=False)
+    callbacks = state["state"]["callbacks"]
+    callbacks["StreamMonitor"] = callbacks.pop("RunRecord")
+    torch.save(state, tmp_path / "old.pt")
+    old, new = load_checkpoint(tmp_path / "old.pt"), load_checkpoint(checkpoint)
+    assert (old.recipe, old.annotation, old.call_token_id) == (new.recipe, "none", 32_000)
 
 
 def test_what_cannot_be_exported(checkpoint: Path, exported: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -89,7 +89,7 @@ def test_overrides_replace_values() -> None:
 def test_streams() -> None:
     """Several streams by name, each with its own settings and weight, become the arguments of a corpus."""
     from lacy_stream.corpus import Source
-    from lacy_stream.train import corpus_arguments
+    from lacy_stream.recipe_data import corpus_arguments
 
     streams = "{wiki: {local: w, split: train, proportion: 0.9}, code: {local: c, proportion: 0.1, annotate: false}}"
     recipe = load_recipe(DEMO, [f"train_loader.dataset={{streams: {streams}, epoch_size: 500, shuffle: true}}"])

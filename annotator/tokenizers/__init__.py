@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from annotator.errors import AnnotatorError, MissingFileError
 from annotator.tokenizers.protocol import Tokenizer
 
 __all__ = ["Tokenizer", "is_tokenizer_json", "open_tokenizer"]
@@ -20,17 +21,17 @@ def open_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
         path: a SentencePiece model.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file is not a tokenizer of a known kind.
+        MissingFileError: there is no such file.
+        AnnotatorError: the file is not a tokenizer of a known kind.
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"tokenizer: no file {path}. Give the path of a SentencePiece model; "
             "`pip install mistral-common` brings one (mistral_common/data/tokenizer.model.v1)."
         )
     if is_tokenizer_json(path):
-        raise ValueError(
+        raise AnnotatorError(
             f"tokenizer: {path} is not a SentencePiece model. A tokenizer.json (Hugging Face) is a "
             "different format: give the tokenizer.model file beside it."
         )

@@ -12,6 +12,7 @@ import numpy as np
 import sentencepiece
 from numpy.typing import NDArray
 
+from annotator.errors import AnnotatorError
 from annotator.records import Pieces
 from annotator.tokenizers.piece_table import PieceTable, separable
 
@@ -38,7 +39,7 @@ class SentencePieceTokenizer:
         path: a SentencePiece model file.
 
     Raises:
-        ValueError: the file is not a SentencePiece model.
+        AnnotatorError: the file is not a SentencePiece model.
     """
 
     def __init__(self, path: Path) -> None:
@@ -47,7 +48,7 @@ class SentencePieceTokenizer:
         try:
             self._sp.LoadFromSerializedProto(data)
         except RuntimeError as error:
-            raise ValueError(f"tokenizer: {path} is not a SentencePiece model.") from error
+            raise AnnotatorError(f"tokenizer: {path} is not a SentencePiece model.") from error
         self._encode = _encoder_with_offsets(self._sp)
         self._table = PieceTable(self._encode_spelled) if separable(data) else None
         self.adds_space = self._sp.encode("a", out_type=str)[0].startswith(_SPACE)
@@ -82,7 +83,7 @@ class SentencePieceTokenizer:
         """The pieces of a whole text.
 
         Raises:
-            ValueError: the tokenizer's offsets run backwards or leave the text.
+            AnnotatorError: the tokenizer's offsets run backwards or leave the text.
         """
         found = self._encode_spelled(text) if self._table is None else self._table.pieces(text)
         if found is not None:
@@ -101,7 +102,7 @@ class SentencePieceTokenizer:
         first word: its first piece is then narrower by one.
 
         Raises:
-            ValueError: not a row of integers, or an id that the tokenizer does not have, with its position.
+            AnnotatorError: not a row of integers, or an id that the tokenizer does not have, with its position.
         """
         return self._read(self._checked(ids))
 
@@ -112,7 +113,7 @@ class SentencePieceTokenizer:
             At least one segment, of no pieces for an empty row.
 
         Raises:
-            ValueError: as ``decode``.
+            AnnotatorError: as ``decode``.
         """
         row = self._checked(ids)
         return [self._read(part) for part in np.split(row, np.flatnonzero(row[:-1] == self.eos_id) + 1)]
@@ -145,13 +146,13 @@ class SentencePieceTokenizer:
     def _checked(self, ids: NDArray[np.integer]) -> NDArray[np.int32]:
         row = np.asarray(ids)
         if row.ndim != 1 or (len(row) and row.dtype.kind not in "iu"):
-            raise ValueError(
+            raise AnnotatorError(
                 f"{row.dtype} of shape {row.shape} instead of a row of token ids. "
                 "Give one-dimensional arrays of integers."
             )
         outside = np.flatnonzero((row < 0) | (row >= self.vocab_size)) if len(row) else row
         if len(outside):
-            raise ValueError(
+            raise AnnotatorError(
                 f"token id {row[outside[0]]} at position {outside[0]}, but the tokenizer has the ids 0 to "
                 f"{self.vocab_size - 1}. It is not the one that made this data: give the tokenizer of the data."
             )
@@ -220,7 +221,7 @@ def _total_offsets(offsets: NDArray[np.int32], text: str) -> NDArray[np.int32]:
     A SentencePiece model may drop white space (at the ends, or repeated) when it normalises a text.
 
     Raises:
-        ValueError: the offsets run backwards or leave the text, with the first such place.
+        AnnotatorError: the offsets run backwards or leave the text, with the first such place.
     """
     if not len(offsets):
         return offsets
@@ -231,7 +232,7 @@ def _total_offsets(offsets: NDArray[np.int32], text: str) -> NDArray[np.int32]:
     if backwards.any() or end.max() > len(text):
         at = int(np.argmax(backwards))
         place = int(start[at])
-        raise ValueError(
+        raise AnnotatorError(
             f"tokenizer: its offsets do not follow the text (piece {at}, code points {offsets[at].tolist()}, "
             f"near {text[max(0, place - 20) : place + 20]!r}). Use a SentencePiece model whose normalisation "
             "keeps the order of the characters."

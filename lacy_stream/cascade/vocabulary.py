@@ -11,6 +11,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from annotator.tokenizers import Tokenizer, is_tokenizer_json, open_tokenizer
+from lacy_stream.errors import UsageError
 
 
 class Vocabulary:
@@ -83,7 +84,7 @@ class TransformersVocabulary(Vocabulary):
     (Llama 2, Mistral, Gemma, ours).
 
     Raises:
-        ValueError: it is of neither kind.
+        UsageError: it is of neither kind.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
@@ -95,7 +96,7 @@ class TransformersVocabulary(Vocabulary):
         elif "ByteFallback" in parts or "Metaspace" in parts:
             spell = _sentencepiece
         else:
-            raise ValueError(
+            raise UsageError(
                 f"{tokenizer.name_or_path}: a tokenizer that decodes with {sorted(parts)} is not supported"
             )
         special = {id for id, token in tokenizer.added_tokens_decoder.items() if token.special}

@@ -19,12 +19,13 @@ import torch
 from annotator import Annotator, AnnotatorSettings, Document, FactClass
 from annotator.tokenizers import Tokenizer
 from lacy_stream.checkpoint import CallingModel, load_model
+from lacy_stream.errors import UsageError
 from lacy_stream.evaluate.judge import Judge, in_parallel
-from lacy_stream.evaluate.progress import progress
 from lacy_stream.evaluate.results import Table, publish
 from lacy_stream.evaluate.token_table import LOSS_BIN_NAMES, LOSS_BINS, token_table
+from lacy_stream.progress import progress
 from lacy_stream.recipe import Recipe
-from lacy_stream.show_calls import held_out_documents
+from lacy_stream.recipe_data import held_out_documents
 from lacy_stream.sources import ReadOptions, find_inputs, read_rows
 
 VERDICT_TOKENS = 256
@@ -141,16 +142,16 @@ def score_documents(label: str, path: str, texts: str | None, count: int, pipeli
         pipeline: name of the spaCy pipeline that tells facts.
 
     Raises:
-        ValueError: there are no documents.
+        UsageError: there are no documents.
     """
     model = load_model(path)
     model.model.to(device)  # type: ignore[arg-type]
     annotator = AnnotatorSettings(model.tokenizer, pipeline).build()
     if texts is None and model.recipe is None:
-        raise ValueError(f"{path} has no recipe that names held-out data; name documents with --texts")
+        raise UsageError(f"{path} has no recipe that names held-out data; name documents with --texts")
     documents = read_documents(texts, count) if texts else held_out_documents(cast(Recipe, model.recipe), count)
     if not documents:
-        raise ValueError(f"{texts or path} holds no documents")
+        raise UsageError(f"{texts or path} holds no documents")
     scored = []
     with progress(f"{label}: documents read", len(documents)) as advance:
         for document in documents:

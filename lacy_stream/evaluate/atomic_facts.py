@@ -12,6 +12,9 @@ from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 
+from lacy_stream.errors import UsageError
+from lacy_stream.files import read_text
+
 DEMONSTRATIONS = 8
 ASK_FACTS = "Please breakdown the following sentence into independent facts: "
 
@@ -30,14 +33,15 @@ def load_demonstrations(path: str | Path | None = None) -> Demonstrations:
     """Sentence -> its facts: the package's own, or those of a JSON file in FActScore's format (its first eight).
 
     Raises:
-        ValueError: the file has another layout.
+        UsageError: the file has another layout.
     """
-    source = files("lacy_stream.evaluate") / "factscore_demonstrations.json" if path is None else Path(path)
+    own = files("lacy_stream.evaluate") / "factscore_demonstrations.json"
+    text = own.read_text(encoding="utf-8") if path is None else read_text(path)
     try:
-        demonstrations = json.loads(source.read_text(encoding="utf-8"))
+        demonstrations = json.loads(text)
         return {str(s): [str(fact) for fact in f] for s, f in list(demonstrations.items())[:DEMONSTRATIONS]}
     except (ValueError, AttributeError, TypeError) as error:
-        raise ValueError(f"{path} is no JSON object of sentence: [fact, …] ({error})") from error
+        raise UsageError(f"{path} is no JSON object of sentence: [fact, …] ({error})") from error
 
 
 def facts_question(sentence: str) -> str:

@@ -1,0 +1,44 @@
+"""The data and the annotator that a recipe names."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from annotator import AnnotatorSettings, Document
+from lacy_stream.errors import UsageError
+from lacy_stream.recipe import Annotation, Dataset, Recipe
+from lacy_stream.recipe import Source as RecipeSource
+
+
+def corpus_arguments(dataset: Dataset) -> dict[str, Any]:
+    """The arguments of ``open_corpus`` that a recipe's dataset stands for."""
+    from lacy_stream.corpus import Source
+
+    values = dataclasses.asdict(dataset)
+    streams = values.pop("streams")
+    source = {field.name: values.pop(field.name) for field in dataclasses.fields(RecipeSource)}
+    if streams:
+        return values | {"data": {name: Source(**stream) for name, stream in streams.items()}}
+    return values | {"data": source.pop("local")} | source
+
+
+def annotator_settings(annotation: Annotation, tokenizer: Path) -> AnnotatorSettings:
+    """The annotator of a recipe, with the file of its tokenizer."""
+    return AnnotatorSettings(tokenizer, annotation.model, annotation.engine, annotation.labeller)
+
+
+def held_out_documents(recipe: Recipe, count: int) -> list[Document]:
+    """The first documents of a run's validation split.
+
+    Raises:
+        UsageError: the recipe has none.
+    """
+    from lacy_stream.corpus import open_corpus
+
+    loader = recipe.eval_loader
+    if loader is None:
+        raise UsageError("the recipe of this checkpoint has no eval_loader: name a text file instead")
+    corpus = open_corpus(**corpus_arguments(loader.dataset))
+    return [corpus.document(position) for position in range(min(count, len(corpus)))]
