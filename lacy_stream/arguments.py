@@ -79,7 +79,7 @@ def add_decoding(add: Add, batch_size: int | None, batch_size_help: str) -> None
 
 def add_device(add: Add) -> None:
     """--device."""
-    add("--device", metavar="NAME", help="torch device (default: cuda where there is one, else cpu)")
+    add("--device", metavar="NAME", help="torch device (default: cuda if available, else cpu)")
 
 
 def settings_of(kind: type[Settings], args: argparse.Namespace, **values: Any) -> Settings:

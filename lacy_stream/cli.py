@@ -229,7 +229,7 @@ examples:
   lacy-stream generate out/lacy --partner meta-llama/Llama-3.2-1B --prompt "Ada Lovelace was born in"
   lacy-stream generate out/lacy --partner http://127.0.0.1:8000/v1 --prompts names.txt --out bios.jsonl --html bios.html
 
-Stopped, however it was, the same command with --out goes on. Exit status: 0; 1 if prompts were skipped; 2 for errors.
+If interrupted, run it again with the same --out to resume. Exit status: 0; 1 if prompts were skipped; 2 for errors.
 """
 
 

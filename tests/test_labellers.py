@@ -22,7 +22,8 @@ from lacy_stream.recipe import RecipeError, load_recipe
 from lacy_stream.train import train
 
 ROOT = Path(__file__).resolve().parent.parent
-(EXAMPLE,) = re.findall(r"```python\n(.[^`]*def formulas_and_quantities.*?)```", (ROOT / "README.md").read_text(), re.S)
+LABELS = (ROOT / "docs" / "labels.md").read_text(encoding="utf-8")
+(EXAMPLE,) = re.findall(r"```python\n(.[^`]*def formulas_and_quantities.*?)```", LABELS, re.S)
 TEXT = "Heat 12.5 g of NaCl and H2SO4 to 80 °C for an hour."
 MARKED = ["12.5 g", "NaCl", "H2SO4", "80 °C"]
 
@@ -61,11 +62,11 @@ def facts(text: str, tokens: LabelledTokens) -> str:
     return re.sub(r"\|+", "|", "".join(parts)).strip("|")
 
 
-# --- the README's example -----------------------------------------------------------------------------------------
+# --- the example of docs/labels.md --------------------------------------------------------------------------------
 
 
 def test_example_in_a_pool(install: Install, tokenizer_path: Path) -> None:
-    """Installed under a name, the README's labeller marks formulas and quantities in real workers, in texts and in rows
+    """Installed under a name, the page's labeller marks formulas and quantities in real workers, in texts and in rows
     of ids, and leaves alone what is not to be annotated or comes with spans."""
     install("chemistry", EXAMPLE, chemistry="formulas_and_quantities")
     plain = Annotator(tokenizer_path, model=None)

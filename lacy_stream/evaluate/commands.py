@@ -30,7 +30,7 @@ EVALUATE = """\
 Score models: checkpoints of runs (runs/NAME/latest-rank0.pt) or exported folders, side by side.
 
 Each evaluation writes NAME.json with every item, NAME.md with a table beside the paper's figures, and a picture where
-the paper has a plot. Stopped, however it was, the same command goes on from there.
+the paper has a plot. If interrupted, run the same command again to resume.
 """
 
 BY_LM_EVAL, BY_JUDGE = ("accelerate", "lm_eval", "matplotlib"), ("openai", "matplotlib")
@@ -71,7 +71,7 @@ def _add(
     parser.set_defaults(run=lambda args: _need(packages) or _make(args.out) or run(args), prog=parser.prog)
     add = parser.add_argument
     add("models", nargs="+", metavar="MODEL", help="checkpoint or exported folder; as many as you like")
-    add("--out", required=True, metavar="DIR", help="folder of the results, and of what is kept to go on from")
+    add("--out", required=True, metavar="DIR", help="folder for the results, and for what is kept to resume from")
     add_device(add)
     add("--limit", metavar="N", type=_positive, help="only the first N items")
     return parser
