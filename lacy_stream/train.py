@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import pickle
 import sys
@@ -15,8 +14,8 @@ from annotator.labellers import find_labeller
 from annotator.pipelines import find_model
 from lacy_stream.pool import AnnotationPool, default_num_workers
 from lacy_stream.recipe import Annotation, Dataset, Loader, Recipe, RecipeError, dump_recipe, tokenizer_path
-from lacy_stream.recipe import Source as RecipeSource
 from lacy_stream.report import Report
+from lacy_stream.source import Source
 
 if TYPE_CHECKING:  # composer takes 12 s to import: only once the recipe is known to be good
     from composer import Trainer
@@ -178,7 +177,7 @@ def build_trainer(recipe: Recipe, pool: AnnotationPool, call_token_id: int) -> T
         call_token_id=call_token_id,
         eos_id=Annotator(pool.tokenizer, model=None).eos_id,
         call_fraction=recipe.algorithms.call_mask.call_fraction,
-        rank_calls_by=recipe.algorithms.call_mask.rank_calls_by,  # type: ignore[arg-type]
+        rank_calls_by=recipe.algorithms.call_mask.rank_calls_by,
         mask_from=_mask_model(recipe, pool, call_token_id),
     )
     optimizer = torch.optim.AdamW(
@@ -236,13 +235,10 @@ def _loader(loader: Loader, pool: AnnotationPool, recipe: Recipe, batch_size: in
 
 def corpus_arguments(dataset: Dataset) -> dict[str, Any]:
     """The arguments of ``open_corpus`` that a recipe's dataset stands for."""
-    from lacy_stream.corpus import Source
-
-    values = dataclasses.asdict(dataset)
-    streams = values.pop("streams")
-    source = {field.name: values.pop(field.name) for field in dataclasses.fields(RecipeSource)}
-    if streams:
-        return values | {"data": {name: Source(**stream) for name, stream in streams.items()}}
+    values = dict(dataset)
+    source = {key: values.pop(key) for key in Source.model_fields}
+    if streams := values.pop("streams"):
+        return values | {"data": streams}
     return values | {"data": source.pop("local")} | source
 
 
@@ -265,11 +261,11 @@ def _algorithms(recipe: Recipe, pool: AnnotationPool, call_token_id: int) -> lis
             call_token_id,
             mask.call_fraction,
             mask.method,
-            mask.scope,  # type: ignore[arg-type]
+            mask.scope,
             ignore_fraction=mask.ignore_fraction,
             reference=reference,
-            objective=mask.objective,  # type: ignore[arg-type]
-            rank_calls_by=mask.rank_calls_by,  # type: ignore[arg-type]
+            objective=mask.objective,
+            rank_calls_by=mask.rank_calls_by,
             accept_changes=recipe.train_loader.accept_changes,
             seed=recipe.seed,
         )
@@ -287,7 +283,7 @@ def _mask_model(recipe: Recipe, pool: AnnotationPool, call_token_id: int) -> Mas
         return None
     if model.config.vocab_size <= call_token_id:
         raise RecipeError(f"eval_mask_from: {recipe.eval_mask_from!r} has no entry for <CALL> in its vocabulary")
-    return MaskModel(model, call_token_id, recipe.algorithms.call_mask.rank_calls_by)  # type: ignore[arg-type]
+    return MaskModel(model, call_token_id, recipe.algorithms.call_mask.rank_calls_by)
 
 
 def _other_model(key: str, recipe: Recipe, pool: AnnotationPool) -> PreTrainedModel | None:
