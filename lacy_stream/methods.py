@@ -1,8 +1,12 @@
-"""The named choices of calling: what is minimised, and how a model's calls are ranked. Free of torch."""
+"""The named choices of calling: which targets are delegated, what is minimised, and how a model's calls are ranked.
+Free of torch."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal, get_args
+
+from lacy_stream.errors import UsageError
 
 Objective = Literal["defer", "paper"]
 """What is learned where <CALL> is not the target.
@@ -20,5 +24,59 @@ Rank = Literal["probability", "logit"]
 ``logit``: the logit of <CALL>, after the positions where it leads all other logits (appendix A.4.3 and A.5).
 """
 
+Scope = Literal["global", "rank", "microbatch"]
+"""The tokens among which the selection is made: the mini-batch over all ranks, one rank's part of it, or each
+microbatch alone."""
+
+MethodName = Literal[
+    "baseline", "loss-based", "rho-1", "llm-judge", "spacy", "lacy", "spacy+refloss", "lacy+ignorefacts", "lacy+ignore"
+]
+
 OBJECTIVES: tuple[Objective, ...] = get_args(Objective)
 RANKS: tuple[Rank, ...] = get_args(Rank)
+SCOPES: tuple[Scope, ...] = get_args(Scope)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Needs:
+    """The signals that a method looks at.
+
+    loss: the model's own loss. facts: the labels of spaCy or of a judge, in ``token_class``. reference: the loss of a
+    reference model.
+    """
+
+    loss: bool = False
+    facts: bool = False
+    reference: bool = False
+
+
+NEEDS: dict[MethodName, Needs] = {
+    "baseline": Needs(),
+    "loss-based": Needs(),
+    "rho-1": Needs(loss=True, reference=True),
+    "llm-judge": Needs(facts=True),
+    "spacy": Needs(facts=True),
+    "lacy": Needs(loss=True, facts=True),
+    "spacy+refloss": Needs(facts=True, reference=True),
+    "lacy+ignorefacts": Needs(loss=True, facts=True),
+    "lacy+ignore": Needs(loss=True, facts=True),
+}
+"""The nine methods of table 5."""
+
+
+def check_fractions(call_fraction: float, ignore_fraction: float) -> None:
+    """Refuse shares of a mini-batch that cannot be called and ignored.
+
+    Raises:
+        UsageError: the message begins with the argument's name.
+    """
+    if not 0 < call_fraction < 1:
+        raise UsageError(
+            f"call_fraction: {call_fraction!r} must lie between 0 and 1 (the paper: 0.15; for no calls, method: "
+            "baseline)"
+        )
+    if not 0 <= ignore_fraction <= 1 - call_fraction:
+        raise UsageError(
+            f"ignore_fraction: {ignore_fraction!r} must lie between 0 and what call_fraction, {call_fraction!r}, "
+            "leaves of 1 (the paper: 0.15)"
+        )

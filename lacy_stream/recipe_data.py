@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
 from annotator import AnnotatorSettings, Document
 from lacy_stream.errors import UsageError
 from lacy_stream.recipe import Annotation, Dataset, Recipe
-from lacy_stream.recipe import Source as RecipeSource
+from lacy_stream.source import Source
 
 
 def corpus_arguments(dataset: Dataset) -> dict[str, Any]:
     """The arguments of ``open_corpus`` that a recipe's dataset stands for."""
-    from lacy_stream.corpus import Source
-
-    values = dataclasses.asdict(dataset)
-    streams = values.pop("streams")
-    source = {field.name: values.pop(field.name) for field in dataclasses.fields(RecipeSource)}
-    if streams:
-        return values | {"data": {name: Source(**stream) for name, stream in streams.items()}}
+    values = dict(dataset)
+    source = {key: values.pop(key) for key in Source.model_fields}
+    if streams := values.pop("streams"):
+        return values | {"data": streams}
     return values | {"data": source.pop("local")} | source
 
 

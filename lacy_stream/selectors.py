@@ -18,6 +18,7 @@ from torch import Tensor
 
 from annotator import FactClass
 from lacy_stream.errors import UsageError
+from lacy_stream.methods import NEEDS, MethodName, Needs
 
 
 class Targets(NamedTuple):
@@ -121,28 +122,25 @@ def lacy_ignore(targets: Targets, call_count: Tensor, ignore_count: Tensor) -> S
     return Selection(call, ignore=facts | highest(targets.loss, others, ignore_count - facts.sum()))
 
 
-@dataclass(frozen=True)
-class Method:
-    """A selector and the signals that it needs: the model's own loss, facts (of spaCy or of a judge, in
-    ``token_class``), a reference model."""
+@dataclass(frozen=True, kw_only=True)
+class Method(Needs):
+    """A selector and the signals that it needs."""
 
     select: Selector
-    loss: bool = False
-    facts: bool = False
-    reference: bool = False
 
 
-METHODS = {
-    "baseline": Method(baseline),
-    "loss-based": Method(loss_based),
-    "rho-1": Method(rho_1, loss=True, reference=True),
-    "llm-judge": Method(llm_judge, facts=True),
-    "spacy": Method(spacy, facts=True),
-    "lacy": Method(lacy, loss=True, facts=True),
-    "spacy+refloss": Method(spacy_refloss, facts=True, reference=True),
-    "lacy+ignorefacts": Method(lacy_ignorefacts, loss=True, facts=True),
-    "lacy+ignore": Method(lacy_ignore, loss=True, facts=True),
+_SELECTORS: dict[MethodName, Selector] = {
+    "baseline": baseline,
+    "loss-based": loss_based,
+    "rho-1": rho_1,
+    "llm-judge": llm_judge,
+    "spacy": spacy,
+    "lacy": lacy,
+    "spacy+refloss": spacy_refloss,
+    "lacy+ignorefacts": lacy_ignorefacts,
+    "lacy+ignore": lacy_ignore,
 }
+METHODS: dict[str, Method] = {name: Method(select=_SELECTORS[name], **vars(needs)) for name, needs in NEEDS.items()}
 
 
 def _reference(targets: Targets) -> Tensor:

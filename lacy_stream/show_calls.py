@@ -96,7 +96,7 @@ def mark(checkpoint: Checkpoint, annotator: Annotator, documents: Sequence[Docum
 @torch.no_grad()
 def _read(checkpoint: Checkpoint, annotator: Annotator, document: Document) -> _Read:
     labelled = annotator.label([replace(document, ids=None)])[0]
-    rank: Rank = checkpoint.recipe.algorithms.call_mask.rank_calls_by  # type: ignore[assignment]
+    rank: Rank = checkpoint.recipe.algorithms.call_mask.rank_calls_by
     length, losses, scores = checkpoint.recipe.max_seq_len, [], []
     for start in range(0, max(len(labelled), 1), length):
         targets = torch.from_numpy(labelled.ids[start : start + length]).long()

@@ -176,7 +176,7 @@ def build_trainer(recipe: Recipe, pool: AnnotationPool, call_token_id: int) -> T
         call_token_id=call_token_id,
         eos_id=open_tokenizer(pool.settings.tokenizer).eos_id,
         call_fraction=recipe.algorithms.call_mask.call_fraction,
-        rank_calls_by=recipe.algorithms.call_mask.rank_calls_by,  # type: ignore[arg-type]
+        rank_calls_by=recipe.algorithms.call_mask.rank_calls_by,
         mask_from=_mask_model(recipe, pool, call_token_id),
     )
     optimizer = torch.optim.AdamW(
@@ -252,11 +252,11 @@ def _algorithms(recipe: Recipe, pool: AnnotationPool, call_token_id: int) -> lis
             call_token_id,
             mask.call_fraction,
             mask.method,
-            mask.scope,  # type: ignore[arg-type]
+            mask.scope,
             ignore_fraction=mask.ignore_fraction,
             reference=reference,
-            objective=mask.objective,  # type: ignore[arg-type]
-            rank_calls_by=mask.rank_calls_by,  # type: ignore[arg-type]
+            objective=mask.objective,
+            rank_calls_by=mask.rank_calls_by,
             accept_changes=recipe.train_loader.accept_changes,
             seed=recipe.seed,
         )
@@ -274,7 +274,7 @@ def _mask_model(recipe: Recipe, pool: AnnotationPool, call_token_id: int) -> Mas
         return None
     if model.config.vocab_size <= call_token_id:
         raise RecipeError(f"eval_mask_from: {recipe.eval_mask_from!r} has no entry for <CALL> in its vocabulary")
-    return MaskModel(model, call_token_id, recipe.algorithms.call_mask.rank_calls_by)  # type: ignore[arg-type]
+    return MaskModel(model, call_token_id, recipe.algorithms.call_mask.rank_calls_by)
 
 
 def _other_model(key: str, recipe: Recipe, pool: AnnotationPool) -> PreTrainedModel | None:

@@ -384,7 +384,10 @@ def test_rows_of_token_ids_are_kept(tmp_path: Path, tokenizer_path: Path, annota
 
 def test_stream_without_labels_has_no_facts(corpus: Path, tokenizer_path: Path) -> None:
     """In a mixture, the documents of a stream that is not annotated have no factual token; the others do."""
-    streams = {"facts": Source(corpus, split="train"), "code": Source(corpus, split="val", annotate=False, repeat=1)}
+    streams = {
+        "facts": Source(local=corpus, split="train"),
+        "code": Source(local=corpus, split="val", annotate=False, repeat=1),
+    }
     with AnnotationPool(AnnotatorSettings(tokenizer_path), num_workers=1) as parsing:
         loader = annotated_dataloader(streams, parsing, batch_size=4, max_seq_len=SEQ_LEN, lanes=1, repeat=False)
         batches = list(loader)
@@ -461,7 +464,10 @@ def test_validation_with_spans(judged: Path, pool: AnnotationPool, tokenizer_pat
 
 def test_mixture_of_judged_and_parsed_streams(judged: Path, tokenizer_path: Path, annotator: Annotator) -> None:
     """In one run, a stream with spans has the judge's facts, and another one the parser's."""
-    sources = {"judged": Source(judged, split="val", spans_column="spans"), "parsed": Source(judged, split="train")}
+    sources = {
+        "judged": Source(local=judged, split="val", spans_column="spans"),
+        "parsed": Source(local=judged, split="train"),
+    }
     with AnnotationPool(AnnotatorSettings(tokenizer_path), num_workers=1) as parsing:
         loader = annotated_dataloader(sources, parsing, batch_size=1, max_seq_len=SEQ_LEN, lanes=1, repeat=False)
         text = factual_texts(list(loader), tokenizer_path)

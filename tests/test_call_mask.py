@@ -441,14 +441,14 @@ if __name__ == "__main__":
 @pytest.mark.parametrize("fraction", [0, 1, -0.1, 1.5, float("nan")])
 def test_impossible_fraction_is_refused(fraction: float) -> None:
     """A call fraction outside (0, 1) is an error that names the value."""
-    with pytest.raises(ValueError, match="call_fraction is .*between 0 and 1"):
+    with pytest.raises(ValueError, match="call_fraction: .*between 0 and 1"):
         CallMask(CALL, call_fraction=fraction)
 
 
 @pytest.mark.parametrize("fraction", [-0.1, 0.86, float("nan")])
 def test_fractions_that_exceed_one_are_refused(fraction: float) -> None:
     """What is called and what is ignored are parts of one whole."""
-    with pytest.raises(ValueError, match="ignore_fraction is .*call_fraction, 0.15, leaves of 1"):
+    with pytest.raises(ValueError, match="ignore_fraction: .*call_fraction, 0.15, leaves of 1"):
         CallMask(CALL, ignore_fraction=fraction)
 
 

@@ -142,15 +142,17 @@ def test_spans_column_that_cannot_be_right(tmp_path: Path) -> None:
         open_corpus(folder, spans_column="spans")
     with pytest.raises(DataError, match="column 'n' of .* is int, neither JSON nor array"):
         open_corpus(folder, spans_column="n").document(0)
-    with pytest.raises(DataError, match="tokens_column names no text"):
+    with pytest.raises(ValueError, match="tokens_column has none"):
         open_corpus(folder, spans_column="spans", tokens_column="tokens")
-    with pytest.raises(DataError, match="annotate: false wants none"):
+    with pytest.raises(ValueError, match="annotate: false wants none"):
         open_corpus(folder, spans_column="n", annotate=False)
 
 
 def mixture(tmp_path: Path, weights: dict[str, dict], **options) -> Corpus:
     sizes = {"a": 40, "b": 10, "c": 25}
-    sources = {name: Source(texts(tmp_path / name, sizes[name], name), **weight) for name, weight in weights.items()}
+    sources = {
+        name: Source(local=texts(tmp_path / name, sizes[name], name), **weight) for name, weight in weights.items()
+    }
     return Corpus(sources, Order("py1e", 1), **options)
 
 
@@ -211,4 +213,4 @@ def test_weights_that_do_not_go_together(tmp_path: Path, weights: dict, options:
 def test_settings_of_a_stream_beside_several(tmp_path: Path) -> None:
     """A source's setting beside several sources is refused: nobody could tell which one it is for."""
     with pytest.raises(ValueError, match="split: belongs to one of the streams a"):
-        open_corpus({"a": Source(texts(tmp_path / "a", 3))}, split="train")
+        open_corpus({"a": Source(local=texts(tmp_path / "a", 3))}, split="train")

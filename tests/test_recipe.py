@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Annotated, Literal
 
 import pytest
 import torch
 import yaml
+from pydantic import Field, ValidationError
 
-from lacy_stream.recipe import METHOD_NAMES, RecipeError, check_recipe, dump_recipe, load_recipe, tokenizer_path
+from lacy_stream.methods import NEEDS
+from lacy_stream.recipe import GPT2, Recipe, RecipeError, check_recipe, dump_recipe, load_recipe, tokenizer_path
+from lacy_stream.recipe_reference import reference
+from lacy_stream.schema import Section, mistakes
+from lacy_stream.source import Source
 
 RECIPES = sorted((Path(__file__).parent.parent / "recipes").glob("*.yaml"))
 DEMO = Path(__file__).parent.parent / "recipes" / "lacy_demo.yaml"
@@ -26,10 +33,58 @@ def test_shipped_recipe_is_right(path: Path) -> None:
     assert check_recipe(yaml.safe_load(dump_recipe(recipe))) == recipe
 
 
+def differences(recipe: Recipe, base: Recipe) -> dict[str, object]:
+    """The values of a recipe that are not those of another one, by their dotted keys."""
+
+    def flat(values: dict[str, object], where: str = "") -> dict[str, object]:
+        leaves: dict[str, object] = {}
+        for key, value in values.items():
+            leaves |= flat(value, f"{where}{key}.") if isinstance(value, dict) else {f"{where}{key}": value}
+        return leaves
+
+    before = flat(base.model_dump())
+    return {key: value for key, value in flat(recipe.model_dump()).items() if before[key] != value}
+
+
+METHOD, PARSER, STEPS_KEY = "algorithms.call_mask.method", "annotator.model", "max_duration"
+DIFFERENT_FROM_LACY = {
+    "baseline": {METHOD, PARSER, STEPS_KEY},
+    "baseline_defer": {
+        METHOD,
+        PARSER,
+        STEPS_KEY,
+        "algorithms.call_mask.objective",
+        "algorithms.call_mask.rank_calls_by",
+    },
+    "lacy_defer": {"algorithms.call_mask.objective", "algorithms.call_mask.rank_calls_by"},
+    "lacy+ignore": {METHOD, STEPS_KEY},
+    "lacy+ignorefacts": {METHOD, STEPS_KEY},
+    "llm-judge": {METHOD, PARSER}
+    | {f"{loader}.dataset.{key}" for loader in ("train_loader", "eval_loader") for key in ("local", "spans_column")},
+    "loss-based": {METHOD, PARSER},
+    "reference": {METHOD, PARSER, STEPS_KEY, "optimizer.lr"},
+    "rho-1": {METHOD, PARSER, "algorithms.call_mask.reference"},
+    "spacy": {METHOD},
+    "spacy+refloss": {METHOD, "algorithms.call_mask.reference"},
+}
+
+
+@pytest.mark.parametrize(
+    "path", [path for path in RECIPES if "extends" in path.read_text()], ids=lambda path: path.stem
+)
+def test_recipe_differs_from_its_base_only_in_what_makes_it(path: Path) -> None:
+    """Runs of one size are comparable: a recipe has the values of its base, but for its name and its method's keys."""
+    name, size = path.stem.rsplit("_", 1)
+    base = yaml.safe_load(path.read_text())["extends"]
+    assert base == f"lacy_{size}.yaml"
+    different = differences(load_recipe(path), load_recipe(DEMO.with_name(base)))
+    assert set(different) == {"run_name", "save_folder"} | DIFFERENT_FROM_LACY[name]
+
+
 STEPS = {"baseline": 340_000, "lacy+ignorefacts": 440_000, "lacy+ignore": 460_000}
 
 
-@pytest.mark.parametrize("method", METHOD_NAMES)
+@pytest.mark.parametrize("method", NEEDS)
 def test_recipes_have_the_papers_settings(method: str) -> None:
     """Tables 3 and 4 and section 5.4, for every method in both sizes: width, batch, learning rate, warm-up and steps;
     calls on 15% of the tokens; and what the method needs."""
@@ -52,13 +107,9 @@ def test_recipes_have_the_papers_settings(method: str) -> None:
 def test_recipes_that_defer(method: str, size: str) -> None:
     """Beside the paper's recipes stand those of the objective that selects better: nothing else differs."""
     paper, defer = (load_recipe(DEMO.with_name(f"{method}{part}_{size}.yaml")) for part in ("", "_defer"))
-    mask = defer.algorithms.call_mask
-    assert (mask.objective, mask.rank_calls_by) == ("defer", "probability")
-    mask.objective, mask.rank_calls_by = "paper", "logit"
-    name = f"{method}-defer-{size}"
-    assert (defer.run_name, defer.save_folder) == (name, f"runs/{name}")
-    defer.run_name, defer.save_folder = paper.run_name, paper.save_folder
-    assert defer == paper
+    mask, name = "algorithms.call_mask", f"{method}-defer-{size}"
+    ours = {f"{mask}.objective": "defer", f"{mask}.rank_calls_by": "probability"}
+    assert differences(defer, paper) == {"run_name": name, "save_folder": f"runs/{name}", **ours}
 
 
 def test_reference_recipe() -> None:
@@ -88,15 +139,14 @@ def test_overrides_replace_values() -> None:
 
 def test_streams() -> None:
     """Several streams by name, each with its own settings and weight, become the arguments of a corpus."""
-    from lacy_stream.corpus import Source
     from lacy_stream.recipe_data import corpus_arguments
 
     streams = "{wiki: {local: w, split: train, proportion: 0.9}, code: {local: c, proportion: 0.1, annotate: false}}"
     recipe = load_recipe(DEMO, [f"train_loader.dataset={{streams: {streams}, epoch_size: 500, shuffle: true}}"])
     arguments = corpus_arguments(recipe.train_loader.dataset)
     assert arguments["data"] == {
-        "wiki": Source("w", split="train", proportion=0.9),
-        "code": Source("c", proportion=0.1, annotate=False),
+        "wiki": Source(local="w", split="train", proportion=0.9),
+        "code": Source(local="c", proportion=0.1, annotate=False),
     }
     assert (arguments["epoch_size"], arguments["shuffle"]) == (500, True) and "local" not in arguments
 
@@ -120,27 +170,39 @@ def test_facts_need_no_parser_where_labels_come_otherwise() -> None:
         ("algorithms.call_mask.fraction=0.2", "algorithms.call_mask.fraction: unknown key.*call_fraction"),
         ("callbacks.speed_monitr={}", "callbacks.speed_monitr: unknown key.*callbacks.speed_monitor"),
         ("optimiser.lr=1", "optimiser: unknown key.*optimizer"),
-        ("max_seq_len=long", "max_seq_len: 'long' does not fit: .*Integer"),
-        ("max_seq_len=64.5", "max_seq_len: .*64.5.*Integer"),
-        ("optimizer.lr=fast", "optimizer.lr: .*'fast'.*Float"),
+        ("max_seq_len=long", "max_seq_len: 'long' must be a valid integer"),
+        ("max_seq_len=64.5", "max_seq_len: 64.5 must be a valid integer"),
+        ("max_seq_len=true", "max_seq_len: True must be a valid integer"),
+        ("optimizer.lr=fast", "optimizer.lr: 'fast' must be a valid number"),
+        ("progress_bar=maybe", "progress_bar: 'maybe' must be a valid boolean"),
+        ("run_name=[a]", r"run_name: \['a'\] must be a valid string"),
+        ("max_seq_len=null", "max_seq_len: null must be a valid integer"),
+        ("model=null", "model: null is not a mapping"),
+        ("model.name=gpt3", "model.name: 'gpt3' must be 'gpt2'"),
+        ("model={d_model: 8}", "model.name: missing, and it has no default"),
+        ("model={name: gpt2, d_model: 8, n_heads: 2}", "model.n_layers: missing, and it has no default"),
+        ("model.d_modle=8", r"model.d_modle: unknown key \(value 8\); the nearest known key is model.d_model$"),
         ("model=gpt2", "model: 'gpt2' is not a mapping"),
         ("train_loader.dataset=[1]", "train_loader.dataset: .* is not a mapping"),
-        ("max_seq_len=1", "max_seq_len: 1 must be at least 2"),
+        ("max_seq_len=1", "max_seq_len: 1 must be greater than or equal to 2"),
         ("model.n_layers=0", "model.n_layers: 0 must be greater than 0"),
-        ("model.d_model=190", "model.d_model: 190 is not a multiple of model.n_heads, 4"),
-        ("optimizer.lr=0", "optimizer.lr: 0.0 must be greater than 0"),
-        ("optimizer.lr=.nan", "optimizer.lr: nan must be greater than 0"),
-        ("optimizer.betas=[0.9]", "optimizer.betas: .*two numbers"),
-        ("optimizer.name=adam", "optimizer.name: 'adam' is not one of"),
+        ("model.d_model=190", "model.d_model: 190 is not a multiple of n_heads, 4"),
+        ("optimizer.lr=0", "optimizer.lr: 0 must be greater than 0"),
+        ("optimizer.lr=.nan", "optimizer.lr: nan must be a finite number"),
+        ("optimizer.betas=[0.9]", r"optimizer.betas.1: missing"),
+        ("optimizer.name=adam", "optimizer.name: 'adam' must be 'adamw'"),
         ("max_duration=2ep", "max_duration: '2ep' is not a duration"),
-        ("max_duration=100", "max_duration: '100' is not a duration"),
+        ("max_duration=100", "max_duration: 100 is not a duration"),
         ("eval_interval=often", "eval_interval: 'often' is not a duration"),
-        ("precision=fp64", "precision: 'fp64' is not one of"),
+        ("precision=fp64", "precision: 'fp64' must be 'amp_bf16', 'amp_fp16' or 'fp32'"),
         ("device_train_microbatch_size=0", "device_train_microbatch_size: 0 must"),
         ("device_train_microbatch_size=all", "device_train_microbatch_size: 'all' is neither"),
         ("algorithms.call_mask.call_fraction=1", "algorithms.call_mask.call_fraction: 1.0 must lie between 0 and 1"),
         ("algorithms.call_mask.call_fraction=0", "algorithms.call_mask.call_fraction: 0.0 .*method: baseline"),
-        ("algorithms.call_mask.method=lac", "algorithms.call_mask.method: 'lac' is not one of"),
+        (
+            "algorithms.call_mask.method=lac",
+            "algorithms.call_mask.method: 'lac' must be 'baseline', .* or 'lacy.ignore'",
+        ),
         (
             "algorithms.call_mask.ignore_fraction=0.9",
             "ignore_fraction: 0.9 must lie between 0 and .* 0.15, leaves of 1",
@@ -151,38 +213,44 @@ def test_facts_need_no_parser_where_labels_come_otherwise() -> None:
         ("train_loader.dataset={local: x, spans_column: s, tokens_column: t}", "spans_column: 's' counts characters"),
         ("eval_loader.dataset={local: x, spans_column: s, annotate: false}", "spans_column: 's' brings labels"),
         ("algorithms.call_mask.method=llm-judge", "method: llm-judge takes labels that come with the data"),
-        ("annotator.engine=fast", "annotator.engine: 'fast' is not one of"),
+        ("annotator.engine=fast", "annotator.engine: 'fast' must be 'auto'"),
         ("annotator.num_workers=0", "annotator.num_workers: 0 must be greater than 0"),
         ("run_name='${oc.env:HOME}'", "interpolation"),
-        ("optimizer.lr=.inf", "optimizer.lr: inf must be greater than 0, and finite"),
-        ("optimizer.weight_decay=.nan", "optimizer.weight_decay: nan must not be negative"),
-        ("seed=5000000000", r"seed: 5000000000 must be less than 2\^32"),
+        ("optimizer.lr=.inf", "optimizer.lr: inf must be a finite number"),
+        ("optimizer.weight_decay=.nan", "optimizer.weight_decay: nan must be a finite number"),
+        ("seed=5000000000", "seed: 5000000000 must be less than 4294967296"),
         ("max_duration=0ba", "max_duration: '0ba' must be greater than 0"),
         ("eval_interval=0ba", "eval_interval: '0ba' must be greater than 0"),
         ("max_duration=4096tok", "scheduler.t_warmup: '100ba' is counted in another unit than max_duration, '4096tok'"),
         ("loggers.wandb={project: x}", "loggers.wandb: the package wandb is not installed: pip install wandb"),
-        ('loggers.file={filename: "{nope}/x.txt"}', "loggers.file.filename: unknown placeholder {nope}"),
-        ("eval_loader.dataset.download_timeout=-1", "eval_loader.dataset.download_timeout: -1.0 must be greater"),
-        ("eval_loader.dataset.shuffle_seed=-1", "eval_loader.dataset.shuffle_seed: -1 must not be negative"),
+        ('loggers.file={filename: "{nope}/x.txt"}', "loggers.file.filename: .* has an unknown placeholder {nope}"),
+        ("eval_loader.dataset.download_timeout=-1", "eval_loader.dataset.download_timeout: -1 must be greater"),
+        (
+            "eval_loader.dataset.shuffle_seed=-1",
+            "eval_loader.dataset.shuffle_seed: -1 must be greater than or equal to 0",
+        ),
         ("call_fraction=0.2", "call_fraction: unknown key .*nearest known key is algorithms.call_mask.call_fraction"),
         ("train_loader.num_workers=4", "train_loader.num_workers: .*nearest known key is annotator.num_workers"),
-        ("optimizer.betas=0.9", "optimizer.betas: 0.9 does not fit"),
-        ("annotator.num_workers=100000", "annotator.num_workers: 100000 processes"),
+        ("optimizer.betas=0.9", "optimizer.betas: 0.9 must be a valid tuple"),
+        ("annotator.num_workers=100000", "annotator.num_workers: 100000 must be less than or equal to 1024"),
         ("eval_subset_num_batches=-5", "eval_subset_num_batches: -5 must be at least 1, or -1"),
         ("autoresume=true", "autoresume: true needs .* save_overwrite: false"),
         ("load_path=nowhere.pt", "load_path: there is no file 'nowhere.pt'"),
         ("zzz=1", "zzz: unknown key .*known are run_name, seed"),
-        ("train_loader.dataset={}", "train_loader.dataset.local: missing; .* in train_loader.dataset.streams"),
+        ("train_loader.dataset={}", "train_loader.dataset.local: missing; .* by name in streams"),
         ("train_loader.dataset={streams: {a: {local: x, shuffle: true}}}", "streams.a.shuffle: unknown key"),
         ("train_loader.dataset={streams: {a: x}}", "streams.a: 'x' is not a mapping"),
         ("train_loader.dataset={streams: {a: {split: x}}}", "streams.a.local: missing"),
         (
             "train_loader.dataset={streams: {a: {local: x, choose: 1, repeat: 2}}}",
-            "streams.a: repeat and choose exclude",
+            "streams.a.choose: repeat and choose exclude",
         ),
-        ("train_loader.dataset={streams: {a: {local: x, repeat: -2}}}", "streams.a.repeat: -2.0 must not be negative"),
+        (
+            "train_loader.dataset={streams: {a: {local: x, repeat: -2}}}",
+            "streams.a.repeat: -2 must be greater than or equal to 0",
+        ),
         ("train_loader.dataset.streams={a: {local: x}}", "dataset.local: belongs to each of the streams a, not beside"),
-        ("annotator.label_cache_limit_gb=0", "annotator.label_cache_limit_gb: 0.0 must be greater than 0"),
+        ("annotator.label_cache_limit_gb=0", "annotator.label_cache_limit_gb: 0 must be greater than 0"),
         ("just_a_word", "override 'just_a_word' is not of the form key.sub=value"),
     ],
 )
@@ -190,6 +258,154 @@ def test_mistake_is_named(override: str, message: str) -> None:
     """An unknown key, a wrong type or an impossible value is an error with the key, the value and the way out."""
     with pytest.raises(RecipeError, match=message):
         load_recipe(DEMO, [override])
+
+
+def test_all_mistakes_are_named_at_once() -> None:
+    """A recipe with several mistakes is told all of them, a line each, the misspelt keys first."""
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(DEMO, ["optimizer={l: 1e-3}", "model.d_model=0", "algorithms.call_mask.method=x"])
+    lines = str(caught.value).splitlines()
+    assert len(lines) == 4 and lines[0].startswith("optimizer.l: unknown key")
+    assert [line.split(":")[0] for line in lines[1:]] == [
+        "model.d_model",
+        "optimizer.lr",
+        "algorithms.call_mask.method",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("key", "expected"),
+    [
+        ("run_name", None),
+        ("model.vocab_size", None),
+        ("annotator", {"model": None}),
+        ("annotator.model", None),
+        ("annotator.labeller", None),
+        ("annotator.num_workers", None),
+        ("annotator.label_cache", None),
+        ("train_loader.dataset.remote", None),
+        ("train_loader.dataset.split", None),
+        ("train_loader.dataset.tokens_column", None),
+        ("train_loader.dataset.spans_column", None),
+        ("train_loader.dataset.streams", None),
+        ("train_loader.dataset.epoch_size", None),
+        ("train_loader.dataset.proportion", None),
+        ("train_loader.dataset.repeat", None),
+        ("train_loader.dataset.choose", None),
+        ("eval_loader", None),
+        ("scheduler", {"t_warmup": "0ba"}),
+        ("algorithms", {"call_mask": {"method": "baseline"}}),
+        ("algorithms.call_mask", {"method": "baseline"}),
+        ("algorithms.call_mask.reference", None),
+        ("algorithms.gradient_clipping", None),
+        ("callbacks", {}),
+        ("callbacks.speed_monitor", None),
+        ("callbacks.lr_monitor", None),
+        ("callbacks.memory_monitor", None),
+        ("callbacks.runtime_estimator", None),
+        ("loggers", {}),
+        ("loggers.tensorboard", None),
+        ("loggers.wandb", None),
+        ("loggers.file", None),
+        ("eval_mask_from", None),
+        ("fsdp_config", None),
+        ("save_folder", None),
+        ("report_folder", None),
+        ("load_path", None),
+    ],
+)
+def test_null_turns_off(key: str, expected: object) -> None:
+    """``key=null`` turns off what can be off, and is the same as the values that say so."""
+    baseline = ["algorithms.call_mask.method=baseline"] if key.startswith("annotator") else []
+    off = load_recipe(DEMO, [*baseline, f"{key}=null"])
+    assert off == load_recipe(DEMO, [*baseline, f"{key}={'null' if expected is None else json.dumps(expected)}"])
+    value = off
+    for part in key.split("."):
+        value = getattr(value, part)
+    assert value is None if expected is None else value == type(value).model_validate(expected)
+
+
+def test_recipe_extends_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A recipe takes the values of its base, found from its own folder: mappings are merged, lists and null replace,
+    and overrides come last. What is stored in checkpoints is the result."""
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "base.yaml").write_text(DEMO.read_text())
+    path = tmp_path / "sub" / "mine.yaml"
+    path.write_text(
+        "extends: ../base.yaml\nrun_name: mine\noptimizer: {betas: [0.8, 0.9]}\neval_loader: null\nloggers: null\n"
+    )
+    monkeypatch.chdir("/")
+    recipe, base = load_recipe(path, ["optimizer.weight_decay=0"]), load_recipe(DEMO)
+    assert (recipe.run_name, recipe.optimizer.betas, recipe.optimizer.weight_decay) == ("mine", (0.8, 0.9), 0)
+    assert (recipe.eval_loader, recipe.loggers.file, recipe.optimizer.lr) == (None, None, base.optimizer.lr)
+    assert recipe.train_loader == base.train_loader
+    assert "extends" not in dump_recipe(recipe) and check_recipe(yaml.safe_load(dump_recipe(recipe))) == recipe
+
+
+@pytest.mark.parametrize(
+    ("base", "message"),
+    [
+        ("nowhere.yaml", "extends: 'nowhere.yaml' in .*mine.yaml': there is no file .*nowhere.yaml"),
+        ("other.yaml", "extends: 'other.yaml' in .*mine.yaml' extends 'mine.yaml' itself; name a complete recipe"),
+        ("mine.yaml", "extends: 'mine.yaml' in .*mine.yaml' extends 'mine.yaml' itself"),
+        ("list.yaml", "list.yaml' is not a mapping"),
+        ("[a]", r"extends: \['a'\] in .*mine.yaml': there is no file"),
+        (".", "extends: '.' in .*mine.yaml': there is no file"),
+    ],
+)
+def test_base_that_cannot_be_extended(tmp_path: Path, base: str, message: str) -> None:
+    """A base that is missing, that is no recipe, or that extends another one is named."""
+    (tmp_path / "mine.yaml").write_text(f"extends: {base}\n")
+    (tmp_path / "other.yaml").write_text("extends: mine.yaml\n")
+    (tmp_path / "list.yaml").write_text("- a\n")
+    with pytest.raises(RecipeError, match=message):
+        load_recipe(tmp_path / "mine.yaml")
+
+
+def test_python_runs_a_recipe_that_extends_another(tmp_path: Path) -> None:
+    """``python recipe.yaml``, which is what `composer recipe.yaml` runs, finds the base from any working directory."""
+    command = [sys.executable, DEMO.with_name("spacy_334m.yaml"), "train_loader.lanes=0"]
+    run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert run.stderr == "error: train_loader.lanes: 0 must be greater than 0\n"
+
+
+def test_recipe_of_another_machine_can_be_read() -> None:
+    """What keeps a recipe from running here does not keep its checkpoint from being read here."""
+    values = yaml.safe_load(DEMO.read_text()) | {"load_path": "/nowhere/else.pt", "loggers": {"wandb": {}}}
+    assert check_recipe(values).load_path == "/nowhere/else.pt"
+
+
+def test_recipe_reference_is_current() -> None:
+    """docs/recipe.md is what `make recipe-docs` writes, and explains every key."""
+    assert (DEMO.parent.parent / "docs" / "recipe.md").read_text() == reference()
+
+
+def test_second_family_of_models() -> None:
+    """A second family is a second class with a `name`: its keys are checked as its own, and mistakes are named the same
+    way."""
+
+    class Llama(Section):
+        """Another family."""
+
+        name: Literal["llama"]
+        width: int
+
+    class Run(Section):
+        """A run of one of two families."""
+
+        model: Annotated[GPT2 | Llama, Field(discriminator="name")]
+
+    def told(model: dict[str, object]) -> list[str]:
+        with pytest.raises(ValidationError) as caught:
+            Run.model_validate({"model": model})
+        return mistakes(caught.value, Run)
+
+    assert Run.model_validate({"model": {"name": "llama", "width": 3}}).model == Llama(name="llama", width=3)
+    assert told({"name": "llama"}) == ["model.width: missing, and it has no default"]
+    assert told({"name": "bert"}) == ["model.name: 'bert' must be 'gpt2', 'llama'"]
+    assert told({"name": "llama", "width": 3, "widht": 3}) == [
+        "model.widht: unknown key (value 3); the nearest known key is model.width"
+    ]
 
 
 def test_missing_key_is_named(tmp_path: Path) -> None:

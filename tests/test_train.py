@@ -250,7 +250,7 @@ def test_model_is_built_without_all_others(monkeypatch: pytest.MonkeyPatch) -> N
     from transformers.models.auto import modeling_auto
 
     from lacy_stream.model import build_model
-    from lacy_stream.recipe import Model
+    from lacy_stream.recipe import GPT2
 
     class Imported(Exception):
         pass
@@ -260,7 +260,7 @@ def test_model_is_built_without_all_others(monkeypatch: pytest.MonkeyPatch) -> N
             raise Imported
 
     monkeypatch.setattr(modeling_auto, "MODEL_FOR_CAUSAL_LM_MAPPING", Mapping())
-    config = Model(d_model=16, n_heads=2, n_layers=1)
+    config = GPT2(name="gpt2", d_model=16, n_heads=2, n_layers=1)
     model = build_model(config, vocab_size=101, max_seq_len=8, call_token_id=100, eos_id=2)
     assert model.shift_labels
     with pytest.raises(Imported):

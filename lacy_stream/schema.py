@@ -1,0 +1,113 @@
+"""What the sections of a recipe are made of: a strict base class, kinds of values, and one line for each mistake."""
+
+from __future__ import annotations
+
+import difflib
+import typing
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic.fields import FieldInfo
+
+
+class Section(BaseModel):
+    """A mapping with known keys. The docstring under a field says what its key means."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, coerce_numbers_to_str=True, use_attribute_docstrings=True)
+
+
+# Numbers are strict: without it, `true` would be 1.
+Positive = Annotated[int, Field(strict=True, gt=0)]
+NotNegative = Annotated[int, Field(strict=True, ge=0)]
+PositiveFloat = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)]
+NotNegativeFloat = Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)]
+BelowOne = Annotated[float, Field(strict=True, ge=0, lt=1)]
+Fraction = Annotated[float, Field(strict=True, allow_inf_nan=False)]
+
+
+def _at_least_one_or_all(value: int) -> int:
+    if value != -1 and value < 1:
+        raise ValueError("must be at least 1, or -1 for all")
+    return value
+
+
+PositiveOrAll = Annotated[int, Field(strict=True), AfterValidator(_at_least_one_or_all)]
+
+
+def null_means(**values: Any) -> BeforeValidator:
+    """Lets ``key=null`` turn a section off: null stands for these values."""
+    return BeforeValidator(lambda value: values if value is None else value)
+
+
+def mistakes(error: ValidationError, schema: type[Section]) -> list[str]:
+    """One line for each mistake: the key, its value and the way out. Unknown keys come first, since a misspelt key is
+    often missing as well."""
+    details = sorted(error.errors(include_url=False), key=lambda detail: detail["type"] != "extra_forbidden")
+    return [_mistake(detail, schema) for detail in details]
+
+
+def _mistake(detail: Any, schema: type[Section]) -> str:
+    kind, context = detail["type"], detail.get("ctx", {})
+    keys, known = _place(detail["loc"], schema)
+    path, value = ".".join(keys), "null" if detail["input"] is None else repr(detail["input"])
+    if kind == "extra_forbidden":
+        nearest = _nearest_key(keys, known, schema)
+        return f"{path}: unknown key (value {value}); " + (
+            f"the nearest known key is {nearest}" if nearest else f"known are {', '.join(known) or 'none'}"
+        )
+    if kind in ("union_tag_not_found", "union_tag_invalid"):
+        path += "." + context["discriminator"].strip("'")
+    if kind in ("missing", "union_tag_not_found"):
+        return f"{path}: missing, and it has no default"
+    if kind == "union_tag_invalid":
+        return f"{path}: {context['tag']!r} must be {context['expected_tags']}"
+    if kind in ("model_type", "model_attributes_type", "dict_type"):
+        return f"{path}: {value} is not a mapping of keys to values"
+    if kind == "value_error" and isinstance(detail["input"], Mapping):  # of a section: it begins with the key
+        return ".".join([*keys, str(context["error"])])
+    if kind == "value_error":
+        return f"{path}: {value} {context['error']}"
+    return f"{path}: {value} {detail['msg'].replace('Input should', 'must')}"
+
+
+def _place(location: tuple[int | str, ...], schema: type[Section]) -> tuple[list[str], list[str]]:
+    """The dotted key of an error, in parts, and the keys that are known beside it."""
+    keys: list[str] = []
+    sections, known, is_tag = [schema], list(schema.model_fields), False
+    for part in location:
+        if is_tag:  # pydantic puts the name of the chosen class into the place
+            is_tag = False
+            continue
+        keys.append(str(part))
+        known = [key for section in sections for key in section.model_fields] or known
+        fields = [section.model_fields[str(part)] for section in sections if str(part) in section.model_fields]
+        if fields:
+            sections = sections_in(fields[0].annotation)
+            is_tag = fields[0].discriminator is not None
+    return keys, known
+
+
+def sections_in(annotation: Any) -> list[type[Section]]:
+    """The sections that an annotation such as ``dict[str, Source] | None`` is made of."""
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return [annotation]
+    return [section for part in typing.get_args(annotation) for section in sections_in(part)]
+
+
+def _nearest_key(keys: list[str], beside: list[str], schema: type[Section]) -> str | None:
+    """The known key that was probably meant: one at the same place, or one of that name at another."""
+    if near := difflib.get_close_matches(keys[-1], beside, n=1, cutoff=0.7):
+        return ".".join([*keys[:-1], near[0]])
+    elsewhere = {path.rpartition(".")[2]: path for path in sorted(_paths(schema), reverse=True)}
+    near = difflib.get_close_matches(keys[-1], elsewhere, n=1, cutoff=0.75)
+    return elsewhere[near[0]] if near else None
+
+
+def _paths(schema: type[Section]) -> Iterator[str]:
+    """Every dotted key."""
+    fields: dict[str, FieldInfo] = schema.model_fields
+    for key, field in fields.items():
+        yield key
+        for section in sections_in(field.annotation):
+            yield from (f"{key}.{path}" for path in _paths(section))
