@@ -84,7 +84,7 @@ VARIANTS = [
     Variant("paper", objective="paper", tokens=20_000_000),
     Variant("defer", tokens=20_000_000),
     REFERENCE,
-    Variant("baseline", "baseline", tokens=4_000_000),
+    Variant("baseline", "baseline", tokens=20_000_000),
     Variant("spacy", "spacy"),
     Variant("loss-based", "loss-based"),
     Variant("paper", objective="paper", seed=1),
