@@ -114,22 +114,12 @@ def prepare(files: list[Path], work: Path) -> None:
     """Articles -> a SentencePiece model of their own, and every token with its class, in one array."""
     if (work / "tokens.npz").exists():
         return
-    import sentencepiece
+    from lacy_stream.demo import train_tokenizer
 
     work.mkdir(parents=True, exist_ok=True)
     texts = list(_texts(files))
     np.random.default_rng(0).shuffle(texts)  # type: ignore[arg-type]
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=(line for text in texts[:2000] for line in text.splitlines() if line.strip()),
-        model_prefix=str(work / "pieces"),
-        vocab_size=PIECES,
-        model_type="bpe",
-        split_digits=True,
-        byte_fallback=True,
-        normalization_rule_name="identity",
-        remove_extra_whitespaces=False,
-        minloglevel=2,
-    )
+    train_tokenizer(texts[:2000], work / "pieces.model", PIECES)
     ids, classes = _annotated(texts, work / "pieces.model")
     np.savez(work / ".tokens.npz", ids=ids, classes=classes)
     os.replace(work / ".tokens.npz", work / "tokens.npz")
