@@ -9,8 +9,9 @@ answers proposes the true token, and its loss is that of the one who answers. Th
 
 - ``call``: by the score of <CALL>, ranked by probability and by logit;
 - ``random``: the mean of the two, weighed by the rate;
-- ``i-LaCy``: the baseline in the place of the model; a proposed token that would be a fact comes first, the uncertain
-  ones above all (log-probability, and entropy of the 20 best);
+- ``i-LaCy``: a proposed token that would be a fact comes first, the uncertain ones above all (log-probability, and
+  entropy of the 20 best), of the model itself with <CALL> left out; with --baseline, of that model, which then also
+  answers what is not delegated;
 - ``wanted`` (oracle): the facts with the highest true loss first, which is what training asks for;
 - ``loss`` (oracle): the highest true loss of the model first.
 
@@ -183,7 +184,7 @@ def curve(score: np.ndarray, model: np.ndarray, partner: np.ndarray) -> np.ndarr
     return (model.sum() + gain[np.round(RATES * len(score)).astype(int)]) / len(score)
 
 
-def curves(model: Answers, baseline: Answers | None, partner: tuple, factual: np.ndarray) -> dict[str, dict[str, list]]:
+def curves(model: Answers, other: Answers, partner: tuple, factual: np.ndarray) -> dict[str, dict[str, list]]:
     """Way -> accuracy and loss of the pair at each of RATES."""
     found = {}
     right, cost = (np.asarray(values, float) for values in partner)
@@ -196,9 +197,8 @@ def curves(model: Answers, baseline: Answers | None, partner: tuple, factual: np
         RATES * theirs.mean() + (1 - RATES) * ours.mean()
         for ours, theirs in ((model.correct.astype(float), right), (model.loss, cost))
     )
-    if baseline is not None:
-        for way, score in baseline.scores.items():
-            found[way] = (curve(score, baseline.correct.astype(float), right), curve(score, baseline.loss, cost))
+    for way, score in other.scores.items():
+        found[way] = (curve(score, other.correct.astype(float), right), curve(score, other.loss, cost))
     return {way: {"accuracy": both[0].tolist(), "loss": both[1].tolist()} for way, both in found.items()}
 
 
@@ -239,7 +239,7 @@ def draw(found: dict[str, dict[str, list]], path: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", help="checkpoint or exported folder of a model with <CALL>")
-    parser.add_argument("--baseline", help="the same without calls, for i-LaCy; it must have the same tokenizer")
+    parser.add_argument("--baseline", help="for i-LaCy, with the same tokenizer (default: MODEL itself)")
     parser.add_argument("--partner", required=True, help="as `lacy-stream generate` takes it")
     parser.add_argument("--texts", type=Path, required=True, help="held-out JSONL with text")
     parser.add_argument("--documents", type=int, default=60)
@@ -253,7 +253,7 @@ def main() -> None:
     from lacy_stream.checkpoint import load_model
 
     model = load_model(args.model)
-    baseline = load_model(args.baseline) if args.baseline else None
+    other = load_model(args.baseline) if args.baseline else model
     partner: Any = open_partner(args.partner, repetition_penalty=1.0)
     chosen = texts(args.texts, args.documents)
     annotator = default_annotator(model)
@@ -261,10 +261,8 @@ def main() -> None:
     rows = [one.ids[: model.max_seq_len].tolist() for one in labelled]
     factual = np.concatenate([one.classes[: model.max_seq_len] == FactClass.FACTUAL for one in labelled])
     ours = read(model, rows, calls=True)
-    theirs = None
-    if baseline is not None:
-        theirs = read(baseline, rows, calls=False)
-        theirs = Answers(theirs.correct, theirs.loss, ilacy(baseline, rows))
+    theirs = read(other, rows, calls=False)
+    theirs = Answers(theirs.correct, theirs.loss, ilacy(other, rows))
     found = curves(ours, theirs, ask(partner, model, rows), factual)
     content = {"tokens": len(factual), "facts": float(factual.mean()), "rates": RATES.tolist(), "curves": found}
     args.out.parent.mkdir(parents=True, exist_ok=True)
