@@ -211,7 +211,7 @@ class CallMask(Algorithm):
         """Takes the place of ``ComposerModel.loss``."""
         labels_BT, classes_BT = _shifted(batch)
         valid_BT, rows = labels_BT != IGNORED_LABEL, len(labels_BT)
-        logits_BTV = self._checked_logits(outputs)
+        logits_BTV = _logits(outputs)
         losses = token_losses(logits_BTV, labels_BT, self.call_token_id)
         if self._masks is not None:
             masks = self._masks.rows(self._row, rows)
@@ -230,15 +230,6 @@ class CallMask(Algorithm):
         if self.rank_calls_by == "logit":
             return logits_BTV[..., self.call_token_id].detach().float()
         return losses.call_log_odds.detach()
-
-    def _checked_logits(self, outputs: Any) -> Tensor:
-        logits_BTV = _logits(outputs)
-        if self.call_token_id >= logits_BTV.shape[-1]:
-            raise UsageError(
-                f"call_token_id is {self.call_token_id}, but the model's vocabulary has {logits_BTV.shape[-1]} "
-                "entries: give the model one entry more than the tokenizer has pieces"
-            )
-        return logits_BTV
 
     def _select(self, targets: Targets) -> _Masks:
         """The masks of these targets [B, T], chosen among them and, with ``scope="global"``, those of all ranks."""
@@ -284,7 +275,7 @@ class CallMask(Algorithm):
                 loss.append(torch.zeros_like(labels_BT, dtype=torch.float32))
                 if self.method.loss:
                     with get_precision_context(*self._precision):
-                        logits_BTV = self._checked_logits(state.model(self._without_labels(microbatch)))
+                        logits_BTV = _logits(state.model(self._without_labels(microbatch)))
                     loss[-1] = true_losses(logits_BTV, labels_BT, self.call_token_id)
                     del logits_BTV
                 reference.append(self._reference_losses(microbatch, labels_BT))

@@ -18,7 +18,6 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
-from lacy_stream.errors import UsageError
 from lacy_stream.losses import IGNORED_LABEL, TokenLosses, token_losses
 from lacy_stream.methods import Rank
 from lacy_stream.scores import CallScores, call_scores
@@ -69,11 +68,6 @@ class MaskModel:
         if self._last is None or self._last[0] is not ids:
             inputs = {key: batch[key] for key in ("input_ids", "attention_mask") if key in batch}
             logits = self._model.to(ids.device)(**inputs).logits
-            if self._call_token_id >= logits.shape[-1]:
-                raise UsageError(
-                    f"the model whose call mask is wanted has {logits.shape[-1]} entries in its vocabulary, and none "
-                    f"for <CALL>, {self._call_token_id}"
-                )
             self._last = (ids, call_scores(logits, self._call_token_id, self._rank))
         return self._last[1]
 
