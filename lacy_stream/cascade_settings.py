@@ -25,9 +25,6 @@ class Delegation:
     method: str = "call"
     """Who decides: "call" (the score of <CALL>), "random", "ilacy-logprob" or "ilacy-entropy"."""
 
-    rank_calls_by: str | None = None
-    """The score of <CALL>, see ``methods.Rank``; None for that of the model's run. Of method "call" only."""
-
     call_rate: float = 0.15
     """Share of the tokens that the partner writes, 0 to 1; 0 for no calls."""
 
@@ -36,6 +33,9 @@ class Delegation:
 
     seed: int = 0
     """Of random delegation."""
+
+    rank_calls_by: str | None = None
+    """The score of <CALL>, see ``methods.Rank``; None for that of the model's run. Of method "call" only."""
 
     def __post_init__(self) -> None:
         if self.method not in DELEGATION_METHODS:

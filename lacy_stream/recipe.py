@@ -33,7 +33,7 @@ from lacy_stream.schema import (
     mistakes,
     null_means,
 )
-from lacy_stream.source import Source
+from lacy_stream.source import WEIGHTS, Source
 
 
 class RecipeError(UsageError):
@@ -158,6 +158,9 @@ class Dataset(Source):
     def _check_streams(self) -> Dataset:
         if self.local is None and not self.streams:
             raise ValueError("local: missing; give a folder of MDS shards, or several of them by name in streams")
+        weights = [key for key in WEIGHTS if getattr(self, key) is not None]
+        if weights and not self.streams:
+            raise ValueError(f"{weights[0]}: weighs one of several streams; leave it out, or name the streams")
         beside = [key for key in Source.model_fields if getattr(self, key) != Dataset.model_fields[key].default]
         if self.streams and beside:
             raise ValueError(f"{beside[0]}: belongs to each of the streams {', '.join(self.streams)}, not beside them")

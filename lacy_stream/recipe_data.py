@@ -8,13 +8,15 @@ from typing import Any
 from annotator import AnnotatorSettings, Document
 from lacy_stream.errors import UsageError
 from lacy_stream.recipe import Annotation, Dataset, Recipe
-from lacy_stream.source import Source
+from lacy_stream.source import WEIGHTS, Source
 
 
 def corpus_arguments(dataset: Dataset) -> dict[str, Any]:
     """The arguments of ``open_corpus`` that a recipe's dataset stands for."""
     values = dict(dataset)
     source = {key: values.pop(key) for key in Source.model_fields}
+    for weight in WEIGHTS:  # they weigh one of several streams
+        source.pop(weight)
     if streams := values.pop("streams"):
         return values | {"data": streams}
     return values | {"data": source.pop("local")} | source

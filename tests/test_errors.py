@@ -6,11 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from annotator.tokens import Tokenizer
 
 import annotator.__main__
 import lacy_stream.__main__
 from annotator.errors import AnnotatorError, MissingFileError
+from annotator.tokenizers import open_tokenizer
 from lacy_stream.cli import main
 from lacy_stream.errors import FileError, LacyStreamError
 from lacy_stream.files import file_errors, new_folder, replaced_file
@@ -51,7 +51,7 @@ def test_a_broken_pipeline_is_named(tmp_path: Path) -> None:
     with pytest.raises(AnnotatorError, match=f"model: spaCy cannot load {tmp_path}"):
         annotator.Annotator(annotator.__main__._default_tokenizer(), str(tmp_path))
     with pytest.raises(MissingFileError):
-        Tokenizer(tmp_path / "none.model")
+        open_tokenizer(tmp_path / "none.model")
     assert issubclass(MissingFileError, FileNotFoundError) and issubclass(AnnotatorError, ValueError)
 
 

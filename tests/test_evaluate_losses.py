@@ -46,7 +46,8 @@ def test_losses_of_a_model_and_a_baseline(folders: dict[str, Path], corpus: Path
             raise OSError("stopped")
 
     monkeypatch.setattr(module, "_keep", stop)
-    assert main(command) == 2
+    with pytest.raises(OSError, match="stopped"):
+        main(command)
     monkeypatch.setattr(module, "_keep", kept)
     computed = module._of_batch
     batches = []
