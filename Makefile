@@ -25,7 +25,7 @@ demo: setup
 	$(BIN)/python -m lacy_stream.demo articles demo/articles.jsonl
 	$(BIN)/python -m lacy_stream.demo tokenizer demo/articles.jsonl demo/pieces.model
 	$(BIN)/lacy-stream prepare demo/articles.jsonl --out demo/data --overwrite
-	$(BIN)/composer recipes/lacy_demo.yaml
+	$(BIN)/python recipes/lacy_demo.yaml
 	$(BIN)/lacy-stream show-calls demo/run/latest-rank0.pt --documents 6 --sample 300 --html demo/calls.html
 	$(BIN)/python -m lacy_stream.demo texts demo/run/latest-rank0.pt demo/texts.html
 

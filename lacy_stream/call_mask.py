@@ -71,6 +71,8 @@ class CallMask(Algorithm):
             this rank's part of it; ``microbatch``, each microbatch alone (no second forward pass; fewer calls where
             facts are spread unevenly).
         ignore_fraction: share of the mini-batch's tokens to ignore, in [0, 1), for the methods that fill up to it.
+        call_fraction_warmup: batches over which the share of calls grows linearly to ``call_fraction``; 0 for none.
+            Early in a run losses say little, and the model learns from what is not delegated.
         reference: for the methods that need one, a causal language model of transformers with the same tokenizer, with
             or without an entry for <CALL>. It is frozen, moved to the device, and run in the trainer's precision,
             whole on every rank.
@@ -109,6 +111,7 @@ class CallMask(Algorithm):
         scope: Scope = "global",
         *,
         ignore_fraction: float = 0.15,
+        call_fraction_warmup: int = 0,
         reference: torch.nn.Module | None = None,
         objective: Objective = "defer",
         rank_calls_by: Rank = "probability",
@@ -120,6 +123,8 @@ class CallMask(Algorithm):
             raise UsageError(f"method is {method!r}: choose one of {tuple(METHODS)}, or give a selector")
         if scope not in SCOPES:
             raise UsageError(f"scope is {scope!r}: choose one of {SCOPES}")
+        if call_fraction_warmup < 0:
+            raise UsageError(f"call_fraction_warmup is {call_fraction_warmup}: give a number of batches, 0 for none")
         if objective not in OBJECTIVES:
             raise UsageError(f"objective is {objective!r}: choose one of {OBJECTIVES}")
         if rank_calls_by not in RANKS:
@@ -130,6 +135,8 @@ class CallMask(Algorithm):
         if self.method.reference and reference is None:
             raise UsageError(f"method {method!r} needs a reference model: give one as reference")
         self.call_token_id, self.call_fraction, self.ignore_fraction = call_token_id, call_fraction, ignore_fraction
+        self.call_fraction_warmup = call_fraction_warmup
+        self._fraction = call_fraction  # of this mini-batch
         self.scope, self.seed, self.accept_changes = scope, seed, accept_changes
         self.objective: Objective = objective
         self.rank_calls_by: Rank = rank_calls_by
@@ -190,6 +197,8 @@ class CallMask(Algorithm):
             self._masks, self._row, self._statistics = None, 0, CallStatistics(self.call_fraction)
             self._reference_clock.clear()
             self._precision = (state.precision, state.precision_config)
+            step = state.timestamp.batch.value + 1
+            self._fraction = self.call_fraction * min(1.0, step / max(1, self.call_fraction_warmup))
             self._random_BT = uniform(self.seed, state.timestamp.batch.value, state.batch["labels"])
             if self._selects_first(state):
                 self._masks = self._first_pass(state)
@@ -240,7 +249,7 @@ class CallMask(Algorithm):
         return self._selected(targets)
 
     def _selected(self, targets: Targets) -> _Masks:
-        counts = (budget(targets.valid, fraction) for fraction in (self.call_fraction, self.ignore_fraction))
+        counts = (budget(targets.valid, fraction) for fraction in (self._fraction, self.ignore_fraction))
         call, ignore = self.method.select(targets, *counts)
         for name, mask in (("call", call), ("ignore", ignore)):
             if mask is not None and (mask.dtype != torch.bool or mask.shape != targets.valid.shape):

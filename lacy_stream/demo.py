@@ -78,7 +78,7 @@ def texts(checkpoint: str, html: str) -> int:
     from lacy_stream.cascade.run import Options, run
     from lacy_stream.cascade_settings import Decoding, Delegation
 
-    delegation, decoding = Delegation(call_rate=0.3), Decoding(max_new_tokens=48)
+    delegation, decoding = Delegation(call_rate=0.3), Decoding(max_new_tokens=40)
     return run(Options(checkpoint, PROMPTS, partner=PARTNER, delegation=delegation, decoding=decoding, html=html))
 
 

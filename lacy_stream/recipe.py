@@ -221,6 +221,8 @@ class CallMask(Section):
     """Share of the tokens of a mini-batch that are delegated, between 0 and 1."""
     ignore_fraction: Fraction = 0.15
     """Share of the tokens that are ignored, for the methods that fill up to it."""
+    call_fraction_warmup: NotNegative = 0
+    """Batches over which the share of calls grows linearly to `call_fraction`; 0: none."""
     reference: str | None = None
     """For rho-1 and spacy+refloss: the reference model, a checkpoint file of a run or a Hugging Face folder, with the
     same tokenizer."""

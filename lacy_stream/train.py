@@ -254,6 +254,7 @@ def _algorithms(recipe: Recipe, pool: AnnotationPool, call_token_id: int) -> lis
             mask.method,
             mask.scope,
             ignore_fraction=mask.ignore_fraction,
+            call_fraction_warmup=mask.call_fraction_warmup,
             reference=reference,
             objective=mask.objective,
             rank_calls_by=mask.rank_calls_by,
