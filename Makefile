@@ -29,8 +29,9 @@ demo: setup
 	$(BIN)/lacy-stream show-calls demo/run/latest-rank0.pt --documents 6 --sample 300 --html demo/calls.html
 	$(BIN)/python -m lacy_stream.demo texts demo/run/latest-rank0.pt demo/texts.html
 
+# As many processes as there are cores. The tests of one file stay together, since they share parsers and servers.
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist loadfile
 
 # The site of docs/ in site/. Strict: a broken link or a name that does not exist is an error.
 docs: setup
