@@ -199,7 +199,6 @@ def test_stream_that_is_not_annotated(tmp_path: Path) -> None:
     [
         ({"a": {"proportion": 1.0}, "b": {"repeat": 1.0}}, {}, "weights of the streams a, b"),
         ({"a": {"choose": 0}}, {}, "without a document"),
-        ({"a": {"proportion": 0.5, "choose": 3}}, {}, "weights of the streams a"),
         ({"a": {"choose": 3}}, {"epoch_size": 9}, "weights of the streams a"),
         ({}, {}, "at least one stream"),
     ],
@@ -208,6 +207,12 @@ def test_weights_that_do_not_go_together(tmp_path: Path, weights: dict, options:
     """Mixed kinds of weights, an empty epoch, and no stream at all are errors that name the streams."""
     with pytest.raises(DataError, match=message):
         mixture(tmp_path, weights, **options)
+
+
+def test_two_weights_of_one_stream() -> None:
+    """A source with two weights is refused when it is made."""
+    with pytest.raises(ValueError, match="choose: proportion and choose exclude one another"):
+        Source(local="data", proportion=0.5, choose=3)
 
 
 def test_settings_of_a_stream_beside_several(tmp_path: Path) -> None:
