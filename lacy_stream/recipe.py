@@ -163,8 +163,8 @@ class Dataset(Source):
         return self
 
     def sources(self) -> Mapping[str, Source]:
-        """The sources by their place in the dataset; "" for the only one."""
-        return {f"streams.{name}": source for name, source in (self.streams or {}).items()} or {"": self}
+        """The sources by name; an only one is called data."""
+        return self.streams or {"data": self}
 
 
 class Loader(Section):
@@ -539,11 +539,11 @@ def _problems(recipe: Recipe) -> Iterator[str]:
     method, annotator, data = recipe.algorithms.call_mask.method, recipe.annotator, recipe.train_loader.dataset
     labels_come = any(source.spans_column for source in data.sources().values())
     if NEEDS[method].facts and annotator.model is None and annotator.labeller is None:
-        for place, source in data.sources().items():
+        for name, source in data.sources().items():
             if source.annotate and not source.spans_column:
+                place = f"train_loader.dataset.streams.{name}" if data.streams else "train_loader.dataset"
                 yield (
-                    f"annotator.model: null gives no facts to delegate in "
-                    f"{'.'.join(filter(None, ['train_loader.dataset', place]))}; name a spaCy pipeline, an "
+                    f"annotator.model: null gives no facts to delegate in {place}; name a spaCy pipeline, an "
                     "annotator.labeller, or the spans_column of labels that come with the data, or use method: baseline"
                 )
     if method == "llm-judge" and annotator.labeller is None and not labels_come:

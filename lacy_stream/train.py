@@ -235,11 +235,8 @@ def _loader(loader: Loader, pool: AnnotationPool, recipe: Recipe, batch_size: in
 
 def corpus_arguments(dataset: Dataset) -> dict[str, Any]:
     """The arguments of ``open_corpus`` that a recipe's dataset stands for."""
-    values = dict(dataset)
-    source = {key: values.pop(key) for key in Source.model_fields}
-    if streams := values.pop("streams"):
-        return values | {"data": streams}
-    return values | {"data": source.pop("local")} | source
+    order = {key: value for key, value in dataset if key != "streams" and key not in Source.model_fields}
+    return order | {"data": dataset.sources()}
 
 
 def _scheduler(recipe: Recipe) -> Any:

@@ -151,6 +151,16 @@ def test_streams() -> None:
     assert (arguments["epoch_size"], arguments["shuffle"]) == (500, True) and "local" not in arguments
 
 
+def test_only_source_may_be_weighted() -> None:
+    """A weight beside the other keys of an only source reaches its corpus, and not the loader's own ``repeat``."""
+    from lacy_stream.train import corpus_arguments
+
+    dataset = load_recipe(DEMO, ["train_loader.dataset.repeat=0.5"]).train_loader.dataset
+    arguments = corpus_arguments(dataset)
+    assert [source.repeat for source in arguments["data"].values()] == [0.5]
+    assert not {"repeat", "local", "streams"} & set(arguments)
+
+
 def test_facts_need_no_parser_where_labels_come_otherwise() -> None:
     """Without a spaCy pipeline a recipe may name a labeller, or the column of spans of each stream with facts."""
     judged, wiki, code = "{local: a, spans_column: s}", "{local: b}", "{local: c, annotate: false}"
