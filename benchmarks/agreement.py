@@ -25,11 +25,12 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from annotator.align import classify
 from annotator.engine import Engine
 from annotator.facts import class_of_rule, fired_rules
 from annotator.records import Words
 from annotator.terminal import printable
-from annotator.tokens import Tokenizer
+from annotator.tokenizers import Tokenizer, open_tokenizer
 from annotator.words import Parser, _read, split
 
 ATTRIBUTES = ("TAG", "HEAD", "DEP", "SENT_START", "ENT_IOB", "ENT_TYPE", "IDX", "LENGTH")
@@ -105,7 +106,9 @@ def compare(engines: Engines, tokenizer: Tokenizer, texts: list[str]) -> dict[st
                 for i in np.flatnonzero(where):
                     near = part[max(0, int(theirs.start[i]) - 30) : int(theirs.end[i]) + 30]
                     examples.append({"document": str(number), "attribute": name, "near": near})
-            one, other = (tokenizer.label(part, words, class_of_rule(fired_rules(words))) for words in (ours, theirs))
+            one, other = (
+                classify(tokenizer.encode(part), words, class_of_rule(fired_rules(words))) for words in (ours, theirs)
+            )
             counts["tokens"] += len(other)
             counts["tokens of another class"] += int((one.classes != other.classes).sum())
     return {"documents": len(texts), **counts, "examples": examples[:SHOWN]}
@@ -135,7 +138,7 @@ def main() -> None:
     args = parser.parse_args()
 
     texts = list(itertools.islice(texts_of(args.file), args.documents))
-    figures = compare(Engines(args.model), Tokenizer(args.tokenizer), texts)
+    figures = compare(Engines(args.model), open_tokenizer(args.tokenizer), texts)
     show(figures)
     if args.json:
         args.json.write_text(json.dumps(figures, indent=2) + "\n")

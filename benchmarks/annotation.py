@@ -42,10 +42,11 @@ sys.modules["torch"] = None  # type: ignore[assignment]  # as in the pool's work
 import psutil  # noqa: E402
 import spacy  # noqa: E402
 
+from annotator.align import classify  # noqa: E402
 from annotator.facts import class_of_rule, fired_rules  # noqa: E402
 from annotator.lexicon import LEXICON, Cue  # noqa: E402
 from annotator.records import FactClass  # noqa: E402
-from annotator.tokens import Tokenizer  # noqa: E402
+from annotator.tokenizers.sentencepiece import SentencePieceTokenizer  # noqa: E402
 from annotator.words import Parser  # noqa: E402
 
 PAPER_TOKENS_PER_S = 1827
@@ -81,7 +82,7 @@ def take(texts: Iterator[str], tokens: int) -> list[str]:
 class PapersWay:
     """Appendix A.2.1 as one writes it with spaCy at hand: loops over the tokens of Docs."""
 
-    def __init__(self, model: str, tokenizer: Tokenizer) -> None:
+    def __init__(self, model: str, tokenizer: SentencePieceTokenizer) -> None:
         self.nlp = spacy.load(Parser(model, engine="spacy").folder)  # as published, with all that it switches on
         self.tokenizer = tokenizer
 
@@ -89,7 +90,7 @@ class PapersWay:
         tokens = 0
         for text, doc in zip(texts, self.nlp.pipe(texts), strict=True):
             classes = self.classes(doc)
-            labelled = self.tokenizer.label(text)
+            labelled = self.tokenizer.encode(text)
             labels = []
             for begin, end in labelled.offsets.tolist():
                 span = doc.char_span(begin + (text[begin : begin + 1] == " "), end, alignment_mode="expand")
@@ -126,7 +127,7 @@ class PapersWay:
 class ArrayWay:
     """The path in its three stages, each timed."""
 
-    def __init__(self, model: str, tokenizer: Tokenizer, engine: str) -> None:
+    def __init__(self, model: str, tokenizer: SentencePieceTokenizer, engine: str) -> None:
         self.parser, self.tokenizer = Parser(model, engine), tokenizer
         self.clear()
 
@@ -144,7 +145,7 @@ class ArrayWay:
             mark = self._lap("words", mark)
             classes = class_of_rule(fired_rules(words))
             mark = self._lap("facts", mark)
-            labelled = self.tokenizer.label(text, words, classes)
+            labelled = classify(self.tokenizer.encode(text), words, classes)
             mark = self._lap("tokens", mark)
             self.words += len(words)
             tokens += len(labelled)
@@ -173,10 +174,10 @@ def timed(function: Callable[[list[str]], int], texts: list[str]) -> tuple[int, 
 
 def measure(args: argparse.Namespace) -> dict[str, object]:
     """The four variants, in turn, each round on new articles."""
-    paper = PapersWay(args.model, Tokenizer(args.tokenizer))
+    paper = PapersWay(args.model, SentencePieceTokenizer(args.tokenizer))
     paper.tokenizer._table = None  # SentencePiece alone
     # Each with its own table of pieces: the engine's has not seen what another way was given before.
-    stock, engine = (ArrayWay(args.model, Tokenizer(args.tokenizer), name) for name in ("spacy", "numba"))
+    stock, engine = (ArrayWay(args.model, SentencePieceTokenizer(args.tokenizer), name) for name in ("spacy", "numba"))
     texts = texts_of(args.file)
     warm_up = take(texts, args.warm_up)
     paper(warm_up[: len(warm_up) // 10])
@@ -228,7 +229,7 @@ def one_worker(args: argparse.Namespace, number: int, cores: list[int], barrier:
     """Rates of one of several processes, which work in the groups of ``groups`` while the others wait."""
     os.sched_setaffinity(0, {cores[number % len(cores)]})
     start = time.monotonic()
-    engine = ArrayWay(args.model, Tokenizer(args.tokenizer), "numba")
+    engine = ArrayWay(args.model, SentencePieceTokenizer(args.tokenizer), "numba")
     started = time.monotonic() - start
     texts = texts_of(args.file)
     engine(take(texts, args.warm_up))
@@ -287,7 +288,7 @@ def scale(args: argparse.Namespace) -> dict[str, object]:
 
 def grow(args: argparse.Namespace) -> dict[str, object]:
     """Memory over real text, then over random new words, a tenth at a time."""
-    engine = ArrayWay(args.model, Tokenizer(args.tokenizer), "numba")
+    engine = ArrayWay(args.model, SentencePieceTokenizer(args.tokenizer), "numba")
     process = psutil.Process()
     limit = round(args.growth * 1e6)
     rows = []

@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from lacy_stream.cascade import Generation, TransformersPartner, generate, open_partner
+from lacy_stream.cascade import Decoding, Delegation, Generation, TransformersPartner, generate, open_partner
 from lacy_stream.cascade.generate import PARTNER
 from lacy_stream.checkpoint import CallingModel, load_model
 from lacy_stream.recipe import tokenizer_path
@@ -45,7 +45,8 @@ def timed(
     """The text, wall seconds, CPU seconds."""
     partner.reuse = reuse
     wall, cpu = time.perf_counter(), time.process_time()
-    [text] = generate(model, [PROMPT], partner=partner, call_rate=rate, max_new_tokens=tokens, reuse=reuse)
+    delegation, decoding = Delegation(call_rate=rate), Decoding(max_new_tokens=tokens)
+    [text] = generate(model, [PROMPT], partner=partner, delegation=delegation, decoding=decoding, reuse=reuse)
     return text, time.perf_counter() - wall, time.process_time() - cpu
 
 
@@ -94,10 +95,8 @@ def rate_rows(model: CallingModel, tokens: int) -> list[str]:
                         model,
                         prompts,
                         partner=partner,
-                        call_rate=rate,
-                        max_new_tokens=tokens,
-                        estimator=estimator,
-                        batch_size=batch_size,
+                        delegation=Delegation(call_rate=rate, estimator=estimator),
+                        decoding=Decoding(max_new_tokens=tokens, batch_size=batch_size),
                     )
                     written = [token.writer == PARTNER for text in texts for token in text.tokens]
                     found.append(sum(written) / len(written))
@@ -116,8 +115,10 @@ def batch_rows(model: CallingModel, partner: TransformersPartner, tokens: int) -
             for batch_size, found in seconds.items():
                 start = time.process_time()
                 prompts = [f"Tell me a bio of person {n}. The person is" for n in range(16)]
-                options = {"call_rate": rate, "max_new_tokens": tokens, "batch_size": batch_size}
-                written = sum(len(text.tokens) for text in generate(model, prompts, partner=partner, **options))
+                delegation = Delegation(call_rate=rate)
+                decoding = Decoding(max_new_tokens=tokens, batch_size=batch_size)
+                texts = generate(model, prompts, partner=partner, delegation=delegation, decoding=decoding)
+                written = sum(len(text.tokens) for text in texts)
                 found.append((time.process_time() - start) / written)
         alone, together = (1e3 * statistics.median(found) for found in seconds.values())
         rows.append(f"| {rate:.0%} | {alone:.2f} | {together:.2f} | {alone / together:.1f} |")

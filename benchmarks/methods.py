@@ -138,6 +138,7 @@ def train(run: Run) -> str:
     from composer import Trainer
     from composer.optim import ConstantWithWarmupScheduler
 
+    from annotator import AnnotatorSettings
     from lacy_stream import AnnotationPool, CallMask
     from lacy_stream.recipe import tokenizer_path
 
@@ -145,7 +146,7 @@ def train(run: Run) -> str:
     tokenizer = tokenizer_path("package:mistral_common/data/tokenizer.model.v1")
     judged = run.method == "llm-judge"
     with AnnotationPool(
-        tokenizer, None if judged else "en_core_web_sm", 1, label_cache=Path(run.work) / "labels"
+        AnnotatorSettings(tokenizer, None if judged else "en_core_web_sm"), 1, label_cache=Path(run.work) / "labels"
     ) as pool:
         model = _model(run)
         needs = METHODS["baseline" if run.method == REFERENCE else run.method]
@@ -177,7 +178,9 @@ def train(run: Run) -> str:
         ).fit()
         tables = {"table": _table(run, pool, model, judged=False)} if not judged else {}
         if judged:
-            with AnnotationPool(tokenizer, "en_core_web_sm", 1, label_cache=Path(run.work) / "labels") as spacy:
+            with AnnotationPool(
+                AnnotatorSettings(tokenizer, "en_core_web_sm"), 1, label_cache=Path(run.work) / "labels"
+            ) as spacy:
                 tables = {"table": _table(run, spacy, model, judged=False)}
             tables["judge"] = _table(run, pool, model, judged=True)
     run.result.parent.mkdir(parents=True, exist_ok=True)

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from streaming import MDSWriter
 
-from annotator import Document
+from annotator import AnnotatorSettings, Document
 from lacy_stream.batches import AnnotatedDataset, collate
 from lacy_stream.corpus import Corpus, Order, Source
 from lacy_stream.pool import AnnotationPool
@@ -65,9 +65,12 @@ def main() -> None:
     parser.add_argument("--tokenizer", type=Path, required=True, help="SentencePiece model")
     parser.add_argument("--rounds", type=int, default=5)
     args = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder, AnnotationPool(args.tokenizer, model=None, num_workers=1) as pool:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        AnnotationPool(AnnotatorSettings(args.tokenizer, model=None), num_workers=1) as pool,
+    ):
         write(Path(folder))
-        pool.identity()
+        assert pool.identity
         places = (100, 1_000_000)
         measured = {place: [] for place in places}
         for _ in range(args.rounds):

@@ -25,6 +25,7 @@ from typing import NamedTuple
 import psutil
 from streaming import MDSWriter
 
+from annotator import AnnotatorSettings
 from lacy_stream.batches import annotated_dataloader
 from lacy_stream.pool import AnnotationPool
 
@@ -83,7 +84,7 @@ def run(args: argparse.Namespace, data: Path, name: str) -> None:
     done = threading.Event()
     model = None if args.engine == "none" else "en_core_web_sm"
     engine = "auto" if model is None else args.engine
-    with AnnotationPool(args.tokenizer, model, args.workers, engine=engine) as pool:
+    with AnnotationPool(AnnotatorSettings(args.tokenizer, model, engine=engine), args.workers) as pool:
         loader = annotated_dataloader(data, pool, shuffle=True, batch_size=BATCH, max_seq_len=SEQ_LEN)
         stopper = threading.Thread(target=stopping, args=(pool, done), daemon=True)
         samples, last, start, filled = [], 0.0, 0.0, 0

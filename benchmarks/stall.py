@@ -19,6 +19,7 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
+from annotator import AnnotatorSettings
 from lacy_stream.batches import annotated_dataloader
 from lacy_stream.pool import AnnotationPool
 
@@ -36,7 +37,7 @@ class Stall(NamedTuple):
 
 
 def measure(args: argparse.Namespace, workers: int, rate: int) -> Stall:
-    with AnnotationPool(args.tokenizer, num_workers=workers, label_cache=args.label_cache) as pool:
+    with AnnotationPool(AnnotatorSettings(args.tokenizer), num_workers=workers, label_cache=args.label_cache) as pool:
         settings = {"split": "train", "shuffle": True, "batch_size": BATCH, "max_seq_len": SEQ_LEN}
         loader = annotated_dataloader(args.data, pool, **settings)
         batches = iter(loader)

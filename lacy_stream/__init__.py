@@ -13,11 +13,13 @@ if TYPE_CHECKING:
     from lacy_stream.batches import AnnotatedDataset, PositionError, annotated_dataloader
     from lacy_stream.call_mask import CallMask
     from lacy_stream.corpus import Corpus, open_corpus
+    from lacy_stream.errors import LacyStreamError
     from lacy_stream.losses import token_losses, training_loss
     from lacy_stream.metrics import CallLoss, MaskModel, MatchedCallLoss, MatchedNonCallLoss, NonCallLoss, TotalLoss
     from lacy_stream.monitor import StreamMonitor
     from lacy_stream.pool import AnnotationError, AnnotationPool
     from lacy_stream.recipe import Recipe, RecipeError, load_recipe
+    from lacy_stream.record import RunRecord
     from lacy_stream.report import Report
     from lacy_stream.selectors import METHODS, Selection, Targets, highest
     from lacy_stream.shards import DataError
@@ -27,11 +29,13 @@ _MODULES = {
     "batches": ("AnnotatedDataset", "PositionError", "annotated_dataloader"),
     "call_mask": ("CallMask",),
     "corpus": ("Corpus", "open_corpus"),
+    "errors": ("LacyStreamError",),
     "losses": ("token_losses", "training_loss"),
     "metrics": ("CallLoss", "MaskModel", "MatchedCallLoss", "MatchedNonCallLoss", "NonCallLoss", "TotalLoss"),
     "monitor": ("StreamMonitor",),
     "pool": ("AnnotationError", "AnnotationPool"),
     "recipe": ("Recipe", "RecipeError", "load_recipe"),
+    "record": ("RunRecord",),
     "report": ("Report",),
     "selectors": ("METHODS", "Selection", "Targets", "highest"),
     "shards": ("DataError",),
@@ -48,6 +52,7 @@ __all__ = [
     "CallMask",
     "Corpus",
     "DataError",
+    "LacyStreamError",
     "METHODS",
     "MaskModel",
     "MatchedCallLoss",
@@ -57,6 +62,7 @@ __all__ = [
     "Recipe",
     "RecipeError",
     "Report",
+    "RunRecord",
     "Selection",
     "Source",
     "StreamMonitor",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 
+from lacy_stream.errors import run_command
 from lacy_stream.recipe import load_recipe
 
 USAGE = """usage: composer [-n RANKS] RECIPE.yaml [key.sub=value ...]
@@ -19,16 +20,14 @@ def main(argv: list[str] | None = None) -> int:
     if not argv or {"-h", "--help"} & set(argv):
         print(USAGE)
         return 0 if argv else 2
-    try:
-        recipe = load_recipe(argv[0], argv[1:])
-        from lacy_stream.train import train
+    return run_command(lambda: _train(argv[0], argv[1:]))
 
-        train(recipe)
-    except (ValueError, RuntimeError) as error:
-        if type(error).__module__.split(".")[0] != "lacy_stream":
-            raise  # not one of our messages, which say what to do: keep the traceback
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+
+def _train(path: str, overrides: list[str]) -> int:
+    recipe = load_recipe(path, overrides)
+    from lacy_stream.train import train
+
+    train(recipe)
     return 0
 
 

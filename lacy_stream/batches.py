@@ -30,10 +30,12 @@ import torch
 from composer.utils import dist
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from annotator import Annotator, Document, LabelledTokens
+from annotator import Document, LabelledTokens
+from annotator.tokenizers import open_tokenizer
 from lacy_stream.corpus import Corpus, Source, open_corpus
+from lacy_stream.errors import UsageError
 from lacy_stream.packing import START, Cursor, LanePacker, Row
-from lacy_stream.pool import CHARACTERS_PER_TOKEN, AnnotationPool
+from lacy_stream.pool import AnnotationPool
 
 log = logging.getLogger(__name__)
 
@@ -75,7 +77,7 @@ class _Stopwatch:
             self.seconds[name] += time.perf_counter() - start
 
 
-class PositionError(ValueError):
+class PositionError(UsageError):
     """A saved position does not fit this stream; the message names what differs."""
 
 
@@ -112,14 +114,16 @@ class AnnotatedDataset(IterableDataset):
     ) -> None:
         ranks = dist.get_world_size()
         if lanes % ranks:
-            raise ValueError(f"lanes is {lanes} and there are {ranks} ranks; it can be shared by {_divisors(lanes)}")
+            raise UsageError(f"lanes is {lanes} and there are {ranks} ranks; it can be shared by {_divisors(lanes)}")
         if max_seq_len < 2:
-            raise ValueError(f"max_seq_len is {max_seq_len}: a row needs at least 2 tokens")
-        tokenizer = Annotator(pool.tokenizer, model=None)
+            raise UsageError(f"max_seq_len is {max_seq_len}: a row needs at least 2 tokens")
+        tokenizer = open_tokenizer(pool.settings.tokenizer)
         eos_id = tokenizer.eos_id
         self.vocab_size = tokenizer.vocab_size
         if eos_id < 0:
-            raise ValueError(f"the tokenizer {pool.tokenizer} has no end-of-sentence piece to put between documents")
+            raise UsageError(
+                f"the tokenizer {pool.settings.tokenizer} has no end-of-sentence piece to put between documents"
+            )
         self.pool, self.report = pool, pool.report
         self.max_seq_len = max_seq_len
         self.corpus = corpus
@@ -205,7 +209,7 @@ class AnnotatedDataset(IterableDataset):
     def _identity(self) -> dict[str, Any]:
         """All that the order of rows depends on; a resumed run must have the same."""
         settings = {"lanes": self._lanes, "max_seq_len": self.max_seq_len}
-        return self.corpus.identity | settings | self.pool.identity()
+        return self.corpus.identity | settings | self.pool.identity
 
     def state_dict(self, num_samples: int | None = None, from_beginning: bool = True) -> dict[str, str]:
         """The position behind the last delivered row, on all ranks: one JSON string under one key, since
@@ -326,9 +330,8 @@ class _Lane:
         if document is None:
             return False
         raw = document.ids is None  # a row of ids has its end-of-document tokens where they belong
-        tokens = len(document.text) // CHARACTERS_PER_TOKEN + 1 if document.ids is None else len(document.ids)
-        self._pending.append((tokens, raw, self._pool.submit(document)))
-        self._pending_tokens += tokens
+        self._pending.append((document.tokens, raw, self._pool.submit(document)))
+        self._pending_tokens += document.tokens
         return True
 
 

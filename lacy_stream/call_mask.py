@@ -28,6 +28,7 @@ from torch import Tensor
 
 from annotator import FactClass
 from lacy_stream.call_statistics import CallStatistics
+from lacy_stream.errors import UsageError
 from lacy_stream.losses import IGNORED_LABEL, TokenLosses, token_losses, training_loss, true_losses
 from lacy_stream.methods import OBJECTIVES, RANKS, SCOPES, Objective, Rank, Scope, check_fractions
 from lacy_stream.minibatch import gathered, own_part, uniform
@@ -39,7 +40,7 @@ ALMOST_EVERYWHERE = 0.95
 """Share of the targets: where <CALL> leads at more of them, its place says little."""
 
 
-class ObjectiveError(ValueError):
+class ObjectiveError(UsageError):
     """The checkpoint was trained with another objective; the message says which."""
 
 
@@ -70,6 +71,8 @@ class CallMask(Algorithm):
             this rank's part of it; ``microbatch``, each microbatch alone (no second forward pass; fewer calls where
             facts are spread unevenly).
         ignore_fraction: share of the mini-batch's tokens to ignore, in [0, 1), for the methods that fill up to it.
+        call_fraction_warmup: batches over which the share of calls grows linearly to ``call_fraction``; 0 for none.
+            Early in a run losses say little, and the model learns from what is not delegated.
         reference: for the methods that need one, a causal language model of transformers with the same tokenizer, with
             or without an entry for <CALL>. It is frozen, moved to the device, and run in the trainer's precision,
             whole on every rank.
@@ -108,6 +111,7 @@ class CallMask(Algorithm):
         scope: Scope = "global",
         *,
         ignore_fraction: float = 0.15,
+        call_fraction_warmup: int = 0,
         reference: torch.nn.Module | None = None,
         objective: Objective = "defer",
         rank_calls_by: Rank = "probability",
@@ -116,19 +120,23 @@ class CallMask(Algorithm):
     ) -> None:
         check_fractions(call_fraction, ignore_fraction)
         if isinstance(method, str) and method not in METHODS:
-            raise ValueError(f"method is {method!r}: choose one of {tuple(METHODS)}, or give a selector")
+            raise UsageError(f"method is {method!r}: choose one of {tuple(METHODS)}, or give a selector")
         if scope not in SCOPES:
-            raise ValueError(f"scope is {scope!r}: choose one of {SCOPES}")
+            raise UsageError(f"scope is {scope!r}: choose one of {SCOPES}")
+        if call_fraction_warmup < 0:
+            raise UsageError(f"call_fraction_warmup is {call_fraction_warmup}: give a number of batches, 0 for none")
         if objective not in OBJECTIVES:
-            raise ValueError(f"objective is {objective!r}: choose one of {OBJECTIVES}")
+            raise UsageError(f"objective is {objective!r}: choose one of {OBJECTIVES}")
         if rank_calls_by not in RANKS:
-            raise ValueError(f"rank_calls_by is {rank_calls_by!r}: choose one of {RANKS}")
+            raise UsageError(f"rank_calls_by is {rank_calls_by!r}: choose one of {RANKS}")
         if call_token_id < 0:
-            raise ValueError(f"call_token_id is {call_token_id}: it must be an id of the model's vocabulary")
+            raise UsageError(f"call_token_id is {call_token_id}: it must be an id of the model's vocabulary")
         self.method = METHODS[method] if isinstance(method, str) else Method(select=method, loss=True)
         if self.method.reference and reference is None:
-            raise ValueError(f"method {method!r} needs a reference model: give one as reference")
+            raise UsageError(f"method {method!r} needs a reference model: give one as reference")
         self.call_token_id, self.call_fraction, self.ignore_fraction = call_token_id, call_fraction, ignore_fraction
+        self.call_fraction_warmup = call_fraction_warmup
+        self._fraction = call_fraction  # of this mini-batch
         self.scope, self.seed, self.accept_changes = scope, seed, accept_changes
         self.objective: Objective = objective
         self.rank_calls_by: Rank = rank_calls_by
@@ -189,6 +197,8 @@ class CallMask(Algorithm):
             self._masks, self._row, self._statistics = None, 0, CallStatistics(self.call_fraction)
             self._reference_clock.clear()
             self._precision = (state.precision, state.precision_config)
+            step = state.timestamp.batch.value + 1
+            self._fraction = self.call_fraction * min(1.0, step / max(1, self.call_fraction_warmup))
             self._random_BT = uniform(self.seed, state.timestamp.batch.value, state.batch["labels"])
             if self._selects_first(state):
                 self._masks = self._first_pass(state)
@@ -210,7 +220,7 @@ class CallMask(Algorithm):
         """Takes the place of ``ComposerModel.loss``."""
         labels_BT, classes_BT = _shifted(batch)
         valid_BT, rows = labels_BT != IGNORED_LABEL, len(labels_BT)
-        logits_BTV = self._checked_logits(outputs)
+        logits_BTV = _logits(outputs)
         losses = token_losses(logits_BTV, labels_BT, self.call_token_id)
         if self._masks is not None:
             masks = self._masks.rows(self._row, rows)
@@ -230,15 +240,6 @@ class CallMask(Algorithm):
             return logits_BTV[..., self.call_token_id].detach().float()
         return losses.call_log_odds.detach()
 
-    def _checked_logits(self, outputs: Any) -> Tensor:
-        logits_BTV = _logits(outputs)
-        if self.call_token_id >= logits_BTV.shape[-1]:
-            raise ValueError(
-                f"call_token_id is {self.call_token_id}, but the model's vocabulary has {logits_BTV.shape[-1]} "
-                "entries: give the model one entry more than the tokenizer has pieces"
-            )
-        return logits_BTV
-
     def _select(self, targets: Targets) -> _Masks:
         """The masks of these targets [B, T], chosen among them and, with ``scope="global"``, those of all ranks."""
         if self.scope == "global" and dist.get_world_size() > 1:
@@ -248,11 +249,11 @@ class CallMask(Algorithm):
         return self._selected(targets)
 
     def _selected(self, targets: Targets) -> _Masks:
-        counts = (budget(targets.valid, fraction) for fraction in (self.call_fraction, self.ignore_fraction))
+        counts = (budget(targets.valid, fraction) for fraction in (self._fraction, self.ignore_fraction))
         call, ignore = self.method.select(targets, *counts)
         for name, mask in (("call", call), ("ignore", ignore)):
             if mask is not None and (mask.dtype != torch.bool or mask.shape != targets.valid.shape):
-                raise ValueError(
+                raise UsageError(
                     f"the selector's {name} mask is {mask.dtype} {list(mask.shape)}: it must be bool, "
                     f"{list(targets.valid.shape)}, as the targets are"
                 )
@@ -283,7 +284,7 @@ class CallMask(Algorithm):
                 loss.append(torch.zeros_like(labels_BT, dtype=torch.float32))
                 if self.method.loss:
                     with get_precision_context(*self._precision):
-                        logits_BTV = self._checked_logits(state.model(self._without_labels(microbatch)))
+                        logits_BTV = _logits(state.model(self._without_labels(microbatch)))
                     loss[-1] = true_losses(logits_BTV, labels_BT, self.call_token_id)
                     del logits_BTV
                 reference.append(self._reference_losses(microbatch, labels_BT))
@@ -300,7 +301,7 @@ class CallMask(Algorithm):
         with self._reference_clock.running(labels_BT.device), get_precision_context(*self._precision):
             logits_BTV = _logits(self._reference(**inputs))
             if logits_BTV.shape[-1] not in (self.call_token_id, self.call_token_id + 1):
-                raise ValueError(
+                raise UsageError(
                     f"the reference model's vocabulary has {logits_BTV.shape[-1]} entries: it must be that of the "
                     f"tokenizer, {self.call_token_id}, or one more for <CALL>"
                 )
@@ -367,14 +368,14 @@ def _check_batch(batch: Any) -> None:
     keys = sorted(batch) if isinstance(batch, Mapping) else []
     for key in ("labels", "token_class"):
         if key not in keys:
-            raise ValueError(f"the batch has no {key!r} (it has {keys}): use annotated_dataloader")
+            raise UsageError(f"the batch has no {key!r} (it has {keys}): use annotated_dataloader")
 
 
 def _check_call_token(call_token_id: int, dataset: Any) -> None:
     """<CALL> must not be a piece of the tokenizer, where the data set says how many there are."""
     pieces = getattr(dataset, "vocab_size", None)
     if pieces is not None and call_token_id < pieces:
-        raise ValueError(
+        raise UsageError(
             f"call_token_id is {call_token_id}, which is one of the {pieces} pieces of the tokenizer: give <CALL> an "
             f"id of its own, {pieces} or more, and the model an entry for it in its vocabulary"
         )
@@ -387,7 +388,7 @@ def _logits(outputs: Any) -> Tensor:
     elif logits is None:
         logits = getattr(outputs, "logits", None)
     if logits is None or logits.ndim != 3:
-        raise ValueError(
+        raise UsageError(
             f"the model's forward returned {type(outputs).__name__} without logits [B, T, V]: the call mask needs "
             "them (turn off a fused loss that does not keep the logits)"
         )

@@ -1,34 +1,34 @@
-"""A checkpoint of a run -> its recipe, its tokenizer's file and its model, on the CPU, for inference; and the folder of
-a run that was killed -> one from which it goes on."""
+"""A checkpoint of a run -> its recipe, its tokenizer's file and its model, on the CPU, for inference."""
 
 from __future__ import annotations
 
 import os
-import re
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import yaml
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils.hub import cached_file
 
-from annotator import Annotator
+from annotator.tokenizers import open_tokenizer
+from lacy_stream.errors import UsageError
+from lacy_stream.files import is_hub_name
 from lacy_stream.model import build_model
 from lacy_stream.recipe import Recipe, check_recipe, tokenizer_path
-from lacy_stream.report import Report
-from lacy_stream.sources import is_hub_name
 
-LATEST = "latest-rank0.pt"
-SENTENCEPIECE, RECIPE = "tokenizer.model", "recipe.yaml"
-"""Names of files in an exported folder."""
+SENTENCEPIECE, TOKENIZER_JSON, RECIPE = "tokenizer.model", "tokenizer.json", "recipe.yaml"
+"""Names of files in the folder of a model."""
 
 
-class CheckpointError(ValueError):
+class CheckpointError(UsageError):
     """The file is no checkpoint of a lacy-stream run; the message says why."""
+
+
+class ModelNotFoundError(CheckpointError, FileNotFoundError):
+    """There is no such checkpoint, folder or name of a model."""
 
 
 @dataclass(frozen=True)
@@ -65,14 +65,12 @@ def describe_training(recipe: Recipe) -> str:
     return f"method {mask.method}, objective {mask.objective}, calls ranked by {mask.rank_calls_by}"
 
 
-class Checkpoint(NamedTuple):
-    """recipe: of the run. tokenizer: its file. model: the Hugging Face model, in eval mode. call_token_id: the last
-    id. annotation: one line for people about the annotation of the run."""
+@dataclass(frozen=True)
+class Checkpoint(CallingModel):
+    """The model of a run. annotation: one line for people about the annotation of the run."""
 
-    recipe: Recipe
-    tokenizer: Path
-    model: PreTrainedModel
     call_token_id: int
+    recipe: Recipe
     annotation: str
 
 
@@ -82,13 +80,13 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     Composer's checkpoints are pickles, which can run code: load only your own.
 
     Raises:
-        FileNotFoundError: no such file.
-        CheckpointError: not a checkpoint, or one of a run without lacy-stream's ``StreamMonitor``.
+        ModelNotFoundError: no such file.
+        CheckpointError: not a checkpoint, or one of a run without lacy-stream's ``RunRecord``.
     """
     state = _read(path)
     recipe, annotation = _recorded(state, path)
     tokenizer = tokenizer_path(recipe.tokenizer.name)
-    pieces = Annotator(tokenizer, model=None)
+    pieces = open_tokenizer(tokenizer)
     wrapper = build_model(
         recipe.model,
         vocab_size=pieces.vocab_size + 1,
@@ -100,15 +98,24 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
         wrapper.load_state_dict(state["model"])
     except RuntimeError as error:
         raise CheckpointError(f"{os.fspath(path)}: its weights do not fit its recipe: {error}") from None
-    return Checkpoint(recipe, tokenizer, wrapper.model.eval(), pieces.vocab_size, annotation)  # type: ignore[arg-type]
+    return Checkpoint(
+        model=wrapper.model.eval(),  # type: ignore[arg-type]
+        tokenizer=tokenizer,
+        call_token_id=pieces.vocab_size,
+        eos_id=pieces.eos_id,
+        max_seq_len=recipe.max_seq_len,
+        name=recipe.run_name or Path(path).stem,
+        recipe=recipe,
+        annotation=annotation,
+    )
 
 
 def _read(path: str | os.PathLike[str], mmap: bool = False) -> dict[str, Any]:
     """The state in a checkpoint file; with ``mmap``, tensors are read when they are used."""
     try:
         return torch.load(path, map_location="cpu", weights_only=False, mmap=mmap)["state"]
-    except FileNotFoundError:
-        raise
+    except FileNotFoundError as error:
+        raise ModelNotFoundError(f"there is no file {os.fspath(path)!r}") from error
     except Exception as error:
         raise _no_checkpoint(path, error) from error
 
@@ -116,8 +123,10 @@ def _read(path: str | os.PathLike[str], mmap: bool = False) -> dict[str, Any]:
 def _recorded(state: Mapping[str, Any], path: str | os.PathLike[str]) -> tuple[Recipe, str]:
     """The recipe in a checkpoint's state, and the line about its annotation."""
     try:
-        monitor = state["callbacks"]["StreamMonitor"]
-        return check_recipe(yaml.safe_load(monitor["recipe"])), monitor["annotation"]
+        callbacks = state["callbacks"]
+        # StreamMonitor held the record before there was RunRecord. Such checkpoints are read in 0.1 only.
+        record = callbacks["RunRecord" if "RunRecord" in callbacks else "StreamMonitor"]
+        return check_recipe(yaml.safe_load(record["recipe"])), record["annotation"]
     except Exception as error:
         raise _no_checkpoint(path, error) from error
 
@@ -144,34 +153,22 @@ def load_model(path: str | os.PathLike[str]) -> CallingModel:
     language model of transformers (which has no <CALL>).
 
     Raises:
-        FileNotFoundError: no such file or folder.
+        ModelNotFoundError: no such file or folder.
         CheckpointError: not a checkpoint, or a folder without a model or a tokenizer.
     """
-    if not os.path.isfile(path):
-        return _from_transformers(os.fspath(path))
-    checkpoint = load_checkpoint(path)
-    config = checkpoint.model.config
-    return CallingModel(
-        checkpoint.model,
-        checkpoint.tokenizer,
-        checkpoint.call_token_id,
-        config.eos_token_id,  # type: ignore[arg-type]
-        config.max_position_embeddings,
-        checkpoint.recipe.run_name or Path(path).stem,
-        checkpoint.recipe,
-    )
+    return load_checkpoint(path) if os.path.isfile(path) else _from_transformers(os.fspath(path))
 
 
 def _from_transformers(name: str) -> CallingModel:
     if not os.path.isdir(name) and not is_hub_name(name):
-        raise FileNotFoundError(f"there is no file or folder {name!r}")
+        raise ModelNotFoundError(f"there is no file or folder {name!r}")
     try:
         model = AutoModelForCausalLM.from_pretrained(name, torch_dtype="float32")
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{name} is no causal language model: {str(error).strip().splitlines()[0]}") from None
-    tokenizer = _file_of(name, SENTENCEPIECE) or _file_of(name, "tokenizer.json")
+    tokenizer = tokenizer_file(name)
     if tokenizer is None:
-        raise CheckpointError(f"{name} has no tokenizer: add its {SENTENCEPIECE} or tokenizer.json")
+        raise CheckpointError(f"{name} has no tokenizer: add its {SENTENCEPIECE} or {TOKENIZER_JSON}")
     config = model.config
     eos_id = config.eos_token_id[0] if isinstance(config.eos_token_id, list) else config.eos_token_id
     if eos_id is None:
@@ -188,36 +185,14 @@ def _from_transformers(name: str) -> CallingModel:
     )
 
 
+def tokenizer_file(name: str) -> Path | None:
+    """The file of the tokenizer in a model's folder or hub repository; None where it has none."""
+    return _file_of(name, SENTENCEPIECE) or _file_of(name, TOKENIZER_JSON)
+
+
 def _file_of(name: str, file: str) -> Path | None:
     """A file of a model's folder or hub repository; None where it has none."""
     found = cached_file(
         name, file, _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False
     )
     return None if found is None else Path(found)
-
-
-def mend_save_folder(folder: str | os.PathLike[str], report: Report) -> None:
-    """Make ``latest-rank0.pt`` point to the newest whole checkpoint, so that ``autoresume`` goes on from there.
-
-    Composer writes a checkpoint under its final name, removes the link and makes a new one. A run that is killed in
-    between leaves half a file or no link, and is refused when it is started again. Half a file is set aside as
-    ``NAME.unfinished``: a whole one ends with the directory of a zip archive. Call it on one process, before the
-    Trainer is made.
-    """
-    folder = Path(folder)
-    link = folder / LATEST
-    if link.is_dir():  # sharded checkpoints are folders: theirs is another layout
-        return
-    whole: dict[int, Path] = {}
-    for path in folder.glob("ep*-ba*-rank0.pt"):
-        batch = re.fullmatch(r"ep\d+-ba(\d+)-rank0\.pt", path.name)
-        if batch is not None and zipfile.is_zipfile(path):
-            whole[int(batch[1])] = path
-        elif batch is not None:
-            path.rename(path.with_name(f"{path.name}.unfinished"))
-            report.add("checkpoint_set_aside", path.name, "the run was killed while it was written")
-    if whole and (not link.is_symlink() or os.readlink(link) != whole[max(whole)].name):
-        new = folder / f".{LATEST}"
-        new.unlink(missing_ok=True)
-        new.symlink_to(whole[max(whole)].name)
-        os.replace(new, link)

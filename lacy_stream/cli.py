@@ -8,22 +8,20 @@ from __future__ import annotations
 import argparse
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from importlib.metadata import version
-from time import monotonic
 from typing import TYPE_CHECKING
 
+from lacy_stream.arguments import add_decoding, add_delegation, add_device, device_of, settings_of
+from lacy_stream.cascade_settings import MANY_TEXTS, Decoding, Delegation
+from lacy_stream.errors import UsageError, run_command
 from lacy_stream.evaluate.commands import add_evaluate
-from lacy_stream.methods import RANKS
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from lacy_stream.knowledge import Built
-    from lacy_stream.prepare import Progress, Summary
-
-PROGRESS_SECONDS = 10
+    from lacy_stream.prepare import Summary
 
 DESCRIPTION = """\
 Pretrain a small language model that predicts what it can and calls a larger model for the facts.
@@ -80,10 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Ctrl-C."""
     args = _parser().parse_args(argv)
     try:
-        return args.run(args)
-    except (ValueError, OSError) as error:  # ValueError is what this package raises for its users
-        print(f"{args.prog}: error: {error}", file=sys.stderr)
-        return 2
+        return run_command(lambda: args.run(args), args.prog)
     except KeyboardInterrupt:
         print(f"{args.prog}: interrupted", file=sys.stderr)
         return 130
@@ -234,7 +229,7 @@ examples:
   lacy-stream generate out/lacy --partner meta-llama/Llama-3.2-1B --prompt "Ada Lovelace was born in"
   lacy-stream generate out/lacy --partner http://127.0.0.1:8000/v1 --prompts names.txt --out bios.jsonl --html bios.html
 
-Stopped, however it was, the same command with --out goes on. Exit status: 0; 1 if prompts were skipped; 2 for errors.
+If interrupted, run it again with the same --out to resume. Exit status: 0; 1 if prompts were skipped; 2 for errors.
 """
 
 
@@ -257,34 +252,10 @@ def _add_generate(commands: argparse._SubParsersAction[argparse.ArgumentParser])
     )
     add("--out", metavar="FILE", help="JSONL of texts, token by token; needed with --prompts")
     add("--html", metavar="FILE", help="write a page, too")
-    add("--device", default="cpu", metavar="NAME", help="torch device of both models (default: cpu)")
-
-    add = parser.add_argument_group("what is delegated").add_argument
-    methods = ("call", "random", "ilacy-logprob", "ilacy-entropy")
-    add("--delegate", choices=methods, default="call", help="default: call, by the score of <CALL>")
-    add(
-        "--rank-calls-by",
-        choices=RANKS,
-        help="the score of <CALL>; logit is the paper's (default: that of the model's run)",
-    )
-    add("--call-rate", type=float, default=0.15, metavar="F", help="the partner's share of the tokens (default: 0.15)")
-    add(
-        "--estimator",
-        choices=("tracking", "paper"),
-        default="tracking",
-        help="of the threshold: tracking holds the rate; paper is the quantile of all that was seen",
-    )
-    add("--seed", type=int, default=0, metavar="N", help="of random delegation (default: 0)")
-
-    add = parser.add_argument_group("text").add_argument
-    add("--max-new-tokens", type=int, default=256, metavar="N", help="default: 256")
-    add(
-        "--batch-size",
-        type=int,
-        metavar="N",
-        help="texts at a time (default: 8 of --prompts; 1 of --prompt, so that they are seen as they grow)",
-    )
-    add("--repetition-penalty", type=float, default=1.2, metavar="F", help="of both models (default: 1.2; 1 for none)")
+    add_device(add)
+    add_delegation(parser.add_argument_group("what is delegated").add_argument)
+    batch_size = f"{MANY_TEXTS} of --prompts; 1 of --prompt, so that they are seen as they grow"
+    add_decoding(parser.add_argument_group("text").add_argument, None, batch_size)
 
     add = parser.add_argument_group("articles for the partner").add_argument
     add("--knowledge", metavar="FILE", help="store made by `lacy-stream knowledge build`")
@@ -296,10 +267,19 @@ def _generate(args: argparse.Namespace) -> int:
     from lacy_stream.cascade.run import Options, run
 
     if args.prompts_file is not None and args.out is None:
-        raise ValueError("--prompts needs --out FILE, where its texts are kept")
-    names = Options.__dataclass_fields__
-    options = {name: value for name, value in vars(args).items() if name in names and value is not None}
-    return 1 if run(Options(**options)) else 0
+        raise UsageError("--prompts needs --out FILE, where its texts are kept")
+    batch_size = 1 if args.prompts_file is None else MANY_TEXTS
+    if args.batch_size is not None:
+        batch_size = args.batch_size
+    options = settings_of(
+        Options,
+        args,
+        prompts=args.prompts or (),
+        delegation=settings_of(Delegation, args),
+        decoding=settings_of(Decoding, args, batch_size=batch_size),
+        device=device_of(args),
+    )
+    return 1 if run(options) else 0
 
 
 def _size(text: str) -> int:
@@ -314,6 +294,7 @@ def _size(text: str) -> int:
 
 def _prepare(args: argparse.Namespace) -> int:
     from lacy_stream.prepare import Options, prepare
+    from lacy_stream.progress import source_progress
 
     options = Options(
         id_column=args.id_column,
@@ -326,64 +307,10 @@ def _prepare(args: argparse.Namespace) -> int:
         spans_column=args.spans_column,
         inline_calls=args.inline_calls,
     )
-    with _progress(args.prog) as on_progress:
+    with source_progress(args.prog) as on_progress:
         summary = prepare(args.sources, args.out, options=options, overwrite=args.overwrite, on_progress=on_progress)
     _print_summary(summary, args.out)
     return 0
-
-
-@contextmanager
-def _progress(prog: str) -> Iterator[Callable[[Progress], None]]:
-    """A bar on stderr; where stderr is no terminal, a line now and then."""
-    from rich.console import Console
-
-    console = Console(stderr=True)
-    if console.is_terminal:
-        with _progress_bar(console) as show:
-            yield show
-    else:
-        yield _progress_lines(prog)
-
-
-def _progress_lines(prog: str) -> Callable[[Progress], None]:
-    """Prints at most one line every PROGRESS_SECONDS."""
-    from annotator.terminal import printable
-
-    last = monotonic()
-
-    def show(progress: Progress) -> None:
-        nonlocal last
-        if monotonic() - last < PROGRESS_SECONDS:
-            return
-        last = monotonic()
-        share = "" if progress.done is None else f", {progress.done:.0%} read"
-        counts = f"{progress.documents:,} documents, {progress.refused:,} refused{share}"
-        print(f"{prog}: {counts}, at {printable(progress.source)}", file=sys.stderr, flush=True)
-
-    return show
-
-
-@contextmanager
-def _progress_bar(console: Console) -> Iterator[Callable[[Progress], None]]:
-    from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-    from rich.progress import Progress as Bar
-
-    text = TextColumn("{task.fields[documents]:,} documents, {task.fields[refused]:,} refused  {task.description}")
-    columns = SpinnerColumn(), BarColumn(), text, TimeElapsedColumn(), TimeRemainingColumn()
-    with Bar(*columns, console=console, transient=True) as bar:
-        task = bar.add_task("starting", total=None, documents=0, refused=0)
-
-        def show(progress: Progress) -> None:
-            bar.update(
-                task,
-                description=progress.source,
-                total=None if progress.done is None else 1.0,
-                completed=progress.done or 0.0,
-                documents=progress.documents,
-                refused=progress.refused,
-            )
-
-        yield show
 
 
 # ---------------------------------------------------------------- knowledge
@@ -391,11 +318,12 @@ def _progress_bar(console: Console) -> Iterator[Callable[[Progress], None]]:
 
 def _knowledge(args: argparse.Namespace) -> int:
     from lacy_stream.knowledge import build
+    from lacy_stream.progress import source_progress
     from lacy_stream.sources import ReadOptions
 
     columns = {"title_column": args.title_column, "text_column": args.text_column}
     options = ReadOptions(**columns, hf_config=args.hf_config, hf_split=args.hf_split)
-    with _progress(args.prog) as on_progress:
+    with source_progress(args.prog) as on_progress:
         built = build(args.sources, args.out, options=options, on_progress=on_progress)
     _print_built(built, args.out)
     return 0

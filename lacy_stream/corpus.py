@@ -20,6 +20,7 @@ from streaming.base.stream import Stream
 
 from annotator import Document
 from annotator.spans import SPANS_VERSION
+from lacy_stream.errors import UsageError
 from lacy_stream.report import Report
 from lacy_stream.shards import DataError, Shards
 from lacy_stream.source import Source
@@ -204,7 +205,7 @@ def open_corpus(
     """
     if isinstance(data, Mapping):
         if source:
-            raise ValueError(f"{', '.join(source)}: belongs to one of the streams {', '.join(data)}, not beside them")
+            raise UsageError(f"{', '.join(source)}: belongs to one of the streams {', '.join(data)}, not beside them")
         sources = data
     else:
         sources = {DEFAULT_NAME: Source(local=data, **source)}

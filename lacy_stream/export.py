@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import os
 import shutil
-import tempfile
 from pathlib import Path
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
 from transformers import PreTrainedTokenizerFast
 from transformers.convert_slow_tokenizer import generate_merges
 
-from annotator.tokens import Tokenizer as SentencePieceTokenizer
+from annotator.tokenizers import is_tokenizer_json
+from annotator.tokenizers.sentencepiece import SentencePieceTokenizer
 from lacy_stream.checkpoint import RECIPE, SENTENCEPIECE, CallingModel, load_model
+from lacy_stream.errors import UsageError
+from lacy_stream.files import new_folder
 from lacy_stream.recipe import dump_recipe
 
 CALL_TOKEN = "<CALL>"
@@ -33,39 +35,34 @@ def export(checkpoint: str | os.PathLike[str], out: str | os.PathLike[str]) -> C
         The model that was written.
 
     Raises:
-        FileExistsError: ``out`` exists.
-        FileNotFoundError, CheckpointError: as ``load_model``.
-        ValueError: the tokenizer cannot be given as a fast one of transformers.
+        FileError: ``out`` exists, or cannot be written.
+        CheckpointError: as ``load_model``.
+        UsageError: the tokenizer cannot be given as a fast one of transformers.
     """
-    if os.path.exists(out):
-        raise FileExistsError(f"{os.fspath(out)} exists: name a new folder, or remove it")
-    calling = load_model(checkpoint)
-    write_folder(calling, Path(out))
+    with new_folder(out) as folder:
+        calling = load_model(checkpoint)
+        write_folder(calling, folder)
     return calling
 
 
-def write_folder(calling: CallingModel, out: Path) -> None:
-    """Write a model with a SentencePiece tokenizer as ``export`` does.
+def write_folder(calling: CallingModel, folder: Path) -> None:
+    """Write a model with a SentencePiece tokenizer as ``export`` does, into a new folder.
 
     Raises:
-        ValueError: the model has no <CALL>, or another tokenizer.
+        UsageError: the model has no <CALL>, or another tokenizer.
     """
-    if calling.call_token_id is None or calling.tokenizer.suffix == ".json":
-        raise ValueError(f"{calling.name} is a Hugging Face model already: there is nothing to export")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as scratch:
-        partial = Path(scratch) / out.name
-        config = calling.model.config
-        config.use_cache = True  # off in training; generation is slow without
-        config.call_token_id = calling.call_token_id
-        if (generation := calling.model.generation_config) is not None:
-            generation.use_cache = True
-        calling.model.save_pretrained(partial)
-        transformers_tokenizer(calling).save_pretrained(partial)
-        shutil.copyfile(calling.tokenizer, partial / SENTENCEPIECE)
-        if calling.recipe is not None:
-            (partial / RECIPE).write_text(dump_recipe(calling.recipe), encoding="utf-8")
-        partial.rename(out)
+    if calling.call_token_id is None or is_tokenizer_json(calling.tokenizer):
+        raise UsageError(f"{calling.name} is a Hugging Face model already: there is nothing to export")
+    config = calling.model.config
+    config.use_cache = True  # off in training; generation is slow without
+    config.call_token_id = calling.call_token_id
+    if (generation := calling.model.generation_config) is not None:
+        generation.use_cache = True
+    calling.model.save_pretrained(folder)
+    transformers_tokenizer(calling).save_pretrained(folder)
+    shutil.copyfile(calling.tokenizer, folder / SENTENCEPIECE)
+    if calling.recipe is not None:
+        (folder / RECIPE).write_text(dump_recipe(calling.recipe), encoding="utf-8")
 
 
 def transformers_tokenizer(calling: CallingModel) -> PreTrainedTokenizerFast:
@@ -76,7 +73,7 @@ def transformers_tokenizer(calling: CallingModel) -> PreTrainedTokenizerFast:
     when it converts and, with some settings, whenever the folder is loaded.
 
     Raises:
-        ValueError: not a BPE model as LLaMA's, or <CALL> would get another id than the model's.
+        UsageError: not a BPE model as LLaMA's, or <CALL> would get another id than the model's.
     """
     ours = SentencePieceTokenizer(calling.tokenizer)
     pieces = ours.pieces()
@@ -93,9 +90,9 @@ def transformers_tokenizer(calling: CallingModel) -> PreTrainedTokenizerFast:
     tokenizer.add_special_tokens({"additional_special_tokens": [CALL_TOKEN]})
     found = tokenizer.convert_tokens_to_ids(CALL_TOKEN)
     if found != calling.call_token_id:
-        raise ValueError(f"{CALL_TOKEN} would be id {found} instead of {calling.call_token_id} in {calling.tokenizer}")
+        raise UsageError(f"{CALL_TOKEN} would be id {found} instead of {calling.call_token_id} in {calling.tokenizer}")
     if tokenizer(PROBE)["input_ids"] != ours.encode(PROBE).ids.tolist():
-        raise ValueError(
+        raise UsageError(
             f"{calling.tokenizer} is no SentencePiece BPE model with byte pieces and a space before each text"
         )
     return tokenizer

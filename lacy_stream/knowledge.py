@@ -18,31 +18,24 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from lacy_stream.prepare import Progress
-from lacy_stream.sources import ReadOptions, find_inputs, read_rows
+from lacy_stream.errors import UsageError
+from lacy_stream.files import replaced_file
+from lacy_stream.progress import SourceProgress
+from lacy_stream.sources import ReadOptions, RefusedRows, find_inputs, read_rows
 
 APPLICATION_ID = 0x4C614379  # "LaCy", in the header of every store
 FORMAT = 1
 PASSAGE_CHARACTERS = 1000
 """FActScore cuts articles every 256 RoBERTa tokens, which is about as much English text."""
 FACTSCORE_SEPARATOR = "####SPECIAL####SEPARATOR####"
-EXAMPLES = 5
 SCHEMA = """
 CREATE TABLE articles (title TEXT PRIMARY KEY, text TEXT NOT NULL);
 CREATE VIRTUAL TABLE titles USING fts5(title, content='articles');
 """
 
 
-class KnowledgeError(ValueError):
+class KnowledgeError(UsageError):
     """A store or its sources cannot be used; the message says why and what to do."""
-
-
-@dataclass
-class Refused:
-    """How many rows were refused for one reason, and the first few of them."""
-
-    count: int = 0
-    examples: list[str] = field(default_factory=list)
 
 
 @dataclass
@@ -51,13 +44,10 @@ class Built:
 
     articles: int = 0
     characters: int = 0
-    refused: dict[str, Refused] = field(default_factory=dict)
+    refused: dict[str, RefusedRows] = field(default_factory=dict)
 
     def refuse(self, reason: str, what: str) -> None:
-        refused = self.refused.setdefault(reason, Refused())
-        refused.count += 1
-        if len(refused.examples) < EXAMPLES:
-            refused.examples.append(what)
+        self.refused.setdefault(reason, RefusedRows()).add(what)
 
 
 class Knowledge:
@@ -148,7 +138,7 @@ def build(
     out: str | os.PathLike[str],
     *,
     options: ReadOptions | None = None,
-    on_progress: Callable[[Progress], None] | None = None,
+    on_progress: Callable[[SourceProgress], None] | None = None,
 ) -> Built:
     """Write the articles of the sources as a store. The file appears when it is whole, or not at all.
 
@@ -166,11 +156,8 @@ def build(
     out = Path(out)
     if out.exists():
         raise KnowledgeError(f"{out} exists; remove it, or choose another --out")
-    partial = out.with_name(f".{out.name}.partial")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial.unlink(missing_ok=True)
     built = Built()
-    try:
+    with replaced_file(out) as partial:
         with closing(sqlite3.connect(partial)) as store:
             store.executescript(f"PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF; {SCHEMA}")
             for title, text in _articles([str(s) for s in sources], options or ReadOptions(), built, on_progress):
@@ -187,14 +174,11 @@ def build(
             store.execute(f"PRAGMA application_id = {APPLICATION_ID}")
             store.execute(f"PRAGMA user_version = {FORMAT}")
             store.commit()
-        os.replace(partial, out)
-    finally:
-        partial.unlink(missing_ok=True)
     return built
 
 
 def _articles(
-    sources: list[str], options: ReadOptions, built: Built, on_progress: Callable[[Progress], None] | None
+    sources: list[str], options: ReadOptions, built: Built, on_progress: Callable[[SourceProgress], None] | None
 ) -> Iterator[tuple[str, str]]:
     """(title, text) of every article; rows that are none are refused."""
     wikitext = [source for source in sources if re.search(r"\.xml(\.bz2|\.gz|\.7z)?$", source)]
@@ -211,11 +195,13 @@ def _articles(
 
 
 def _reported(
-    articles: Iterable[tuple[str, float | None, str, str]], built: Built, on_progress: Callable[[Progress], None] | None
+    articles: Iterable[tuple[str, float | None, str, str]],
+    built: Built,
+    on_progress: Callable[[SourceProgress], None] | None,
 ) -> Iterator[tuple[str, str]]:
     for number, (source, done, title, text) in enumerate(articles):
         if on_progress is not None and number % 100 == 0:
-            on_progress(Progress(source, done, built.articles, sum(r.count for r in built.refused.values())))
+            on_progress(SourceProgress(source, done, built.articles, sum(r.count for r in built.refused.values())))
         yield title, text
 
 

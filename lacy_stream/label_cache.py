@@ -44,6 +44,7 @@ import numpy as np
 
 from annotator.records import Document, LabelledTokens
 from annotator.spans import SPANS_VERSION
+from lacy_stream.errors import UsageError
 from lacy_stream.report import Report
 
 COMMIT_BYTES = 1 << 20
@@ -91,16 +92,16 @@ class LabelCache:
         report: is told of damaged values, and when the cache is full.
 
     Raises:
-        ValueError: the folder cannot be written, or the store not opened; names it.
+        UsageError: the folder cannot be written, or the store not opened; names it.
     """
 
     def __init__(
         self, folder: str | os.PathLike[str], fingerprint: str, size_limit: int, report: Report | None = None
     ) -> None:
         if not re.fullmatch("[0-9a-f]{16,}", fingerprint):
-            raise ValueError(f"fingerprint: {fingerprint!r} is not 16 or more hex digits. Give Annotator.fingerprint.")
+            raise UsageError(f"fingerprint: {fingerprint!r} is not 16 or more hex digits. Give Annotator.fingerprint.")
         if size_limit < 1:
-            raise ValueError(f"size_limit is {size_limit}: give the bytes that the label cache may take")
+            raise UsageError(f"size_limit is {size_limit}: give the bytes that the label cache may take")
         self._folder, self._size_limit = Path(folder).absolute(), size_limit
         self._report = Report() if report is None else report
         self._commit_bytes = min(COMMIT_BYTES, size_limit // 8)
@@ -117,7 +118,7 @@ class LabelCache:
             self._make_room(0)  # now that the own store is held
         except (OSError, lmdb.Error) as error:
             hint = " Does a process in another container use it?" if isinstance(error, lmdb.LockError) else ""
-            raise ValueError(
+            raise UsageError(
                 f"the label cache {self._folder} cannot be used: {error}.{hint} Give a folder on a local disk that "
                 "this process may write, or none."
             ) from error

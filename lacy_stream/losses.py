@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from lacy_stream.errors import UsageError
 from lacy_stream.methods import Objective
 
 IGNORED_LABEL = -100
@@ -50,7 +51,15 @@ def token_losses(logits_BTV: Tensor, targets_BT: Tensor, call_token_id: int) -> 
     With L = logsumexp of all logits but <CALL>'s, c the <CALL> logit and t the target's: true = L - t and
     call = log(e^L + e^c) - c = softplus(L - c). Targets of -100 give finite values that mean nothing.
     Differentiable once; beside the gradient of the logits, no second array of their size is ever held.
+
+    Raises:
+        UsageError: the model's vocabulary has no entry for <CALL>.
     """
+    if call_token_id >= logits_BTV.shape[-1]:
+        raise UsageError(
+            f"call_token_id is {call_token_id}, but the model's vocabulary has {logits_BTV.shape[-1]} entries: give "
+            "the model one entry more than the tokenizer has pieces"
+        )
     true_BT, call_BT = cast(tuple[Tensor, Tensor], _TokenLosses.apply(logits_BTV, targets_BT, call_token_id))
     return TokenLosses(true_BT, call_BT)
 

@@ -14,13 +14,15 @@ from streaming.base.format.mds.encodings import is_mds_encoding
 from streaming.base.format.mds.reader import MDSReader
 from streaming.base.hashing import get_hash, is_hash
 
+from lacy_stream.errors import UsageError
+
 INDEX = "index.json"
 PREFERRED_HASHES = ("xxh64", "xxh3_64", "sha1", "md5")
 LARGEST_SHARD = 2**32 - 1
 """Bytes; MDS counts them in 32 bits."""
 
 
-class DataError(ValueError):
+class DataError(UsageError):
     """The data folder or a shard cannot be used; the message names it and says what to do."""
 
 

@@ -6,6 +6,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from lacy_stream.errors import UsageError
+
 Objective = Literal["defer", "paper"]
 """What is learned where <CALL> is not the target.
 
@@ -66,15 +68,15 @@ def check_fractions(call_fraction: float, ignore_fraction: float) -> None:
     """Refuse shares of a mini-batch that cannot be called and ignored.
 
     Raises:
-        ValueError: the message begins with the argument's name.
+        UsageError: the message begins with the argument's name.
     """
     if not 0 < call_fraction < 1:
-        raise ValueError(
+        raise UsageError(
             f"call_fraction: {call_fraction!r} must lie between 0 and 1 (the paper: 0.15; for no calls, method: "
             "baseline)"
         )
     if not 0 <= ignore_fraction <= 1 - call_fraction:
-        raise ValueError(
+        raise UsageError(
             f"ignore_fraction: {ignore_fraction!r} must lie between 0 and what call_fraction, {call_fraction!r}, "
             "leaves of 1 (the paper: 0.15)"
         )

@@ -68,11 +68,6 @@ class MaskModel:
         if self._last is None or self._last[0] is not ids:
             inputs = {key: batch[key] for key in ("input_ids", "attention_mask") if key in batch}
             logits = self._model.to(ids.device)(**inputs).logits
-            if self._call_token_id >= logits.shape[-1]:
-                raise ValueError(
-                    f"the model whose call mask is wanted has {logits.shape[-1]} entries in its vocabulary, and none "
-                    f"for <CALL>, {self._call_token_id}"
-                )
             self._last = (ids, call_scores(logits, self._call_token_id, self._rank))
         return self._last[1]
 

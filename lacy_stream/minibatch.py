@@ -30,7 +30,7 @@ def gathered(targets: Targets) -> Targets:
     # All ranks must bring the same shape: pad to the largest. A padded place has valid = 0.
     rows, length = _largest(targets.valid)
     values_SBT = F.pad(values_SBT, (0, length - values_SBT.shape[2], 0, rows - values_SBT.shape[1]))
-    # Stacked behind the rows, [S, B, ranks, T], and flattened, so that row r of rank k comes to r * ranks + k.
+    # Stacked to [S, B, ranks, T] and flattened over B and ranks, so that row r of rank k comes to r * ranks + k.
     loss, classes, valid, random, *rest = torch.stack(list(dist.all_gather(values_SBT)), dim=2).flatten(1, 2)
     return Targets(loss, classes.to(torch.uint8), valid > 0, random, rest[0] if rest else None)
 

@@ -1,11 +1,10 @@
-"""Callback: how the stream keeps up with the trainer, and the recipe inside each checkpoint."""
+"""Callback: how the stream keeps up with the trainer."""
 
 from __future__ import annotations
 
 import logging
 import math
 import time
-from typing import Any
 
 import torch
 from composer.core import Callback, State
@@ -40,32 +39,25 @@ class StreamMonitor(Callback):
       happened.
 
     At the end of training ``summary`` says in words what the run waited for.
-
-    Args:
-        recipe: text of the recipe, stored in every checkpoint so that it can be used without other files;
-            beside it stands one line about the annotation so far.
     """
 
-    def __init__(self, recipe: str = "") -> None:
-        self.recipe = recipe
-        self.annotation = ""
+    def __init__(self) -> None:
         self.summary = ""
         self._start: tuple[float, StreamStats] | None = None
         self._last: tuple[float, StreamStats] | None = None
 
     def fit_start(self, state: State, logger: Logger) -> None:
-        dataset = _dataset(state)
+        dataset = dataset_of(state)
         if dataset is not None:
             self._start = self._last = (time.perf_counter(), dataset.stats())
 
     def batch_end(self, state: State, logger: Logger) -> None:
-        dataset = _dataset(state)
+        dataset = dataset_of(state)
         if dataset is None or self._last is None:
             return
         (then, before), now, stats = self._last, time.perf_counter(), dataset.stats()
         self._last = (now, stats)
         pool = dataset.pool.stats()
-        self.annotation = describe_rate(pool, dataset.pool.annotates)
         waited = stats.wait_s - before.wait_s
         longest = state.device.tensor_to_device(torch.tensor([waited], dtype=torch.float32))
         dist.all_reduce(longest, "MAX")
@@ -87,7 +79,7 @@ class StreamMonitor(Callback):
         logger.log_metrics({f"stream/{name}": value for name, value in metrics.items()})
 
     def fit_end(self, state: State, logger: Logger) -> None:
-        dataset = _dataset(state)
+        dataset = dataset_of(state)
         if dataset is not None and self._start is not None:
             start, before = self._start
             self.summary = describe_wait(
@@ -95,14 +87,9 @@ class StreamMonitor(Callback):
             )
             log.info(self.summary)
 
-    def state_dict(self) -> dict[str, Any]:
-        return {"recipe": self.recipe, "annotation": self.annotation}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Nothing to restore: a resumed run may have changed its recipe."""
-
-
-def _dataset(state: State) -> AnnotatedDataset | None:
+def dataset_of(state: State) -> AnnotatedDataset | None:
+    """The dataset that a run trains on; None where it is another one."""
     dataset = getattr(state.train_dataloader, "dataset", None)
     return dataset if isinstance(dataset, AnnotatedDataset) else None
 

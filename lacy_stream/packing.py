@@ -51,9 +51,10 @@ class LanePacker:
         self.buffered = -cursor.token
         """Tokens that lie ready behind the cursor (negative before the cursor's own document is here)."""
 
-    def add(self, document: LabelledTokens, end_of_document: bool = True) -> None:
-        """Append the lane's next document; without its end-of-document token where it is a row that has them inside."""
-        ids, classes = document.ids, document.classes
+    def add(self, labelled: LabelledTokens, end_of_document: bool = True) -> None:
+        """Append the tokens of the lane's next document; without an end-of-document token where it is a row that has
+        them inside."""
+        ids, classes = labelled.ids, labelled.classes
         if end_of_document:
             ids = np.append(ids, np.int32(self._eos_id))
             classes = np.append(classes, np.uint8(FactClass.GRAMMATICAL))

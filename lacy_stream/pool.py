@@ -1,12 +1,12 @@
-"""Document -> LabelledTokens in N worker processes, whatever happens to them.
+"""Document -> LabelledTokens by N workers, whatever happens to them.
 
     submit(document) -> Future          the caller keeps the futures in its own order: order is not the pool's
                                         business, and any number of streams can share one pool
-    queue --batch--> thread --pipe--> worker process; the thread sets the futures
+    queue --batch--> thread --> worker, in a process of its own; the thread sets the futures
 
-One thread serves one process: it takes a batch, sends it, waits for the answer. A process that dies or does not
+One thread serves one worker: it takes a batch, sends it, waits for the answer. A worker that dies or does not
 answer is replaced; the documents that it held are tried again, each alone, so the labels are those of an undisturbed
-run. A document that ends two processes, or that raises an error, is put in quarantine: its tokens are kept, it gets no
+run. A document that ends two workers, or that raises an error, is put in quarantine: its tokens are kept, it gets no
 fact labels, and it is named. With a label cache, a document that was labelled before does not enter the queue.
 """
 
@@ -21,11 +21,13 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from lacy_stream.errors import LacyStreamError, UsageError
 from lacy_stream.report import Report
-from lacy_stream.worker import Answer, Worker, WorkerCannotStart, WorkerDied
+from lacy_stream.workers.local import LocalWorker
+from lacy_stream.workers.protocol import Answer, StartWorker, Worker, WorkerCannotStart, WorkerDied
 
 if TYPE_CHECKING:
-    from annotator import Document, LabelledTokens
+    from annotator import AnnotatorSettings, Document, LabelledTokens
     from lacy_stream.label_cache import LabelCache
 
 log = logging.getLogger(__name__)
@@ -35,16 +37,13 @@ BATCH_CHARACTERS = 32_000
 """A batch ends at either limit: large enough that messages cost nothing, small enough that a worker answers within
 about two seconds at the speed of stock spaCy."""
 
-CHARACTERS_PER_TOKEN = 4
-"""About; for rows of token ids."""
-
 TRIES = 2
 STARTS = 3
 SLOWEST_CHARACTERS_PER_S = 1_000
 """Added to the time limit of a batch: a fortieth of stock spaCy's speed."""
 
 
-class AnnotationError(RuntimeError):
+class AnnotationError(LacyStreamError, RuntimeError):
     """The pool cannot annotate: no worker starts, too many documents fail, or it was closed."""
 
 
@@ -99,52 +98,42 @@ class _Job:
     deaths: int = 0  # of workers that held it
 
 
-def _characters(document: Document) -> int:
-    return len(document.text) if document.ids is None else CHARACTERS_PER_TOKEN * len(document.ids)
-
-
 def default_num_workers(ranks_on_node: int = 1) -> int:
     """The cores that this process may use, shared among the ranks of the node; at least one."""
     return max(1, len(os.sched_getaffinity(0)) // max(1, ranks_on_node))
 
 
 class AnnotationPool:
-    """N processes that run ``annotator.Annotator`` on documents.
+    """N workers that run ``annotator.Annotator`` on documents.
 
     Args:
-        tokenizer: path of a SentencePiece model.
-        model: spaCy pipeline, or None to tokenise only (every class is OTHER).
-        engine: what runs it, see ``Annotator``.
-        labeller: what marks the facts instead of it, see ``annotator.labellers``.
-        num_workers: processes; default, the cores that this process may use. They start in the background.
+        settings: the annotator that every worker loads.
+        num_workers: default, the cores that this process may use. They start in the background.
         quarantine_limit: documents that may go without fact labels before the pool fails; 0: fail at the first.
         timeout_s: a batch may take this long, and a second more per 1,000 characters, before its worker is
             replaced.
         report: where restarts and quarantined documents are noted.
         label_cache: folder of a ``LabelCache``, and the bytes that it may take; None for no cache.
+        start_worker: what starts a worker; default, a process of this machine.
     """
 
     def __init__(
         self,
-        tokenizer: str | os.PathLike[str],
-        model: str | None = "en_core_web_sm",
+        settings: AnnotatorSettings,
         num_workers: int | None = None,
         *,
-        engine: str = "auto",
-        labeller: str | None = None,
         quarantine_limit: int = 100,
         timeout_s: float = 60.0,
         report: Report | None = None,
         label_cache: str | os.PathLike[str] | None = None,
         label_cache_limit: int = 20 << 30,
+        start_worker: StartWorker = LocalWorker,
     ) -> None:
         num_workers = default_num_workers() if num_workers is None else num_workers
         if num_workers < 1:
-            raise ValueError(f"num_workers is {num_workers}: the pool needs at least one worker")
-        self.num_workers = num_workers
-        self.tokenizer, self._model, self._engine = str(tokenizer), model, engine
-        self._labeller = labeller
-        self.annotates = model is not None or labeller is not None
+            raise UsageError(f"num_workers is {num_workers}: the pool needs at least one worker")
+        self.settings, self.num_workers = settings, num_workers
+        self._start_worker = start_worker
         self._quarantine_limit, self._timeout_s = quarantine_limit, timeout_s
         self.report = Report() if report is None else report
         self._cache_settings = None if label_cache is None else (label_cache, label_cache_limit)
@@ -169,7 +158,8 @@ class AnnotationPool:
         atexit.register(self.close)  # before multiprocess ends its children, which would look like deaths
 
     def submit(self, document: Document) -> Future[LabelledTokens]:
-        """Queue one document. The future raises ``AnnotationError`` where the pool failed or was closed."""
+        """Queue one document. The future raises ``AnnotationError`` where the pool failed or was closed. With a label
+        cache, the first call waits until a worker has loaded its annotator, whose fingerprint names the store."""
         if not isinstance(document.text, str):
             raise TypeError(f"document {document.id!r}: its text is {type(document.text).__name__}, not str")
         future: Future[LabelledTokens] = Future()
@@ -186,16 +176,17 @@ class AnnotationPool:
         future.set_result(labelled)
         return future
 
+    @property
     def identity(self) -> dict[str, str]:
-        """What the labels depend on beside the text, by name (tokenizer, parser, rules); waits until a worker has
-        loaded them."""
+        """The ``Annotator.identity`` of the workers; waits until one of them has loaded its annotator."""
         return self._identity.result()
 
+    @property
     def fingerprint(self) -> str:
-        """``identity`` as one hex digest, the ``Annotator.fingerprint`` of the workers."""
+        """``identity`` as one hex digest, the ``Annotator.fingerprint`` of the workers; waits as ``identity`` does."""
         from annotator.annotate import fingerprint
 
-        return fingerprint(self.identity())
+        return fingerprint(self.identity)
 
     def stats(self) -> PoolStats:
         with self._changed:
@@ -235,7 +226,7 @@ class AnnotationPool:
                     self.report.add("worker_restarted", f"annotation worker {index}", "it died while it had no work")
                     worker.close()
                     worker = self._start(index)
-                characters = sum(_characters(job.document) for job in batch)
+                characters = sum(job.document.characters for job in batch)
                 timeout_s = self._timeout_s + characters / SLOWEST_CHARACTERS_PER_S
                 try:
                     answer = worker.annotate([job.document for job in batch], timeout_s)
@@ -260,7 +251,7 @@ class AnnotationPool:
         deaths = []
         while len(deaths) < STARTS and self._error is None:
             try:
-                worker = Worker(f"annotator-{index}", self.tokenizer, self._model, self._engine, self._labeller)
+                worker = self._start_worker(f"annotator-{index}", self.settings)
             except WorkerCannotStart as error:
                 raise AnnotationError(f"annotation worker {index} could not start: {error}") from None
             except WorkerDied as death:
@@ -291,7 +282,7 @@ class AnnotationPool:
                     if alone or job.future.set_running_or_notify_cancel():
                         self._running.add(job)
                         batch.append(job)
-                        characters += BATCH_CHARACTERS if alone else _characters(job.document)
+                        characters += BATCH_CHARACTERS if alone else job.document.characters
         return batch
 
     def _deliver(self, batch: list[_Job], answer: Answer, index: int) -> None:
@@ -335,9 +326,7 @@ class AnnotationPool:
             if cache is not None:
                 cache.put(job.document, result)
             return result
-        from annotator import Annotator
-
-        plain = Annotator(self.tokenizer, model=None)
+        plain = replace(self.settings, model=None, labeller=None).build()
         try:
             unlabelled = replace(job.document, annotate=False)  # its spans may be what is wrong with it
             labels, event, reason = plain.label([unlabelled])[0], "document_quarantined", result
@@ -364,7 +353,7 @@ class AnnotationPool:
         """The cache, opened as soon as a worker has said which annotator it runs: that names the store."""
         if self._cache is not None or self._cache_settings is None:
             return self._cache
-        fingerprint = self.fingerprint()
+        fingerprint = self.fingerprint
         with self._cache_lock:
             if self._cache is None and self._cache_settings is not None:
                 from lacy_stream.label_cache import LabelCache

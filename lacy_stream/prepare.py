@@ -24,8 +24,20 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+from lacy_stream.files import file_errors
 from lacy_stream.lmlm import Placed
-from lacy_stream.sources import RECORD, REFUSED, Input, PrepareError, ReadOptions, Row, find_inputs, read_rows
+from lacy_stream.progress import SourceProgress
+from lacy_stream.sources import (
+    RECORD,
+    REFUSED,
+    Input,
+    PrepareError,
+    ReadOptions,
+    RefusedRows,
+    Row,
+    find_inputs,
+    read_rows,
+)
 
 if TYPE_CHECKING:
     from streaming import MDSWriter
@@ -36,7 +48,6 @@ SPLITS = ("train", "val")
 LOCK, DATA, OLD = "lacy-stream.lock", "data", "old"  # inside the hidden folder
 LOCK_TRIES, LOCK_PAUSE = 100, 0.01  # seconds
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # such an error names no file
-EXAMPLES = 5
 
 
 # ---------------------------------------------------------------- what goes in and what comes out
@@ -64,14 +75,6 @@ class Options(ReadOptions):
 
 
 @dataclass
-class Refused:
-    """How many rows were refused for one reason, and the first few of them."""
-
-    count: int = 0
-    examples: list[str] = field(default_factory=list)
-
-
-@dataclass
 class Count:
     """Documents and their characters, titles included."""
 
@@ -89,7 +92,7 @@ class Summary:
 
     train: Count = field(default_factory=Count)
     val: Count = field(default_factory=Count)
-    refused: dict[str, Refused] = field(default_factory=dict)
+    refused: dict[str, RefusedRows] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
     spans: int = 0
     calls: dict[str, int] = field(default_factory=dict)
@@ -108,23 +111,13 @@ class Summary:
         return sum(refused.count for refused in self.refused.values())
 
 
-@dataclass(frozen=True)
-class Progress:
-    """Where a run is: share of the input bytes read (None where unknown) and rows so far."""
-
-    source: str
-    done: float | None
-    documents: int
-    refused: int
-
-
 def prepare(
     sources: Sequence[str | Path],
     out: str | Path,
     *,
     options: Options | None = None,
     overwrite: bool = False,
-    on_progress: Callable[[Progress], None] | None = None,
+    on_progress: Callable[[SourceProgress], None] | None = None,
 ) -> Summary:
     """Write `sources` as MDS shards (columns id, text, and spans where documents come with labels, as JSON; zstd;
     hashed) to `out`/train and `out`/val.
@@ -141,7 +134,9 @@ def prepare(
     inputs, source_notes = find_inputs(sources, options)
     out = Path(out).expanduser().resolve()
     plan = {"format": FORMAT, "options": asdict(options), "sources": [asdict(i) for i in inputs]}
-    if summary := _existing(out, plan, overwrite):
+    with file_errors(out, "read"):
+        summary = _existing(out, plan, overwrite)
+    if summary is not None:
         return summary
     with _work_folder(out) as (work, notes):
         # Again under the lock: another run may have finished since the first look.
@@ -177,7 +172,7 @@ def is_validation(id: str, fraction: float) -> bool:
 
 
 def _write(
-    inputs: list[Input], options: Options, data: Path, on_progress: Callable[[Progress], None] | None
+    inputs: list[Input], options: Options, data: Path, on_progress: Callable[[SourceProgress], None] | None
 ) -> Summary:
     """Write shards and refused.jsonl into the new folder `data`."""
     data.mkdir()
@@ -211,7 +206,7 @@ def _write(
 
 
 def _all_rows(
-    inputs: list[Input], options: Options, summary: Summary, on_progress: Callable[[Progress], None] | None
+    inputs: list[Input], options: Options, summary: Summary, on_progress: Callable[[SourceProgress], None] | None
 ) -> Iterator[tuple[Input, Row]]:
     """Rows of all inputs, with a call of `on_progress` every 100 rows."""
     total = 0 if any(source.kind == "hub" for source in inputs) else sum(source.bytes for source in inputs)
@@ -220,7 +215,7 @@ def _all_rows(
         for index, row in enumerate(read_rows(source, options)):
             if on_progress and index % 100 == 0:
                 done = (before + row.done * source.bytes) / total if total else None
-                on_progress(Progress(source.name, done, summary.documents, summary.refused_rows))
+                on_progress(SourceProgress(source.name, done, summary.documents, summary.refused_rows))
             yield source, row
         before += source.bytes
 
@@ -244,11 +239,8 @@ def _shard_writer(folder: Path, options: Options) -> MDSWriter:
 
 
 def _refuse(reason: str, row: Row, source: Input, summary: Summary, file: IO[str]) -> None:
-    refused = summary.refused.setdefault(reason, Refused())
-    refused.count += 1
-    if len(refused.examples) < EXAMPLES:
-        where = f"{source.name} row {row.number}"
-        refused.examples.append(f"{row.id} ({where})" if row.id else where)
+    where = f"{source.name} row {row.number}"
+    summary.refused.setdefault(reason, RefusedRows()).add(f"{row.id} ({where})" if row.id else where)
     line = {"source": source.path, "row": row.number, "id": row.id or None, "reason": reason}
     file.write(json.dumps(line) + "\n")
 
@@ -423,7 +415,7 @@ def _problems(out: Path, record: dict[str, Any], plan: dict[str, Any]) -> Iterat
 
 
 def _read_summary(saved: dict[str, Any]) -> Summary:
-    refused = {reason: Refused(**value) for reason, value in saved["refused"].items()}
+    refused = {reason: RefusedRows(**value) for reason, value in saved["refused"].items()}
     train, val = Count(**saved["train"]), Count(**saved["val"])
     spans, calls = saved.get("spans", 0), saved.get("calls", {})  # an earlier version wrote none
     return Summary(train, val, refused, saved["warnings"], spans, calls, already_prepared=True)

@@ -19,6 +19,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
 
+from lacy_stream.errors import UsageError
 from lacy_stream.methods import NEEDS, MethodName, Objective, Rank, Scope, check_fractions
 from lacy_stream.schema import (
     BelowOne,
@@ -32,10 +33,10 @@ from lacy_stream.schema import (
     mistakes,
     null_means,
 )
-from lacy_stream.source import Source
+from lacy_stream.source import WEIGHTS, Source
 
 
-class RecipeError(ValueError):
+class RecipeError(UsageError):
     """The recipe cannot be run; the message names the key, the value and the way out."""
 
 
@@ -157,14 +158,17 @@ class Dataset(Source):
     def _check_streams(self) -> Dataset:
         if self.local is None and not self.streams:
             raise ValueError("local: missing; give a folder of MDS shards, or several of them by name in streams")
+        weights = [key for key in WEIGHTS if getattr(self, key) is not None]
+        if weights and not self.streams:
+            raise ValueError(f"{weights[0]}: weighs one of several streams; leave it out, or name the streams")
         beside = [key for key in Source.model_fields if getattr(self, key) != Dataset.model_fields[key].default]
         if self.streams and beside:
             raise ValueError(f"{beside[0]}: belongs to each of the streams {', '.join(self.streams)}, not beside them")
         return self
 
     def sources(self) -> Mapping[str, Source]:
-        """The sources by name; an only one is called data."""
-        return self.streams or {"data": self}
+        """The sources by their place in the dataset; "" for the only one."""
+        return {f"streams.{name}": source for name, source in (self.streams or {}).items()} or {"": self}
 
 
 class Loader(Section):
@@ -217,6 +221,8 @@ class CallMask(Section):
     """Share of the tokens of a mini-batch that are delegated, between 0 and 1."""
     ignore_fraction: Fraction = 0.15
     """Share of the tokens that are ignored, for the methods that fill up to it."""
+    call_fraction_warmup: NotNegative = 0
+    """Batches over which the share of calls grows linearly to `call_fraction`; 0: none."""
     reference: str | None = None
     """For rho-1 and spacy+refloss: the reference model, a checkpoint file of a run or a Hugging Face folder, with the
     same tokenizer."""
@@ -539,11 +545,11 @@ def _problems(recipe: Recipe) -> Iterator[str]:
     method, annotator, data = recipe.algorithms.call_mask.method, recipe.annotator, recipe.train_loader.dataset
     labels_come = any(source.spans_column for source in data.sources().values())
     if NEEDS[method].facts and annotator.model is None and annotator.labeller is None:
-        for name, source in data.sources().items():
+        for place, source in data.sources().items():
             if source.annotate and not source.spans_column:
-                place = f"train_loader.dataset.streams.{name}" if data.streams else "train_loader.dataset"
                 yield (
-                    f"annotator.model: null gives no facts to delegate in {place}; name a spaCy pipeline, an "
+                    f"annotator.model: null gives no facts to delegate in "
+                    f"{'.'.join(filter(None, ['train_loader.dataset', place]))}; name a spaCy pipeline, an "
                     "annotator.labeller, or the spans_column of labels that come with the data, or use method: baseline"
                 )
     if method == "llm-judge" and annotator.labeller is None and not labels_come:

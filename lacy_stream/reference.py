@@ -6,13 +6,14 @@ import hashlib
 import os
 from pathlib import Path
 
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from annotator.tokens import Tokenizer
-from lacy_stream.checkpoint import load_checkpoint
+from annotator.tokenizers import Tokenizer, is_tokenizer_json, open_tokenizer
+from lacy_stream.checkpoint import load_checkpoint, tokenizer_file
+from lacy_stream.errors import UsageError
 
 
-class ReferenceModelError(ValueError):
+class ReferenceModelError(UsageError):
     """The model cannot judge this run's tokens; the message says why."""
 
 
@@ -22,7 +23,7 @@ def load_reference(path: str | os.PathLike[str], tokenizer: Path, max_seq_len: i
     Args:
         path: a checkpoint file of a recipe's run, or a Hugging Face folder. A folder's own tokenizer, where it has one,
             must give each of our pieces its id.
-        tokenizer: the run's SentencePiece model.
+        tokenizer: the file of the run's tokenizer.
         max_seq_len: of the run's rows.
 
     Raises:
@@ -31,7 +32,7 @@ def load_reference(path: str | os.PathLike[str], tokenizer: Path, max_seq_len: i
     path = Path(path)
     if not path.exists():
         raise ReferenceModelError(f"there is no file or folder {os.fspath(path)!r}")
-    ours = Tokenizer(tokenizer)
+    ours = open_tokenizer(tokenizer)
     model = _from_folder(path, tokenizer.name, ours) if path.is_dir() else _from_checkpoint(path, ours)
     pieces = ours.vocab_size
     entries = model.config.vocab_size
@@ -57,20 +58,21 @@ def _from_checkpoint(path: Path, ours: Tokenizer) -> PreTrainedModel:
 
 def _from_folder(path: Path, name: str, ours: Tokenizer) -> PreTrainedModel:
     try:
-        AutoConfig.from_pretrained(path)
+        model = AutoModelForCausalLM.from_pretrained(path, torch_dtype="float32")
     except (OSError, ValueError) as error:
         raise ReferenceModelError(f"{path} is no Hugging Face model: {str(error).splitlines()[0]}") from None
-    if (own := path / "tokenizer.model").is_file():
+    own = tokenizer_file(os.fspath(path))
+    if own is not None and not is_tokenizer_json(own):
         if _sha256(own) != ours.sha256:
-            raise ReferenceModelError(f"{path} has another tokenizer: its tokenizer.model is not {name}")
-    elif (path / "tokenizer.json").is_file():
+            raise ReferenceModelError(f"{path} has another tokenizer: its {own.name} is not {name}")
+    elif own is not None:
         vocabulary = AutoTokenizer.from_pretrained(path).get_vocab()
         for number, piece in enumerate(ours.pieces()):
             if vocabulary.get(piece) != number:
                 raise ReferenceModelError(
                     f"{path} has another tokenizer: piece {piece!r} is {vocabulary.get(piece)} there, {number} here"
                 )
-    return AutoModelForCausalLM.from_pretrained(path, torch_dtype="float32")
+    return model
 
 
 def _sha256(path: Path) -> str:

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from lacy_stream.errors import UsageError
 from lacy_stream.losses import TokenLosses, token_losses
 from lacy_stream.methods import Rank
 
@@ -36,7 +37,7 @@ def call_scores(logits: Tensor, call_token_id: int, rank: Rank, losses: TokenLos
         ValueError: the model has no entry for <CALL>.
     """
     if call_token_id >= logits.shape[-1]:
-        raise ValueError(
+        raise UsageError(
             f"the model has {logits.shape[-1]} entries in its vocabulary, and none for <CALL>, {call_token_id}: its "
             f"calls cannot be ranked by {rank}"
         )

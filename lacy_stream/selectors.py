@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from annotator import FactClass
+from lacy_stream.errors import UsageError
 from lacy_stream.methods import NEEDS, MethodName, Needs
 
 
@@ -144,5 +145,5 @@ METHODS: dict[str, Method] = {name: Method(select=_SELECTORS[name], **vars(needs
 
 def _reference(targets: Targets) -> Tensor:
     if targets.reference_loss is None:
-        raise ValueError("this method needs the loss of a reference model: give CallMask a reference")
+        raise UsageError("this method needs the loss of a reference model: give CallMask a reference")
     return targets.reference_loss

@@ -14,7 +14,6 @@ is never taken for a shard; the next one that fetches the same shard removes it.
 
 from __future__ import annotations
 
-import fcntl
 import glob
 import hashlib
 import json
@@ -22,19 +21,21 @@ import logging
 import os
 import shutil
 import threading
-import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
+from filelock import FileLock
 from streaming.base.compression import decompress
 from streaming.base.format.base.reader import FileInfo
 from streaming.base.format.mds.reader import MDSReader
 
-from lacy_stream.download import Remote, disk_is_full, scratch_folder
+from lacy_stream.download import Remote, disk_is_full
+from lacy_stream.errors import UsageError
+from lacy_stream.files import scratch_folder
 from lacy_stream.mds_index import (
     INDEX,
     Damaged,
@@ -76,7 +77,7 @@ class Shards:
 
     Raises:
         DataError: no index, an empty, corrupt or unsafe one, or a remote that Streaming does not know.
-        ValueError: a negative ``download_retry``, or a ``download_timeout`` that is not positive.
+        UsageError: a negative ``download_retry``, or a ``download_timeout`` that is not positive.
     """
 
     def __init__(
@@ -90,9 +91,9 @@ class Shards:
         report: Report | None = None,
     ) -> None:
         if download_retry < 0:
-            raise ValueError(f"download_retry is {download_retry}; set it to 0 or more")
+            raise UsageError(f"download_retry is {download_retry}; set it to 0 or more")
         if not download_timeout > 0:
-            raise ValueError(f"download_timeout is {download_timeout}; set it to a number of seconds above 0")
+            raise UsageError(f"download_timeout is {download_timeout}; set it to a number of seconds above 0")
         self._local, self._split = str(local), split or ""
         self._folder = _join(self._local, self._split)
         self._report = report or Report()
@@ -311,11 +312,11 @@ class Shards:
         except Exception as error:
             raise Damaged(f"it cannot be decompressed: {describe(error)}") from error
         check_raw(data, reader)
-        with scratch_folder(self._folder, raw.basename) as folder:
-            part = os.path.join(folder, "raw")
-            with open(part, "wb") as file:
-                file.write(data)
-            os.replace(part, os.path.join(self._folder, raw.basename))
+        folder, name = os.path.split(os.path.join(self._folder, raw.basename))
+        with scratch_folder(folder, name) as scratch:
+            part = scratch / "raw"
+            part.write_bytes(data)
+            os.replace(part, os.path.join(folder, name))
 
     @contextmanager
     def _turn(self, name: str) -> Iterator[None]:
@@ -326,11 +327,18 @@ class Shards:
         (the other was stopped), or is on a file system without locks, goes on without it."""
         path = os.path.join(self._folder, os.path.dirname(name), f".{os.path.basename(name)}")
         os.makedirs(os.path.dirname(path), exist_ok=True)
-        with open(f"{path}.lock", "w") as lock:
-            if _lock(lock, self._remote.patience if self._remote else 60.0):
-                for left in glob.glob(f"{glob.escape(path)}.????????.part"):
-                    shutil.rmtree(left, ignore_errors=True)
+        lock = FileLock(f"{path}.lock")
+        try:
+            lock.acquire(timeout=self._remote.patience if self._remote else 60.0)
+        except (OSError, NotImplementedError):  # Timeout is an OSError
+            pass
+        else:
+            for left in glob.glob(f"{glob.escape(path)}.????????.part"):
+                shutil.rmtree(left, ignore_errors=True)
+        try:
             yield
+        finally:
+            lock.release()
 
     def _reason(self, error: BaseException) -> str:
         if disk_is_full(error):
@@ -340,18 +348,3 @@ class Shards:
 
 def _join(folder: str, split: str) -> str:
     return os.path.join(folder, split) if split else folder
-
-
-def _lock(file: IO[str], patience: float) -> bool:
-    """Whether the lock of a file was free within some seconds; False too where the file system has no locks."""
-    end = time.monotonic() + patience
-    while True:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return True
-        except BlockingIOError:
-            if time.monotonic() > end:
-                return False
-            time.sleep(0.02)
-        except OSError:
-            return False

@@ -6,7 +6,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -16,17 +15,19 @@ from rich.console import Console
 from rich.text import Text
 
 from annotator import Annotator, Document, FactClass, LabelledTokens
+from annotator.page import Token, token_page
+from annotator.pipelines import OFFICIAL
 from annotator.terminal import printable
 from lacy_stream.checkpoint import Checkpoint, describe_training, load_checkpoint
-from lacy_stream.corpus import open_corpus
+from lacy_stream.errors import UsageError
+from lacy_stream.files import read_text, write_text
 from lacy_stream.losses import TokenLosses, token_losses
 from lacy_stream.methods import Rank
 from lacy_stream.metrics import own_call_mask
 from lacy_stream.recipe import CallMask, Recipe
+from lacy_stream.recipe_data import annotator_settings, held_out_documents
 from lacy_stream.scores import CallScores, call_scores
 from lacy_stream.selectors import METHODS, Selection, Targets, budget
-from lacy_stream.token_page import Token, token_page
-from lacy_stream.train import corpus_arguments
 
 Columns = TypeVar("Columns", TokenLosses, CallScores)
 
@@ -62,19 +63,6 @@ class Marked:
             else:
                 joined.append((start, end))
         return [_trimmed(self.document.text, *span) for span in joined]
-
-
-def held_out_documents(recipe: Recipe, count: int) -> list[Document]:
-    """The first documents of a run's validation split.
-
-    Raises:
-        ValueError: the recipe has none.
-    """
-    loader = recipe.eval_loader
-    if loader is None:
-        raise ValueError("the recipe of this checkpoint has no eval_loader: name a text file instead")
-    corpus = open_corpus(**corpus_arguments(loader.dataset))
-    return [corpus.document(position) for position in range(min(count, len(corpus)))]
 
 
 class _Read(NamedTuple):
@@ -217,12 +205,12 @@ def show_calls(
         beside: another checkpoint with the same tokenizer, shown beside the first on the page.
 
     Raises:
-        ValueError: an argument, or checkpoints that do not fit together.
+        UsageError: an argument, or checkpoints that do not fit together.
     """
     if documents < 1:
-        raise ValueError(f"--documents is {documents}: show at least one")
+        raise UsageError(f"--documents is {documents}: show at least one")
     if beside is not None and html is None:
-        raise ValueError("--beside shows two models on a page: name it by --html")
+        raise UsageError("--beside shows two models on a page: name it by --html")
     console = Console(highlight=False)
     checkpoint = load_checkpoint(checkpoint_path)
     chosen = _chosen(checkpoint.recipe, files, max(documents, sample))
@@ -239,25 +227,25 @@ def show_calls(
     if beside is not None:
         second = load_checkpoint(beside)
         if second.tokenizer.read_bytes() != checkpoint.tokenizer.read_bytes():
-            raise ValueError(f"{beside} has another tokenizer than {checkpoint_path}: their tokens cannot be compared")
+            raise UsageError(f"{beside} has another tokenizer than {checkpoint_path}: their tokens cannot be compared")
         other = _marked(second, chosen)
         console.print(f"beside it, {describe_training(second.recipe)}:")
         _print_shares(console, other)
         other, captions = other[:shown], [describe_training(one.recipe) for one in (checkpoint, second)]
     if html is not None:
-        Path(html).write_text(to_html(marked[:shown], other, captions), encoding="utf-8")
+        write_text(html, to_html(marked[:shown], other, captions))
         console.print(f"page: {html}")
 
 
 def _chosen(recipe: Recipe, files: Sequence[str], count: int) -> list[Document]:
     if files:
-        return [Document(name, Path(name).read_text(encoding="utf-8")) for name in files]
+        return [Document(name, read_text(name)) for name in files]
     return held_out_documents(recipe, count)
 
 
 def _marked(checkpoint: Checkpoint, documents: Sequence[Document]) -> list[Marked]:
-    settings = checkpoint.recipe.annotator
-    annotator = Annotator(checkpoint.tokenizer, settings.model or "en_core_web_sm", labeller=settings.labeller)
+    settings = annotator_settings(checkpoint.recipe.annotator, checkpoint.tokenizer)
+    annotator = replace(settings, model=settings.model or OFFICIAL).build()
     return mark(checkpoint, annotator, documents)
 
 

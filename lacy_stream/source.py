@@ -8,6 +8,9 @@ from pydantic import model_validator
 
 from lacy_stream.schema import NotNegative, NotNegativeFloat, Section
 
+WEIGHTS = ("proportion", "repeat", "choose")
+"""Keys that weigh a source beside others."""
+
 
 class Source(Section):
     """MDS shards with raw text, or with token ids in ``tokens_column``, and how their rows are read.
@@ -51,7 +54,7 @@ class Source(Section):
             raise ValueError(
                 f"spans_column: {self.spans_column!r} brings labels, and annotate: false wants none; leave one out"
             )
-        given = [key for key in ("proportion", "repeat", "choose") if getattr(self, key) is not None]
+        given = [key for key in WEIGHTS if getattr(self, key) is not None]
         if len(given) > 1:
             raise ValueError(f"{given[1]}: {' and '.join(given)} exclude one another; keep one of them")
         return self

@@ -25,6 +25,8 @@ from typing import IO, Any
 import zstandard
 
 from annotator.spans import read_spans
+from lacy_stream.errors import UsageError
+from lacy_stream.files import file_errors, is_hub_name
 from lacy_stream.lmlm import Placed, convert
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")
@@ -35,9 +37,10 @@ NAMED = 5  # how many of a long list a message names
 
 # What a reader yields: row number, share of the input read, and the columns or why they cannot be read.
 RawRow = tuple[int, float, dict[str, Any] | str]
+EXAMPLES = 5  # of refused rows
 
 
-class PrepareError(ValueError):
+class PrepareError(UsageError):
     """The user has to change something; the message says what and how."""
 
 
@@ -122,6 +125,19 @@ class Row:
     placed: Counter[Placed] = field(default_factory=Counter)
 
 
+@dataclass
+class RefusedRows:
+    """How many rows were refused for one reason, and the first few of them."""
+
+    count: int = 0
+    examples: list[str] = field(default_factory=list)
+
+    def add(self, row: str) -> None:
+        self.count += 1
+        if len(self.examples) < EXAMPLES:
+            self.examples.append(row)
+
+
 # ---------------------------------------------------------------- SOURCE -> Input
 
 
@@ -140,7 +156,8 @@ def find_inputs(sources: Sequence[str | Path], options: ReadOptions) -> tuple[li
     notes: list[str] = []
     whole: list[str] = []
     for source in map(str, sources):
-        found, left_out = _expand(source, split)
+        with file_errors(source, "read"):
+            found, left_out = _expand(source, split)
         inputs += found
         if left_out is None:
             whole.append(source)
@@ -158,11 +175,6 @@ def find_inputs(sources: Sequence[str | Path], options: ReadOptions) -> tuple[li
             raise PrepareError(f"{path} is given twice")
     names = Counter(found.name for found in inputs)
     return [replace(found, ambiguous=names[found.name] > 1) for found in inputs], notes
-
-
-def is_hub_name(name: str) -> bool:
-    """Whether it could be owner/name on the Hugging Face hub."""
-    return re.fullmatch(r"\w[\w.-]*/[\w.-]+", name) is not None
 
 
 def _expand(source: str, split: str) -> tuple[list[Input], list[str] | None]:
@@ -379,7 +391,7 @@ def _jsonl_rows(source: Input, options: ReadOptions) -> Iterator[RawRow]:
 
 
 def _parsed_lines(source: Input) -> Iterator[RawRow]:
-    with open(source.path, "rb") as raw:
+    with file_errors(source.path, "read"), open(source.path, "rb") as raw:
         number = 0
         try:
             for number, line in enumerate(_lines(raw, source.path), 1):

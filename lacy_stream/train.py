@@ -9,13 +9,15 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from annotator import Annotator
+from annotator import AnnotatorError
 from annotator.labellers import find_labeller
 from annotator.pipelines import find_model
+from annotator.tokenizers import open_tokenizer
+from lacy_stream.errors import UsageError
 from lacy_stream.pool import AnnotationPool, default_num_workers
-from lacy_stream.recipe import Annotation, Dataset, Loader, Recipe, RecipeError, dump_recipe, tokenizer_path
+from lacy_stream.recipe import Annotation, Loader, Recipe, RecipeError, dump_recipe, tokenizer_path
+from lacy_stream.recipe_data import annotator_settings
 from lacy_stream.report import Report
-from lacy_stream.source import Source
 
 if TYPE_CHECKING:  # composer takes 12 s to import: only once the recipe is known to be good
     from composer import Trainer
@@ -30,8 +32,8 @@ def train(recipe: Recipe) -> None:
     """Run a recipe to its end."""
     tokenizer = tokenizer_path(recipe.tokenizer.name)
     try:
-        pieces = Annotator(tokenizer, model=None).vocab_size
-    except ValueError as error:
+        pieces = open_tokenizer(tokenizer).vocab_size
+    except AnnotatorError as error:
         raise RecipeError(f"tokenizer.name: {error}") from None
     if recipe.model.vocab_size not in (None, pieces + 1):
         raise RecipeError(
@@ -48,11 +50,8 @@ def train(recipe: Recipe) -> None:
     workers = recipe.annotator.num_workers or default_num_workers(int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     # The workers load the parser while this process imports composer.
     with AnnotationPool(
-        tokenizer,
-        recipe.annotator.model,
+        annotator_settings(recipe.annotator, tokenizer),
         workers,
-        engine=recipe.annotator.engine,
-        labeller=recipe.annotator.labeller,
         report=Report(_report_path(recipe)),
         label_cache=recipe.annotator.label_cache,
         label_cache_limit=int(recipe.annotator.label_cache_limit_gb * 1e9),
@@ -85,7 +84,7 @@ def _check_annotator(settings: Annotation) -> None:
             find_labeller(settings.labeller)
         elif settings.model is not None:
             find_model(settings.model)
-    except ValueError as error:
+    except AnnotatorError as error:
         raise RecipeError(f"annotator.{error}") from None
 
 
@@ -147,8 +146,8 @@ def build_trainer(recipe: Recipe, pool: AnnotationPool, call_token_id: int) -> T
     from composer import Trainer
     from composer.utils import dist, reproducibility
 
-    from lacy_stream.checkpoint import mend_save_folder
     from lacy_stream.model import build_model
+    from lacy_stream.resume import mend_save_folder
 
     save_folder = _local_save_folder(recipe)
     if recipe.autoresume and save_folder is not None and dist.get_global_rank() == 0:
@@ -175,7 +174,7 @@ def build_trainer(recipe: Recipe, pool: AnnotationPool, call_token_id: int) -> T
         vocab_size=call_token_id + 1,
         max_seq_len=recipe.max_seq_len,
         call_token_id=call_token_id,
-        eos_id=Annotator(pool.tokenizer, model=None).eos_id,
+        eos_id=open_tokenizer(pool.settings.tokenizer).eos_id,
         call_fraction=recipe.algorithms.call_mask.call_fraction,
         rank_calls_by=recipe.algorithms.call_mask.rank_calls_by,
         mask_from=_mask_model(recipe, pool, call_token_id),
@@ -220,6 +219,7 @@ def build_trainer(recipe: Recipe, pool: AnnotationPool, call_token_id: int) -> T
 
 def _loader(loader: Loader, pool: AnnotationPool, recipe: Recipe, batch_size: int, repeat: bool) -> DataLoader:
     from lacy_stream.batches import annotated_dataloader
+    from lacy_stream.recipe_data import corpus_arguments
 
     return annotated_dataloader(
         pool=pool,
@@ -231,12 +231,6 @@ def _loader(loader: Loader, pool: AnnotationPool, recipe: Recipe, batch_size: in
         accept_changes=loader.accept_changes,
         **corpus_arguments(loader.dataset),
     )
-
-
-def corpus_arguments(dataset: Dataset) -> dict[str, Any]:
-    """The arguments of ``open_corpus`` that a recipe's dataset stands for."""
-    order = {key: value for key, value in dataset if key != "streams" and key not in Source.model_fields}
-    return order | {"data": dataset.sources()}
 
 
 def _scheduler(recipe: Recipe) -> Any:
@@ -260,6 +254,7 @@ def _algorithms(recipe: Recipe, pool: AnnotationPool, call_token_id: int) -> lis
             mask.method,
             mask.scope,
             ignore_fraction=mask.ignore_fraction,
+            call_fraction_warmup=mask.call_fraction_warmup,
             reference=reference,
             objective=mask.objective,
             rank_calls_by=mask.rank_calls_by,
@@ -290,8 +285,8 @@ def _other_model(key: str, recipe: Recipe, pool: AnnotationPool) -> PreTrainedMo
     if (path := _other_models(recipe).get(key)) is None:
         return None
     try:
-        return load_reference(path, Path(pool.tokenizer), recipe.max_seq_len)
-    except ValueError as error:
+        return load_reference(path, Path(pool.settings.tokenizer), recipe.max_seq_len)
+    except UsageError as error:
         raise RecipeError(f"{key}: {error}") from None
 
 
@@ -300,9 +295,10 @@ def _callbacks(recipe: Recipe) -> list[Any]:
     from composer.callbacks import LRMonitor, MemoryMonitor, RuntimeEstimator, SpeedMonitor
 
     from lacy_stream.monitor import StreamMonitor
+    from lacy_stream.record import RunRecord
 
     wanted = recipe.callbacks
-    callbacks: list[Any] = [StreamMonitor(dump_recipe(recipe))]
+    callbacks: list[Any] = [StreamMonitor(), RunRecord(dump_recipe(recipe))]
     if wanted.speed_monitor is not None:
         callbacks.append(SpeedMonitor(window_size=wanted.speed_monitor.window_size))
     callbacks += [LRMonitor()] if wanted.lr_monitor is not None else []
@@ -383,7 +379,7 @@ def _conclude(trainer: Trainer, pool: AnnotationPool) -> None:
 
     if dist.get_global_rank() == 0:
         console = Console(stderr=True, highlight=False)
-        console.print(_new_line(console) + describe_rate(pool.stats(), parsed=pool.annotates), markup=False)
+        console.print(_new_line(console) + describe_rate(pool.stats(), parsed=pool.settings.finds_facts), markup=False)
         for monitor in trainer.state.callbacks:
             if isinstance(monitor, StreamMonitor):
                 console.print(monitor.summary, markup=False)

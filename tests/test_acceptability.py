@@ -11,7 +11,6 @@ import torch
 from judges import Reply, scripted_judge
 
 from annotator import Annotator, Document, FactClass
-from annotator.tokens import Tokenizer
 from lacy_stream.checkpoint import load_model
 from lacy_stream.cli import main
 from lacy_stream.evaluate.acceptability import Proposal, bins, parse_verdict, propose, question
@@ -20,7 +19,7 @@ from lacy_stream.evaluate.token_table import LOSS_BINS
 TEXT = "Ada Lovelace was born in London in 1815. She wrote to Charles Babbage."
 
 
-def test_proposals_are_the_models(tiny_model: Path, annotator: Annotator, tokenizer_path: Path):
+def test_proposals_are_the_models(tiny_model: Path, annotator: Annotator):
     """Losses, greedy proposals and classes agree with a forward pass by hand; <CALL>, though it leads, is not one."""
     model = load_model(tiny_model)
     assert model.call_token_id is not None
@@ -28,7 +27,7 @@ def test_proposals_are_the_models(tiny_model: Path, annotator: Annotator, tokeni
         model.model.get_output_embeddings().weight[model.call_token_id] = 0
         hidden = model.model.transformer(torch.tensor([[2]]))[0]
         model.model.get_output_embeddings().weight[model.call_token_id] = 100 * hidden[0, 0]
-    proposals = propose(model, annotator, Tokenizer(tokenizer_path), Document("d", TEXT))
+    proposals = propose(model, annotator, Document("d", TEXT))
     labelled = annotator.annotate([TEXT])[0]
     ids = torch.from_numpy(labelled.ids).long()
     with torch.no_grad():
@@ -40,9 +39,8 @@ def test_proposals_are_the_models(tiny_model: Path, annotator: Annotator, tokeni
     assert [p.factual for p in proposals] == (labelled.classes[1:] == FactClass.FACTUAL).tolist()
     assert [TEXT[p.start :].startswith(p.reference) for p in proposals] == [True] * len(proposals)
     assert "".join(p.reference for p in proposals) == TEXT[labelled.offsets[0, 1] :]
-    tokenizer = Tokenizer(tokenizer_path)
     for proposal, before, best in zip(proposals, labelled.ids, logits.argmax(-1)[1:].numpy(), strict=False):
-        pair = tokenizer.decode(np.array([before, best], np.int32))[0]
+        pair = annotator.tokenizer.decode(np.array([before, best], np.int32)).text
         assert pair.endswith(proposal.proposal)
 
 

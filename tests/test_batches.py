@@ -21,7 +21,7 @@ import torch
 from streaming import MDSWriter
 from torch.utils.data import DataLoader
 
-from annotator import Annotator, FactClass
+from annotator import Annotator, AnnotatorSettings, FactClass
 from lacy_stream.batches import PositionError, annotated_dataloader
 from lacy_stream.corpus import Source, open_corpus
 from lacy_stream.pool import AnnotationPool
@@ -33,7 +33,7 @@ EPOCH_BATCHES = 100  # about; see test_rows_are_the_packed_documents_of_their_la
 @pytest.fixture(scope="module")
 def pool(tokenizer_path: Path):
     """Tokenises only: what order and resume need, without the parser's time."""
-    with AnnotationPool(tokenizer_path, model=None, num_workers=2) as pool:
+    with AnnotationPool(AnnotatorSettings(tokenizer_path, model=None), num_workers=2) as pool:
         yield pool
 
 
@@ -108,7 +108,10 @@ def test_number_of_workers_does_not_show(corpus: Path, tokenizer_path: Path) -> 
     hashes = set()
     for workers in (1, 2, 4):
         digest = hashlib.sha256()
-        with AnnotationPool(tokenizer_path, num_workers=workers) as parsing, disturbed(parsing, workers):
+        with (
+            AnnotationPool(AnnotatorSettings(tokenizer_path), num_workers=workers) as parsing,
+            disturbed(parsing, workers),
+        ):
             loader = train_loader(corpus, parsing, prefetch_rows=workers * 20)
             for batch in islice(loader, EPOCH_BATCHES):
                 digest.update(batch["input_ids"].numpy().tobytes() + batch["token_class"].numpy().tobytes())
@@ -126,7 +129,7 @@ def kill_one(pool: AnnotationPool) -> None:
 
 def test_killed_workers_do_not_show(corpus: Path, pool: AnnotationPool, tokenizer_path: Path) -> None:
     """A worker is killed at every fifth batch: the rows are those of an undisturbed run."""
-    with AnnotationPool(tokenizer_path, model=None, num_workers=2) as other:
+    with AnnotationPool(AnnotatorSettings(tokenizer_path, model=None), num_workers=2) as other:
         rows = []
         for number, batch in enumerate(islice(train_loader(corpus, other), 20)):
             rows.append(batch["input_ids"])
@@ -144,7 +147,7 @@ def test_killed_workers_do_not_show(corpus: Path, pool: AnnotationPool, tokenize
 
 def test_classes_are_the_annotators(corpus: Path, tokenizer_path: Path, annotator: Annotator) -> None:
     """Each token of a batch carries the class that the annotator gives it; end-of-document is grammatical."""
-    with AnnotationPool(tokenizer_path, num_workers=1) as parsing:
+    with AnnotationPool(AnnotatorSettings(tokenizer_path), num_workers=1) as parsing:
         batch = next(iter(val_loader(corpus, parsing, lanes=1)))
     text = open_corpus(corpus, split="val").document(0).text
     labelled = annotator.annotate([text])[0]
@@ -188,7 +191,7 @@ def test_resume_is_exact_at_every_batch(corpus: Path, pool: AnnotationPool) -> N
 def test_position_while_a_worker_restarts(corpus: Path, tokenizer_path: Path, pool: AnnotationPool) -> None:
     """A position saved at the moment in which every worker is dead is the right one."""
     whole = take(train_loader(corpus, pool), 9)
-    with AnnotationPool(tokenizer_path, model=None, num_workers=2) as other:
+    with AnnotationPool(AnnotatorSettings(tokenizer_path, model=None), num_workers=2) as other:
         loader = train_loader(corpus, other)
         rows = iter(loader)
         first = [next(rows)["input_ids"] for _ in range(3)]
@@ -236,7 +239,7 @@ def test_resume_with_another_annotator_is_refused_by_name(
     loader = train_loader(corpus, pool)
     take(loader, 3)
     state = loader.dataset.state_dict()
-    with AnnotationPool(tokenizer_path, num_workers=1) as parsing:
+    with AnnotationPool(AnnotatorSettings(tokenizer_path), num_workers=1) as parsing:
         with pytest.raises(PositionError, match="model: None in the checkpoint, 'en_core_web_sm.*accept_changes"):
             train_loader(corpus, parsing).dataset.load_state_dict(state)
         changed = train_loader(corpus, parsing, accept_changes=True)
@@ -290,7 +293,8 @@ def test_validation_holds_every_document_once(corpus: Path, pool: AnnotationPool
 
 def test_abandoned_iteration_leaves_the_queue(corpus: Path, tokenizer_path: Path) -> None:
     """An evaluation that stops after one batch takes the documents back that no worker has begun."""
-    with AnnotationPool(tokenizer_path, num_workers=1, engine="spacy") as parsing:  # the engine would be done
+    settings = AnnotatorSettings(tokenizer_path, engine="spacy")  # the engine would be done
+    with AnnotationPool(settings, num_workers=1) as parsing:
         loader = val_loader(corpus, parsing, split="train", lanes=1, prefetch_rows=10_000)
         for _ in islice(loader, 1):
             assert parsing.stats().queued > 0
@@ -314,13 +318,13 @@ def test_same_documents_in_other_shards_are_another_stream(tmp_path: Path, pool:
 def test_more_lanes_than_documents(corpus: Path, pool: AnnotationPool) -> None:
     """Lanes without a document are no problem: each document still comes once."""
     labels = torch.cat([batch["labels"] for batch in val_loader(corpus, pool, lanes=64)])
-    assert (labels == Annotator(pool.tokenizer, model=None).eos_id).sum() == 17
+    assert (labels == Annotator(pool.settings.tokenizer, model=None).eos_id).sum() == 17
 
 
 def test_wait_is_what_the_trainer_waited(corpus: Path, tokenizer_path: Path) -> None:
     """While the only worker stands still for two seconds the trainer waits for annotation, and the counter says how
     long, to a tenth; a trainer that is slow itself does not count."""
-    with AnnotationPool(tokenizer_path, num_workers=1) as parsing:
+    with AnnotationPool(AnnotatorSettings(tokenizer_path), num_workers=1) as parsing:
         loader = train_loader(corpus, parsing, prefetch_rows=1)
         rows = iter(loader)
         next(rows)
@@ -365,7 +369,7 @@ def test_rows_of_token_ids_are_kept(tmp_path: Path, tokenizer_path: Path, annota
     with MDSWriter(out=str(tmp_path / "data"), columns={"tokens": "bytes"}) as writer:
         for row in rows:
             writer.write({"tokens": row.astype(np.int64).tobytes()})
-    with AnnotationPool(tokenizer_path, num_workers=1) as parsing:
+    with AnnotationPool(AnnotatorSettings(tokenizer_path), num_workers=1) as parsing:
         loader = val_loader(tmp_path / "data", parsing, split=None, tokens_column="tokens", lanes=4)
         batches = list(loader)
     got = torch.cat([batch["input_ids"] for batch in batches])[: len(rows)]
@@ -384,7 +388,7 @@ def test_stream_without_labels_has_no_facts(corpus: Path, tokenizer_path: Path) 
         "facts": Source(local=corpus, split="train"),
         "code": Source(local=corpus, split="val", annotate=False, repeat=1),
     }
-    with AnnotationPool(tokenizer_path, num_workers=1) as parsing:
+    with AnnotationPool(AnnotatorSettings(tokenizer_path), num_workers=1) as parsing:
         loader = annotated_dataloader(streams, parsing, batch_size=4, max_seq_len=SEQ_LEN, lanes=1, repeat=False)
         batches = list(loader)
     ids = torch.cat([batch["input_ids"] for batch in batches]).flatten()
@@ -407,7 +411,9 @@ def test_second_epoch_comes_from_the_label_cache(corpus: Path, tokenizer_path: P
     """With a label cache each document is parsed once, in this run and in the next, and the rows do not change."""
     whole = None
     for parsed in (90, 0):
-        with AnnotationPool(tokenizer_path, num_workers=1, label_cache=tmp_path / "labels") as parsing:
+        with AnnotationPool(
+            AnnotatorSettings(tokenizer_path), num_workers=1, label_cache=tmp_path / "labels"
+        ) as parsing:
             loader = train_loader(corpus, parsing, prefetch_rows=8)
             batches = list(islice(loader, 2 * EPOCH_BATCHES))
             stats = parsing.stats()
@@ -415,7 +421,7 @@ def test_second_epoch_comes_from_the_label_cache(corpus: Path, tokenizer_path: P
         rows = torch.stack([torch.stack([batch["input_ids"], batch["token_class"].long()]) for batch in batches])
         whole = rows if whole is None else whole
         assert torch.equal(rows, whole)
-    with AnnotationPool(tokenizer_path, num_workers=1) as parsing:
+    with AnnotationPool(AnnotatorSettings(tokenizer_path), num_workers=1) as parsing:
         batches = list(islice(train_loader(corpus, parsing), 20))
     plain = torch.stack([torch.stack([batch["input_ids"], batch["token_class"].long()]) for batch in batches])
     assert torch.equal(plain, whole[:20])
@@ -462,7 +468,7 @@ def test_mixture_of_judged_and_parsed_streams(judged: Path, tokenizer_path: Path
         "judged": Source(local=judged, split="val", spans_column="spans"),
         "parsed": Source(local=judged, split="train"),
     }
-    with AnnotationPool(tokenizer_path, num_workers=1) as parsing:
+    with AnnotationPool(AnnotatorSettings(tokenizer_path), num_workers=1) as parsing:
         loader = annotated_dataloader(sources, parsing, batch_size=1, max_seq_len=SEQ_LEN, lanes=1, repeat=False)
         text = factual_texts(list(loader), tokenizer_path)
         assert list(parsing.quarantine) == ["judged/val-3"]
@@ -498,6 +504,6 @@ def test_bad_settings_are_refused(corpus: Path, pool: AnnotationPool, monkeypatc
 
 def test_failure_of_a_worker_reaches_the_trainer(corpus: Path, tokenizer_path: Path) -> None:
     """When the parser cannot be loaded, the first batch fails with the reason; nothing waits for ever."""
-    with AnnotationPool(tokenizer_path, model="en_core_web_nothing", num_workers=1) as broken:
+    with AnnotationPool(AnnotatorSettings(tokenizer_path, model="en_core_web_nothing"), num_workers=1) as broken:
         with pytest.raises(RuntimeError, match="en_core_web_nothing"):
             next(iter(train_loader(corpus, broken)))

@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 from judges import Reply, scripted_judge
 
+from lacy_stream.cascade_settings import Decoding, Delegation
 from lacy_stream.cli import main
 from lacy_stream.evaluate.biographies import Biography, Cascade, read_biographies, read_names, write_biographies
-from lacy_stream.evaluate.journal import JournalError
+from lacy_stream.journal import JournalError
 from lacy_stream.knowledge import build
 
 NAMES = ["Ada Lovelace", "Zoë Öström", "Charles Babbage", "Mary Somerville"]
@@ -20,7 +21,7 @@ NAMES = ["Ada Lovelace", "Zoë Öström", "Charles Babbage", "Mary Somerville"]
 
 @pytest.fixture
 def cascade(tiny_partner: Path) -> Cascade:
-    return Cascade(partner=str(tiny_partner), delegate="call", call_rate=0.3, max_new_tokens=12)
+    return Cascade(str(tiny_partner), Delegation(call_rate=0.3), Decoding(max_new_tokens=12, batch_size=8))
 
 
 def test_texts_begin_with_the_name_and_calls_are_made(tiny_model: Path, cascade: Cascade, tmp_path: Path):
@@ -30,7 +31,7 @@ def test_texts_begin_with_the_name_and_calls_are_made(tiny_model: Path, cascade:
     assert all(one.text.startswith(f"{one.name} is") and len(one.text) > len(one.name) + 3 for one in written)
     rates = [one.call_rate for one in written if one.call_rate is not None]
     assert len(rates) == 4 and 0.1 < sum(rates) / 4 < 0.6
-    alone = Cascade(max_new_tokens=12)
+    alone = Cascade(decoding=Decoding(max_new_tokens=12, batch_size=8))
     plain = write_biographies("tiny", str(tiny_model), NAMES[:1], alone, tmp_path / "alone.jsonl", "cpu")
     assert plain[0].call_rate == 0 and plain[0].text != written[0].text
 
@@ -56,7 +57,7 @@ def test_texts_of_other_runs_are_refused(tiny_model: Path, cascade: Cascade, tmp
     with pytest.raises(JournalError, match="other names"):
         write_biographies("tiny", str(model), NAMES[1:], *arguments)
     with pytest.raises(JournalError, match="call_rate was 0.3, is 0.1"):
-        other = Cascade(cascade.partner, "call", 0.1, 12)
+        other = replace(cascade, delegation=Delegation(call_rate=0.1))
         write_biographies("tiny", str(model), NAMES, other, tmp_path / "j.jsonl", "cpu")
     (model / "model.safetensors").touch()
     with pytest.raises(JournalError, match="model was"):
@@ -70,9 +71,9 @@ def test_the_partner_reads_the_article(tiny_model: Path, cascade: Cascade, tmp_p
     build([tmp_path / "a.jsonl"], tmp_path / "k.db")
     (tmp_path / "t.txt").write_text("{title}: {article}\n")
     files = {"articles": str(tmp_path / "k.db"), "template": str(tmp_path / "t.txt")}
-    reading = replace(cascade, **files, call_rate=0.9)
+    reading = replace(cascade, **files, delegation=Delegation(call_rate=0.9))
     (with_it,) = write_biographies("t", str(tiny_model), NAMES[:1], reading, tmp_path / "a", "cpu")
-    without = replace(cascade, call_rate=0.9)
+    without = replace(cascade, delegation=Delegation(call_rate=0.9))
     (without_it,) = write_biographies("t", str(tiny_model), NAMES[:1], without, tmp_path / "b", "cpu")
     assert with_it.call_rate and without_it.call_rate and with_it.text != without_it.text
     (tmp_path / "k.db").touch()

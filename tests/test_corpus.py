@@ -209,10 +209,10 @@ def test_weights_that_do_not_go_together(tmp_path: Path, weights: dict, options:
         mixture(tmp_path, weights, **options)
 
 
-def test_two_weights_of_one_stream() -> None:
-    """A source with two weights is refused when it is made."""
-    with pytest.raises(ValueError, match="choose: proportion and choose exclude one another"):
-        Source(local="data", proportion=0.5, choose=3)
+def test_weights_that_exclude_one_another() -> None:
+    """A source has one weight at most."""
+    with pytest.raises(ValueError, match="proportion and choose exclude one another"):
+        Source(local="a", proportion=0.5, choose=3)
 
 
 def test_settings_of_a_stream_beside_several(tmp_path: Path) -> None:

@@ -9,18 +9,21 @@ import pytest
 import torch
 
 from annotator import Annotator
+from annotator.tokenizers import open_tokenizer
 from lacy_stream.cascade.delegation import NOT_A_FACT, CallScore, InferenceTimeLacy, Random, open_score
-from lacy_stream.cascade.vocabulary import SentencePieceVocabulary
+from lacy_stream.cascade.vocabulary import TokenizerVocabulary
+from lacy_stream.cascade_settings import Delegation
 from lacy_stream.checkpoint import CallingModel, load_model
+from lacy_stream.errors import UsageError
 from lacy_stream.scores import uncertainty
 
 
 @pytest.fixture(scope="module")
-def pieces(tokenizer_path: Path) -> SentencePieceVocabulary:
-    return SentencePieceVocabulary(tokenizer_path)
+def pieces(tokenizer_path: Path) -> TokenizerVocabulary:
+    return TokenizerVocabulary(open_tokenizer(tokenizer_path))
 
 
-def ilacy(pieces: SentencePieceVocabulary, annotator: Annotator, entropy: bool = False) -> InferenceTimeLacy:
+def ilacy(pieces: TokenizerVocabulary, annotator: Annotator, entropy: bool = False) -> InferenceTimeLacy:
     return InferenceTimeLacy(pieces, annotator, entropy=entropy, call_token_id=32_000)
 
 
@@ -36,7 +39,7 @@ def ilacy(pieces: SentencePieceVocabulary, annotator: Annotator, entropy: bool =
     ],
 )
 def test_facts_of_the_proposed_token(
-    pieces: SentencePieceVocabulary, annotator: Annotator, text: str, word: str, fact: bool
+    pieces: TokenizerVocabulary, annotator: Annotator, text: str, word: str, fact: bool
 ) -> None:
     """The annotator decides on the text so far with the proposed token at its end."""
     ids = pieces.continuation(word)
@@ -56,7 +59,7 @@ def test_uncertainty_by_hand() -> None:
     assert uncertainty(even, entropy=True) == pytest.approx(torch.log(torch.tensor(20.0)).item())
 
 
-def test_facts_come_before_the_rest(pieces: SentencePieceVocabulary, annotator: Annotator) -> None:
+def test_facts_come_before_the_rest(pieces: TokenizerVocabulary, annotator: Annotator) -> None:
     """A fact of which the model is sure goes before an uncertain token that is none; <CALL> plays no part."""
     score = ilacy(pieces, annotator)
     paris, the = (pieces.continuation(word) for word in (" Paris", " the"))
@@ -91,7 +94,7 @@ def test_the_score_of_call() -> None:
     assert by_probability(logits[1], 0, "") == pytest.approx(odds[1])
 
 
-def test_ranking_is_of_the_run_unless_told(wordy_model: Path, pieces: SentencePieceVocabulary) -> None:
+def test_ranking_is_of_the_run_unless_told(wordy_model: Path, pieces: TokenizerVocabulary) -> None:
     """Without a word the run's own ranking is taken, of a model without a run the probability; a ranking of <CALL> for
     a delegation that does not use it is refused, as is an unknown one."""
     from lacy_stream.recipe import load_recipe
@@ -104,15 +107,15 @@ def test_ranking_is_of_the_run_unless_told(wordy_model: Path, pieces: SentencePi
         (paper, None, "logit"),
         (paper, "probability", "probability"),
     ]:
-        score = open_score("call", one, pieces, None, 0, told)
+        score = open_score(Delegation(rank_calls_by=told), one, pieces)
         assert score(logits, 0, "") == CallScore(32_000, expected)(logits, 0, "")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="delegate 'random' does not"):
-        open_score("random", model, pieces, None, 0, "logit")
-    with pytest.raises(ValueError, match="rank_calls_by: 'margin' is none of probability, logit"):
-        open_score("call", model, pieces, None, 0, "margin")
+    with pytest.raises(UsageError, match="delegate 'random' does not"):
+        Delegation("random", rank_calls_by="logit")
+    with pytest.raises(UsageError, match="rank_calls_by: 'margin' is none of probability, logit"):
+        Delegation(rank_calls_by="margin")
 
 
-def test_models_that_cannot_call(wordy_model: Path, pieces: SentencePieceVocabulary) -> None:
+def test_models_that_cannot_call(wordy_model: Path, pieces: TokenizerVocabulary) -> None:
     """A model without <CALL>, and a baseline, which never learned it, are refused with the way out."""
     from lacy_stream.recipe import load_recipe
 
@@ -123,5 +126,5 @@ def test_models_that_cannot_call(wordy_model: Path, pieces: SentencePieceVocabul
         (replace(model, recipe=recipe), "base"),
     ):
         with pytest.raises(ValueError, match=message):
-            open_score("call", other, pieces, None, 0)
-        assert isinstance(open_score("random", other, pieces, None, 0), Random)
+            open_score(Delegation("call"), other, pieces)
+        assert isinstance(open_score(Delegation("random"), other, pieces), Random)

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 from servers import free_port
 
-from lacy_stream.cascade import generate, open_partner
+from lacy_stream.cascade import Decoding, Delegation, generate, open_partner
 from lacy_stream.cascade.endpoint import EndpointPartner
-from lacy_stream.cascade.partners import PartnerError, PromptError
+from lacy_stream.cascade.partner import PartnerError, PromptError
 from lacy_stream.checkpoint import load_model
 
 
@@ -49,7 +49,11 @@ def test_a_text_with_an_endpoint(wordy_model: Path) -> None:
     """The endpoint's best expressible tokens are appended; numbers as several pieces."""
     with server("vllm") as (url, _):
         [text] = generate(
-            load_model(wordy_model), ["one two three four"], partner=open_partner(url), call_rate=1, max_new_tokens=8
+            load_model(wordy_model),
+            ["one two three four"],
+            partner=open_partner(url),
+            delegation=Delegation(call_rate=1),
+            decoding=Decoding(max_new_tokens=8),
         )
     assert text.text == " Paris1987 London London"[: len(text.text)] or text.text.startswith(" Paris1987")
     assert text.call_rate == 1 and text.tokens[0].writer == "partner"
@@ -81,7 +85,13 @@ def test_a_text_that_is_too_long_for_the_endpoint(wordy_model: Path) -> None:
         partner = open_partner(f"{url}#stub")
         with pytest.raises(PromptError, match="maximum context length"):
             next(iter(partner.session().propose("one")))
-        [text] = generate(load_model(wordy_model), ["one two"], partner=partner, call_rate=1, max_new_tokens=4)
+        [text] = generate(
+            load_model(wordy_model),
+            ["one two"],
+            partner=partner,
+            delegation=Delegation(call_rate=1),
+            decoding=Decoding(max_new_tokens=4),
+        )
     assert text.finish == "skipped" and "maximum context length" in text.skipped
 
 

@@ -24,7 +24,7 @@ from annotator.engine import Engine, UnknownPipelineError
 from annotator.engine.engine import GAP
 from annotator.facts import fired_rules
 from annotator.records import FactClass, Words
-from annotator.tokens import Tokenizer, _total_offsets
+from annotator.tokenizers.sentencepiece import SentencePieceTokenizer, _total_offsets
 from annotator.words import MAX_SEGMENT, Parser, lexical_flags
 
 ARTICLE = (
@@ -374,7 +374,7 @@ def test_annotator_chooses(tokenizer_path: Path, annotator: Annotator) -> None:
 @pytest.mark.parametrize("name", ODD)
 def test_offsets_by_spelling(name: str, tokenizer_path: Path) -> None:
     """Where the pieces spell the text, their places are those that SentencePiece itself tells."""
-    tokenizer = Tokenizer(tokenizer_path)
+    tokenizer = SentencePieceTokenizer(tokenizer_path)
     for text in (ODD[name], f"{ARTICLE}{ODD[name]}"):
         ids, pairs = tokenizer._encode(text)
         pieces = tokenizer.encode(text)

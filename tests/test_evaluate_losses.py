@@ -46,7 +46,8 @@ def test_losses_of_a_model_and_a_baseline(folders: dict[str, Path], corpus: Path
             raise OSError("stopped")
 
     monkeypatch.setattr(module, "_keep", stop)
-    assert main(command) == 2
+    with pytest.raises(OSError, match="stopped"):
+        main(command)
     monkeypatch.setattr(module, "_keep", kept)
     computed = module._of_batch
     batches = []
@@ -59,10 +60,15 @@ def test_losses_of_a_model_and_a_baseline(folders: dict[str, Path], corpus: Path
         module.TokenTable(**np.load(part)) for part in sorted((out / "losses-calling").glob("part-*.npz"))
     )
     assert found["targets"] == len(table.loss) > 1000
-    expected = losses(table, own_mask(table, 0.15))
+    expected = losses(table, own_mask(table, 0.15, "probability"))
     for name, value in expected.items():
         assert found["models"]["calling"][name] == pytest.approx(value)
     assert 9 < found["models"]["calling"]["matched_call_loss"] < 12
+    assert found["models"]["calling"]["rank_calls_by"] == "probability"
+    assert main([*command, "--rank-calls-by", "logit"]) == 0
+    by_logit = json.loads((out / "losses.json").read_text())["models"]["calling"]
+    assert by_logit["call_loss"] == pytest.approx(losses(table, own_mask(table, 0.15, "logit"))["call_loss"])
+    assert "| calling | – | logit |" in (out / "losses.md").read_text()
     assert "baseline there" in (out / "losses.md").read_text() and (out / "losses.png").stat().st_size > 10_000
 
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from annotator.tokens import Tokenizer
-from lacy_stream.checkpoint import CheckpointError, load_model
+from annotator.tokenizers import open_tokenizer
+from lacy_stream.checkpoint import CheckpointError, load_checkpoint, load_model
 from lacy_stream.cli import main
 from lacy_stream.export import transformers_tokenizer
 from lacy_stream.model import build_model
@@ -36,9 +36,9 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     recipe = check_recipe(RECIPE)
     model = build_model(recipe.model, vocab_size=32_001, max_seq_len=64, call_token_id=32_000, eos_id=2)
-    monitor = {"recipe": dump_recipe(recipe), "annotation": "none"}
+    record = {"recipe": dump_recipe(recipe), "annotation": "none"}
     path = tmp_path_factory.mktemp("run") / "latest-rank0.pt"
-    torch.save({"state": {"model": model.state_dict(), "callbacks": {"StreamMonitor": monitor}}}, path)
+    torch.save({"state": {"model": model.state_dict(), "callbacks": {"RunRecord": record}}}, path)
     return path
 
 
@@ -61,7 +61,7 @@ def test_logits_are_those_of_the_checkpoint(checkpoint: Path, exported: Path) ->
 
 def test_the_tokenizer_is_sentencepiece(exported: Path, tokenizer_path: Path, shared: Path) -> None:
     """AutoTokenizer gives SentencePiece's ids on all 830 documents, and has <CALL> as id 32000."""
-    theirs, ours = AutoTokenizer.from_pretrained(exported), Tokenizer(tokenizer_path)
+    theirs, ours = AutoTokenizer.from_pretrained(exported), open_tokenizer(tokenizer_path)
     assert theirs.convert_tokens_to_ids("<CALL>") == 32_000 and len(theirs) == 32_001
     texts = [json.loads(line)["text"] for line in (shared / "lmlm_spans.jsonl").open(encoding="utf-8")]
     assert len(texts) == 830
@@ -73,7 +73,7 @@ def test_the_tokenizer_at_its_edges(exported: Path, tokenizer_path: Path, text: 
     """White space, bytes and names of special tokens are what SentencePiece makes of them."""
     theirs = AutoTokenizer.from_pretrained(exported)
     ids = theirs(text)["input_ids"]
-    assert ids == Tokenizer(tokenizer_path).encode(text).ids.tolist() and 32_000 not in ids
+    assert ids == open_tokenizer(tokenizer_path).encode(text).ids.tolist() and 32_000 not in ids
 
 
 def test_lm_eval_loads_the_folder(exported: Path, checkpoint: Path) -> None:
@@ -86,7 +86,7 @@ def test_lm_eval_loads_the_folder(exported: Path, checkpoint: Path) -> None:
     request = Instance("loglikelihood", {}, ("Ada Lovelace was born", " in London"), 0)
     [(found, _)] = model.loglikelihood([request])
     ours = load_model(checkpoint)
-    pieces = Tokenizer(ours.tokenizer)
+    pieces = open_tokenizer(ours.tokenizer)
     ids = torch.from_numpy(pieces.encode("Ada Lovelace was born in London").ids).long()
     start = len(pieces.encode("Ada Lovelace was born").ids)
     with torch.no_grad():
@@ -102,6 +102,16 @@ def test_load_model_takes_both(checkpoint: Path, exported: Path) -> None:
     assert (other.call_token_id, other.eos_id, other.max_seq_len) == (32_000, 2, 64)
     assert one.recipe == other.recipe and one.name == "small"
     assert other.tokenizer == exported / "tokenizer.model"
+
+
+def test_the_record_of_earlier_runs_is_read(checkpoint: Path, tmp_path: Path) -> None:
+    """A checkpoint in which StreamMonitor holds the recipe is the same model."""
+    state = torch.load(checkpoint, weights_only=False)
+    callbacks = state["state"]["callbacks"]
+    callbacks["StreamMonitor"] = callbacks.pop("RunRecord")
+    torch.save(state, tmp_path / "old.pt")
+    old, new = load_checkpoint(tmp_path / "old.pt"), load_checkpoint(checkpoint)
+    assert (old.recipe, old.annotation, old.call_token_id) == (new.recipe, "none", 32_000)
 
 
 def test_what_cannot_be_exported(checkpoint: Path, exported: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from transformers import AutoTokenizer
 
-from lacy_stream.cascade import Generation, TransformersPartner, generate, open_partner
+from lacy_stream.cascade import Decoding, Delegation, Generation, TransformersPartner, open_partner
+from lacy_stream.cascade import generate as generate_texts
 from lacy_stream.cascade.bridge import Proposal
 from lacy_stream.cascade.decoder import BatchDecoder, Decoder
 from lacy_stream.cascade.records import from_record, record
@@ -18,6 +20,16 @@ from lacy_stream.cascade.vocabulary import Vocabulary, open_vocabulary
 from lacy_stream.checkpoint import CallingModel, load_model
 
 PROMPTS = ["Marie Curie was born in", "Tell me a bio of Ada Lovelace. Ada Lovelace is", "In 1987, the"]
+
+
+def generate(model: CallingModel, prompts: list[str], **options: Any) -> Iterator[Generation]:
+    """``cascade.generate``, with the fields of its settings as arguments."""
+
+    def settings(kind: type) -> Any:
+        return kind(**{field.name: options.pop(field.name) for field in fields(kind) if field.name in options})
+
+    delegation, decoding = settings(Delegation), settings(Decoding)
+    return generate_texts(model, prompts, delegation=delegation, decoding=decoding, **options)
 
 
 @pytest.fixture(scope="module")
@@ -160,7 +172,7 @@ def test_inference_time_lacy_writes(wordy: CallingModel, twin: TransformersPartn
     called is more uncertain, or more of a fact, than what was not."""
     model = replace(wordy, call_token_id=None)
     options = {"partner": twin, "call_rate": 0.3, "max_new_tokens": 48, "batch_size": 3}
-    texts = list(generate(model, PROMPTS, delegate=delegate, **options))
+    texts = list(generate(model, PROMPTS, method=delegate, **options))
     tokens = [token for text in texts for token in text.tokens]
     called = [token.score for token in tokens if token.writer == "partner" and token.score is not None]
     kept = [token.score for token in tokens if token.writer == "model" and token.score is not None]
@@ -214,10 +226,10 @@ def test_a_run_goes_on_where_it_was(
     where it was stopped within a batch."""
     prompts = ["", *PROMPTS, "Paris", "The"]
     arguments = {"partner": twin, "call_rate": 0.3, "max_new_tokens": 12, "batch_size": batch_size}
-    whole = list(generate(wordy, prompts, delegate=delegate, **arguments))
+    whole = list(generate(wordy, prompts, method=delegate, **arguments))
     for number in (1, 4, 5):
         done = [from_record(record(text)) for text in whole[:number]]
-        rest = list(generate(wordy, prompts, delegate=delegate, done=done, **arguments))
+        rest = list(generate(wordy, prompts, method=delegate, done=done, **arguments))
         assert [text.tokens for text in rest] == [text.tokens for text in whole[number:]]
 
 
@@ -251,7 +263,7 @@ def test_arguments_that_mean_nothing(wordy: CallingModel) -> None:
         ({"repetition_penalty": 0}, "repetition_penalty is 0"),
         ({"batch_size": 0}, "batch_size is 0"),
         ({"estimator": "best"}, "estimator: 'best'"),
-        ({"delegate": "never"}, "delegate: 'never'"),
+        ({"method": "never"}, "delegate: 'never'"),
     ):
         with pytest.raises(ValueError, match=message):
             generate(wordy, PROMPTS, partner=partner, **wrong)
@@ -266,5 +278,5 @@ def test_other_tokenizers_for_the_small_model(wordy_model: Path, tmp_path: Path)
     AutoTokenizer.from_pretrained(wordy_model).save_pretrained(tmp_path)
     other = replace(load_model(tmp_path), call_token_id=None)
     assert other.tokenizer == tmp_path / "tokenizer.json"
-    [text] = generate(other, PROMPTS[:1], partner=Scripted(b" x"), delegate="random", call_rate=0.5, max_new_tokens=40)
+    [text] = generate(other, PROMPTS[:1], partner=Scripted(b" x"), method="random", call_rate=0.5, max_new_tokens=40)
     assert 0.3 < text.call_rate < 0.7 and " x" in text.text

@@ -211,6 +211,19 @@ def test_answers_beyond_the_context_are_counted(
         assert "answers of PIQA are longer than the model's context" in (tmp_path / "out" / "nlu.md").read_text()
 
 
+def test_a_hub_that_cannot_be_reached_is_a_message(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+):
+    """Without --data and without network, the message says what to give."""
+
+    def fail(**_: object) -> None:
+        raise ConnectionError("offline")
+
+    monkeypatch.setattr("lacy_stream.evaluate.harness.simple_evaluate", fail)
+    assert main(["evaluate", "nlu", str(tiny_model), "--out", str(tmp_path / "out")]) == 2
+    assert "did not deliver the tasks' data: offline. Give --data DIR" in capfd.readouterr().err
+
+
 @pytest.mark.parametrize(("evaluation", "name"), [("nlu", "arc_easy_test.jsonl"), ("leakage", "jsonl")])
 def test_missing_data_is_named(
     evaluation: str, name: str, tiny_model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from lacy_stream.evaluate.journal import Journal, JournalError
-from lacy_stream.evaluate.models import fingerprint, labels
+from lacy_stream.evaluate.models import labels
+from lacy_stream.files import file_fingerprint as fingerprint
+from lacy_stream.journal import Journal, JournalError
 
 
 def test_results_come_back(tmp_path: Path):

@@ -15,14 +15,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from annotator import Annotator, Document, FactClass, LabelledTokens
+from annotator import Annotator, AnnotatorSettings, Document, FactClass, LabelledTokens
 from annotator.labellers import GROUP, Labeller, find_labeller
 from lacy_stream.pool import AnnotationPool
 from lacy_stream.recipe import RecipeError, load_recipe
 from lacy_stream.train import train
 
 ROOT = Path(__file__).resolve().parent.parent
-(EXAMPLE,) = re.findall(r"```python\n(.[^`]*def formulas_and_quantities.*?)```", (ROOT / "README.md").read_text(), re.S)
+LABELS = (ROOT / "docs" / "labels.md").read_text(encoding="utf-8")
+(EXAMPLE,) = re.findall(r"```python\n(.[^`]*def formulas_and_quantities.*?)```", LABELS, re.S)
 TEXT = "Heat 12.5 g of NaCl and H2SO4 to 80 °C for an hour."
 MARKED = ["12.5 g", "NaCl", "H2SO4", "80 °C"]
 
@@ -61,11 +62,11 @@ def facts(text: str, tokens: LabelledTokens) -> str:
     return re.sub(r"\|+", "|", "".join(parts)).strip("|")
 
 
-# --- the README's example -----------------------------------------------------------------------------------------
+# --- the example of docs/labels.md --------------------------------------------------------------------------------
 
 
 def test_example_in_a_pool(install: Install, tokenizer_path: Path) -> None:
-    """Installed under a name, the README's labeller marks formulas and quantities in real workers, in texts and in rows
+    """Installed under a name, the page's labeller marks formulas and quantities in real workers, in texts and in rows
     of ids, and leaves alone what is not to be annotated or comes with spans."""
     install("chemistry", EXAMPLE, chemistry="formulas_and_quantities")
     plain = Annotator(tokenizer_path, model=None)
@@ -77,9 +78,9 @@ def test_example_in_a_pool(install: Install, tokenizer_path: Path) -> None:
         Document("code", TEXT, annotate=False),
         Document("judged", TEXT, spans="[[0, 4]]"),
     ]
-    with AnnotationPool(tokenizer_path, labeller="chemistry", num_workers=2) as pool:
+    with AnnotationPool(AnnotatorSettings(tokenizer_path, labeller="chemistry"), num_workers=2) as pool:
         text, ids, code, judged = [pool.submit(document).result(timeout=60) for document in documents]
-        identity = pool.identity()
+        identity = pool.identity
     assert facts(TEXT, text) == "|".join(f" {part}" for part in MARKED)
     assert ids.classes.tolist() == [*text.classes.tolist(), FactClass.GRAMMATICAL]
     assert (facts(TEXT, code), facts(TEXT, judged)) == ("", "Heat")
@@ -157,7 +158,7 @@ def test_workers_load_neither_spacy_nor_torch(install: Install, tokenizer_path: 
                 yield 0, len(text)
         """,
     )
-    with AnnotationPool(tokenizer_path, labeller="light:whole_text_if_light", num_workers=1) as pool:
+    with AnnotationPool(AnnotatorSettings(tokenizer_path, labeller="light:whole_text_if_light"), num_workers=1) as pool:
         assert facts(TEXT, pool.submit(Document("x", TEXT)).result(timeout=60)) == TEXT
 
 
@@ -238,7 +239,7 @@ def test_faults_of_a_labeller_cost_their_document_only(install: Install, tokeniz
     goes without facts and is named with the reason; its neighbours have theirs."""
     install("faulty", FAULTY)
     texts = ["fine", "raises", "outside", "no spans", "kills", "last"]
-    with AnnotationPool(tokenizer_path, labeller="faulty:label", num_workers=1) as pool:
+    with AnnotationPool(AnnotatorSettings(tokenizer_path, labeller="faulty:label"), num_workers=1) as pool:
         futures = [pool.submit(Document(text, text)) for text in texts]
         found = [facts(text, future.result(timeout=120)) for text, future in zip(texts, futures, strict=True)]
         assert found == ["fine", "", "", "", "", "last"] and all(len(future.result()) for future in futures)
@@ -256,7 +257,7 @@ def test_labels_of_another_version_are_not_taken_from_the_cache(
     """A label cache serves the labels of the labeller that made them, and of no other version."""
     for version, cached in [("1.0", 0), ("1.0", 1), ("1.1", 0)]:
         install("cached", "def label(text):\n    return [(0, 4)]\n", version=version, it="label")
-        settings = {"labeller": "it", "num_workers": 1, "label_cache": tmp_path / "labels"}
-        with AnnotationPool(tokenizer_path, **settings) as pool:
+        settings = AnnotatorSettings(tokenizer_path, labeller="it")
+        with AnnotationPool(settings, num_workers=1, label_cache=tmp_path / "labels") as pool:
             assert (pool.submit(Document("x", TEXT)).result(timeout=60).classes == FactClass.FACTUAL).any()
             assert pool.stats().cached == cached

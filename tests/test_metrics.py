@@ -68,6 +68,8 @@ def test_a_model_without_call_has_no_scores() -> None:
     for rank in RANKS:
         with pytest.raises(ValueError, match=f"none for <CALL>, 6: its calls cannot be ranked by {rank}"):
             call_scores(torch.zeros(1, 2, CALL), CALL, rank)
+    with pytest.raises(ValueError, match="call_token_id is 6, but the model's vocabulary has 6 entries"):
+        TotalLoss(CALL).update(torch.zeros(1, 2, CALL), torch.zeros(1, 2, dtype=torch.long))
 
 
 def test_padding_is_never_delegated() -> None:

@@ -16,8 +16,8 @@ import zstandard
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from annotator.piece_table import PieceTable, separable
-from annotator.tokens import Tokenizer
+from annotator.tokenizers.piece_table import PieceTable, separable
+from annotator.tokenizers.sentencepiece import SentencePieceTokenizer
 
 CORPUS = "the fine text of a first file of the first text\nMarie Curie found radium in 1898, the  fine   file\n" * 50
 KNOWN = st.sampled_from(["the", "fine", "fi", "Curie", "1898", " ", "  ", "   ", "\n", "\t", "\0", "中", "\u2581", "é"])
@@ -54,7 +54,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return train(tmp_path_factory.mktemp("separable"))
 
 
-def counted(tokenizer: Tokenizer, limit: int) -> tuple[PieceTable, list[str]]:
+def counted(tokenizer: SentencePieceTokenizer, limit: int) -> tuple[PieceTable, list[str]]:
     """A table of the given limit, and what it asks the tokenizer for."""
     asked: list[str] = []
 
@@ -76,7 +76,7 @@ def test_other_models(name: str, tmp_path: Path) -> None:
     """A model that differs in one thing has no table, and the pieces that SentencePiece gives."""
     path = train(tmp_path, **OTHERS[name])
     assert not separable(path.read_bytes())
-    tokenizer = Tokenizer(path)
+    tokenizer = SentencePieceTokenizer(path)
     text = "the fine  file of the first text "
     assert tokenizer._table is None
     assert tokenizer.encode(text).ids.tolist() == sentencepiece.SentencePieceProcessor(model_file=str(path)).encode(
@@ -106,8 +106,8 @@ def test_pieces_of_any_text(small: Path, tokenizer_path: Path, parts: list[str])
 
 
 @functools.cache
-def _tokenizer(path: Path) -> Tokenizer:
-    return Tokenizer(path)
+def _tokenizer(path: Path) -> SentencePieceTokenizer:
+    return SentencePieceTokenizer(path)
 
 
 def test_real_texts(tokenizer_path: Path, shared: Path) -> None:
@@ -117,7 +117,7 @@ def test_real_texts(tokenizer_path: Path, shared: Path) -> None:
     with open(shared / "wiki_articles.jsonl.zst", "rb") as raw:
         lines = io.TextIOWrapper(zstandard.ZstdDecompressor().stream_reader(raw), encoding="utf-8")
         texts += [json.loads(line)["text"] for line in itertools.islice(lines, 100)]
-    tokenizer = Tokenizer(tokenizer_path)
+    tokenizer = SentencePieceTokenizer(tokenizer_path)
     for text in texts:
         ids, ends = tokenizer._encode_spelled(text) or pytest.fail(f"{text[:60]!r} is not spelled")
         for _ in range(2):

@@ -1,27 +1,31 @@
-"""The worker pool, with real processes and signals."""
+"""The worker pool alone, with workers that need no process; test_local_worker.py has the processes."""
 
 from __future__ import annotations
 
-import gc
 import json
 import os
-import signal
-import subprocess
-import sys
 import time
+from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
 
 import numpy as np
-import psutil
 import pytest
+from workers import WordWorkers, words_as_tokens
 
-from annotator import Annotator, Document, FactClass
-from lacy_stream.pool import AnnotationError, AnnotationPool, default_num_workers
+from annotator import AnnotatorSettings, Document, FactClass, LabelledTokens
+from annotator.annotate import fingerprint
+from lacy_stream.pool import BATCH_CHARACTERS, BATCH_DOCUMENTS, AnnotationError, AnnotationPool, default_num_workers
 from lacy_stream.report import Report
-from lacy_stream.worker import Worker
+from lacy_stream.workers.protocol import WorkerCannotStart, WorkerDied
 
 TEXTS = [f"Ada Lovelace was born in {1800 + i} in London. She wrote {i} notes about the engine." for i in range(40)]
+
+
+@pytest.fixture
+def settings(tokenizer_path: Path) -> AnnotatorSettings:
+    """What the pool is told to run. The tests' workers do not load it, the pool itself only for its tokens."""
+    return AnnotatorSettings(tokenizer_path)
 
 
 def submit_all(pool: AnnotationPool, texts: list[str]) -> list[Future]:
@@ -32,334 +36,216 @@ def restarts(pool: AnnotationPool) -> int:
     return pool.report.counts()["worker_restarted"]
 
 
-def gone(pids: list[int], within_s: float) -> bool:
-    """Whether all of these processes end in time."""
-    deadline = time.monotonic() + within_s
-    while time.monotonic() < deadline:
-        if not any(psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE for pid in pids):
-            return True
-        time.sleep(0.05)
-    return False
+def wait_until(happened: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 30
+    while not happened():
+        assert time.monotonic() < deadline, "it did not happen within 30 s"
+        time.sleep(0.005)
 
 
-@pytest.fixture(scope="module")
-def pool(tokenizer_path: Path):
-    with AnnotationPool(tokenizer_path, num_workers=2) as pool:
-        yield pool
+def hold(pool: AnnotationPool, workers: WordWorkers) -> Future:
+    """Keep the only worker busy with a document, so that the queue is whole before the next batch is taken."""
+    workers.waits.add("first")
+    future = pool.submit(Document("first", "x"))
+    wait_until(lambda: bool(workers.batches))
+    return future
 
 
-def test_labels_are_those_of_the_annotator(pool: AnnotationPool, annotator: Annotator) -> None:
-    """Each future holds what the annotator gives for its document, whichever worker and batch it was in."""
-    futures = [pool.submit(Document(str(i), text)) for i, text in enumerate(TEXTS)]
-    for future, expected in zip(futures, annotator.annotate(TEXTS), strict=True):
-        labelled = future.result(timeout=120)
-        np.testing.assert_array_equal(labelled.ids, expected.ids)
-        np.testing.assert_array_equal(labelled.classes, expected.classes)
-        np.testing.assert_array_equal(labelled.offsets, expected.offsets)
+def release(workers: WordWorkers) -> None:
+    """End the worker that ``hold`` keeps busy; the next one annotates the document."""
+    workers.waits.clear()
+    workers.started[-1].kill()
 
 
-def test_fingerprint_is_the_annotators(pool: AnnotationPool, annotator: Annotator) -> None:
-    """The pool tells which tokenizer, parser and rules its labels come from, by name and as one digest."""
-    assert pool.identity() == annotator.identity and {"tokenizer", "rules", "model"} <= set(annotator.identity)
-    assert pool.fingerprint() == annotator.fingerprint
+def assert_same(found: LabelledTokens, expected: LabelledTokens) -> None:
+    np.testing.assert_array_equal(found.ids, expected.ids)
+    np.testing.assert_array_equal(found.classes, expected.classes)
 
 
-def test_engine_is_a_setting(tokenizer_path: Path, annotator: Annotator) -> None:
-    """The workers run spaCy itself where it is asked for, which their identity shows; the labels are the same."""
-    with AnnotationPool(tokenizer_path, num_workers=1, engine="spacy") as plain:
-        futures = submit_all(plain, TEXTS[:5])
-        for future, expected in zip(futures, annotator.annotate(TEXTS[:5]), strict=True):
-            np.testing.assert_array_equal(future.result(timeout=60).classes, expected.classes)
-        assert "engine" in annotator.identity and "engine" not in plain.identity()
+def test_each_future_has_its_own_labels(settings: AnnotatorSettings) -> None:
+    """Each future holds the labels of its document, whichever worker and batch it was in; the workers are started
+    with the settings of the pool."""
+    workers = WordWorkers()
+    with AnnotationPool(settings, num_workers=2, start_worker=workers) as pool:
+        for future, text in zip(submit_all(pool, TEXTS), TEXTS, strict=True):
+            assert_same(future.result(timeout=30), words_as_tokens(text))
+        wait_until(lambda: len(workers.started) == 2)
+    assert sorted(worker.name for worker in workers.started) == ["annotator-0", "annotator-1"]
+    assert workers.settings == [settings] * 2 and all(worker.closed for worker in workers.started)
+    assert sorted(id for batch in workers.batches for id in batch) == sorted(f"doc-{n}" for n in range(40))
 
 
-def test_counters(pool: AnnotationPool) -> None:
-    """Documents, tokens and working time are counted; an idle pool has nothing queued."""
-    before = pool.stats()
-    tokens = sum(len(pool.submit(Document("x", text)).result(timeout=60)) for text in TEXTS[:5])
-    after = pool.stats()
-    assert after.documents - before.documents == 5
-    assert after.tokens - before.tokens == tokens
-    assert after.tokens_per_s_per_core > 0 and len(after.workers) == 2
-    assert sum(worker.cpu_s for worker in after.workers) > sum(worker.cpu_s for worker in before.workers)
-    assert (after.queued, after.in_flight) == (0, 0)
+def test_batches_are_bounded(settings: AnnotatorSettings) -> None:
+    """A batch ends at 16 documents and at 32,000 characters; its time limit grows with its length."""
+    workers = WordWorkers()
+    with AnnotationPool(settings, num_workers=1, timeout_s=7, start_worker=workers) as pool:
+        first = hold(pool, workers)
+        long, short = submit_all(pool, ["y" * (BATCH_CHARACTERS - 1)] * 4), submit_all(pool, ["z"] * 40)
+        release(workers)
+        for future in [first, *long, *short]:
+            future.result(timeout=30)
+    batches, timeouts_s = workers.started[1].batches, workers.started[1].timeouts_s
+    assert list(map(len, batches)) == [1, 2, 2, BATCH_DOCUMENTS, BATCH_DOCUMENTS, 8] and batches[0] == ["first"]
+    assert timeouts_s[1] == pytest.approx(7 + 2 * (BATCH_CHARACTERS - 1) / 1000) and timeouts_s[-1] < 7.1
 
 
-def test_hit_rates_are_the_means_of_the_workers(pool: AnnotationPool) -> None:
-    """The engine's hit rates come with each answer: after texts that were seen before, most look-ups hit."""
-    for _ in range(2):
+def test_identity_is_the_workers(settings: AnnotatorSettings) -> None:
+    """The pool tells by name, and as one digest, what its workers' labels come from."""
+    with AnnotationPool(settings, num_workers=2, start_worker=WordWorkers()) as pool:
+        assert pool.identity == WordWorkers.identity
+        assert pool.fingerprint == fingerprint(WordWorkers.identity)
+
+
+def test_counters(settings: AnnotatorSettings) -> None:
+    """Documents, tokens and working time are counted for each worker; an idle pool has nothing queued."""
+    with AnnotationPool(settings, num_workers=2, start_worker=WordWorkers()) as pool:
+        tokens = sum(len(future.result(timeout=30)) for future in submit_all(pool, TEXTS))
+        stats = pool.stats()
+    assert (stats.documents, stats.cached, stats.tokens) == (40, 0, tokens) and len(stats.workers) == 2
+    assert sum(worker.cpu_s for worker in stats.workers) == 40  # a second for each document
+    assert stats.tokens_per_s_per_core == pytest.approx(tokens / 40)
+    assert (stats.queued, stats.in_flight) == (0, 0)
+
+
+def test_hit_rates_are_the_means_of_the_workers(settings: AnnotatorSettings) -> None:
+    """A hit rate is the mean over the workers that have annotated."""
+    with AnnotationPool(settings, num_workers=2, start_worker=WordWorkers()) as pool:
         for future in submit_all(pool, TEXTS):
-            future.result(timeout=60)
-    stats = pool.stats()
-    assert set(stats.hit_rates) == {"chunk_hit_rate", "vector_hit_rate"}
-    for name, rate in stats.hit_rates.items():
-        own = [worker.engine[name] for worker in stats.workers if worker.engine]
-        assert own and rate == pytest.approx(sum(own) / len(own)) and 0.3 < rate <= 1
+            future.result(timeout=30)
+        stats = pool.stats()
+    own = [worker.engine["table_hit_rate"] for worker in stats.workers if worker.engine]
+    assert own and stats.hit_rates == {"table_hit_rate": pytest.approx(sum(own) / len(own))}
 
 
-FAILING_ENGINE = """
-from annotator.engine import Engine, InexactError
-words = Engine.words
-def fail(self, segments):
-    if any("Babbage" in text for text, _ in segments):
-        raise InexactError("made up")
-    return words(self, segments)
-Engine.words = fail
-"""
-
-
-def test_document_that_makes_the_engine_fail_is_named(
-    tokenizer_path: Path, tmp_path: Path, annotator: Annotator, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A document on which the engine of the worker fails has spaCy's labels, is counted as a fallback, and stands in
-    the report's file by its id; its neighbours in the batch do not."""
-    (tmp_path / "sitecustomize.py").write_text(FAILING_ENGINE)
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])]))
-    texts = [*TEXTS[:4], "Charles Babbage was born in London in 1791.", *TEXTS[4:8]]
-    report = Report(tmp_path / "rank0.jsonl")
-    with AnnotationPool(tokenizer_path, num_workers=1, report=report) as pool:
-        for future, expected in zip(submit_all(pool, texts), annotator.annotate(texts), strict=True):
-            np.testing.assert_array_equal(future.result(timeout=120).classes, expected.classes)
+def test_document_that_makes_the_engine_fail_is_named(settings: AnnotatorSettings, tmp_path: Path) -> None:
+    """A document that spaCy had to do is counted as a fallback, and stands in the report's file with the reason."""
+    report, workers = Report(tmp_path / "rank0.jsonl"), WordWorkers(fallbacks={"doc-4": "spaCy did"})
+    with AnnotationPool(settings, num_workers=1, report=report, start_worker=workers) as pool:
+        for future, text in zip(submit_all(pool, TEXTS), TEXTS, strict=True):
+            assert_same(future.result(timeout=30), words_as_tokens(text))
         assert not pool.quarantine
-    assert report.counts()["engine_fallback"] == 1 and sum(report.counts().values()) == 1
     (event,) = map(json.loads, (tmp_path / "rank0.jsonl").read_text().splitlines())
-    assert (event["event"], event["what"]) == ("engine_fallback", "doc-4") and "spaCy did" in event["reason"]
+    assert (event["event"], event["what"], event["reason"]) == ("engine_fallback", "doc-4", "spaCy did")
 
 
-def test_document_that_cannot_be_annotated_is_named(tokenizer_path: Path) -> None:
-    """A lone surrogate cannot be encoded: the document has no tokens and is named; its neighbours in the batch are
-    annotated. With a limit of 0 it ends the pool."""
-    texts = ["Anna was born in Rome.", "bad \ud800", "She died in Paris."]
-    with AnnotationPool(tokenizer_path, num_workers=1) as pool:
-        labelled = [future.result(timeout=60) for future in submit_all(pool, texts)]
-        assert [len(label) > 0 for label in labelled] == [True, False, True]
-        assert list(pool.quarantine) == ["doc-1"] and "surrogate" in pool.quarantine["doc-1"]
-        assert pool.report.counts()["document_skipped"] == 1
-    with AnnotationPool(tokenizer_path, num_workers=1, quarantine_limit=0) as pool:
+def test_document_that_cannot_be_annotated_is_named(settings: AnnotatorSettings) -> None:
+    """A document that raises an error keeps its tokens, or has none where it has no tokens; it is named, and its
+    neighbours are annotated. With a limit of 0 it ends the pool."""
+    texts = ["Anna was born in Rome.", "bad \ud800", "She died in Paris.", "Ada lived in London."]
+    errors = {"doc-1": "ValueError: lone surrogate", "doc-3": "KeyError: 'x'"}
+    with AnnotationPool(settings, num_workers=1, start_worker=WordWorkers(errors=errors)) as pool:
+        labelled = [future.result(timeout=30) for future in submit_all(pool, texts)]
+        assert [len(label) > 0 for label in labelled] == [True, False, True, True]
+        assert [(label.classes == FactClass.FACTUAL).any() for label in labelled] == [True, False, True, False]
+        assert list(pool.quarantine) == ["doc-1", "doc-3"] and "surrogate" in pool.quarantine["doc-1"]
+        counts = pool.report.counts()
+        assert counts["document_skipped"] == counts["document_quarantined"] == 1 and sum(counts.values()) == 2
+    workers = WordWorkers(errors=errors)
+    with AnnotationPool(settings, num_workers=1, quarantine_limit=0, start_worker=workers) as pool:
         with pytest.raises(AnnotationError, match="quarantine_limit is 0: 'doc-1': .*surrogate"):
-            submit_all(pool, texts)[1].result(timeout=60)
+            submit_all(pool, texts)[1].result(timeout=30)
 
 
-def test_nul_and_two_million_characters(pool: AnnotationPool) -> None:
-    """NULs and a document of two million characters are annotated like any other, in full."""
-    giant = Document("giant", "word " * 400_000)
-    odd = Document("nul", "Anna\0 lived\0\0 in Rome.")
-    giant_future, odd_future = pool.submit(giant), pool.submit(odd)
-    assert odd_future.result(timeout=240).offsets[-1, 1] == len(odd.text)
-    assert giant_future.result(timeout=240).offsets[-1, 1] == len(giant.text)
+def test_workers_that_cannot_start_fail_every_future(settings: AnnotatorSettings) -> None:
+    """What keeps a worker from starting reaches each future and the fingerprint; no second worker is tried."""
+    workers = WordWorkers(failed_starts=[WorkerCannotStart("ValueError: no such pipeline")])
+    with AnnotationPool(settings, num_workers=1, start_worker=workers) as pool:
+        with pytest.raises(AnnotationError, match="worker 0 could not start: ValueError: no such pipeline"):
+            pool.submit(Document("x", "text")).result(timeout=30)
+        with pytest.raises(AnnotationError, match="no such pipeline"):
+            assert pool.fingerprint
+    assert not workers.started
 
 
-def test_unknown_parser_is_reported_by_every_future(tokenizer_path: Path) -> None:
-    """A pool whose workers cannot load the parser fails each future with the reason and the way out."""
-    with AnnotationPool(tokenizer_path, model="en_core_web_nothing", num_workers=1) as pool:
-        with pytest.raises(AnnotationError, match="en_core_web_nothing"):
-            pool.submit(Document("x", "text")).result(timeout=60)
-        with pytest.raises(AnnotationError, match="en_core_web_nothing"):
-            pool.fingerprint()
+@pytest.mark.parametrize("deaths", [2, 3])
+def test_start_is_tried_three_times(settings: AnnotatorSettings, deaths: int) -> None:
+    """Two workers may die while they start; after the third the pool gives up and tells how each died."""
+    workers = WordWorkers(failed_starts=[WorkerDied(f"died of {number}") for number in range(deaths)])
+    with AnnotationPool(settings, num_workers=1, start_worker=workers) as pool:
+        if deaths == 2:
+            assert_same(pool.submit(Document("x", "Anna")).result(timeout=30), words_as_tokens("Anna"))
+        else:
+            with pytest.raises(AnnotationError, match="did not start: it died of 0; died of 1; died of 2"):
+                pool.submit(Document("x", "Anna")).result(timeout=30)
 
 
-LONG = "Ada Lovelace wrote to Charles Babbage about the engine in 1843. " * 1500
-"""Takes spaCy seconds (and the engine none): time to send its worker a signal."""
+def test_dead_worker_does_not_show(settings: AnnotatorSettings) -> None:
+    """A worker that dies in the middle of a batch is replaced; what it held is tried again, each document alone, and
+    every label is that of an undisturbed run."""
+    workers = WordWorkers(deaths={"doc-3": 1})
+    with AnnotationPool(settings, num_workers=1, start_worker=workers) as pool:
+        first = hold(pool, workers)
+        futures = submit_all(pool, TEXTS)
+        release(workers)
+        for future, text in zip([first, *futures], ["x", *TEXTS], strict=True):
+            assert_same(future.result(timeout=30), words_as_tokens(text))
+        assert restarts(pool) == 2 and not pool.quarantine
+    ids = [f"doc-{number}" for number in range(40)]
+    assert workers.started[1].batches == [["first"], ids[:16]]
+    assert workers.started[2].batches == [*([id] for id in ids[:16]), ids[16:32], ids[32:]]
 
 
-def held(pool: AnnotationPool, not_pid: int = 0) -> int:
-    """The process of the (only) worker, once it is another than before and holds a document."""
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        worker = pool._workers.get(0)
-        if worker is not None and worker.pid != not_pid and pool.stats().in_flight:
-            time.sleep(0.3)  # let it begin
-            return worker.pid
-        time.sleep(0.02)
-    raise AssertionError("no worker took the document")
-
-
-def test_killed_worker_does_not_show(tokenizer_path: Path, annotator: Annotator) -> None:
-    """SIGKILL in the middle of a batch: the worker is replaced, and every label is that of an undisturbed run."""
-    texts = [*TEXTS[:6], LONG, *TEXTS[6:]]
-    with AnnotationPool(tokenizer_path, num_workers=1, engine="spacy") as pool:
-        futures = submit_all(pool, texts)
-        os.kill(held(pool), signal.SIGKILL)
-        for future, expected in zip(futures, annotator.annotate(texts), strict=True):
-            labelled = future.result(timeout=120)
-            np.testing.assert_array_equal(labelled.ids, expected.ids)
-            np.testing.assert_array_equal(labelled.classes, expected.classes)
-        assert restarts(pool) == 1 and not pool.quarantine
-
-
-def test_workers_that_die_without_work_blame_no_document(tokenizer_path: Path) -> None:
-    """Workers that are killed while they wait are replaced before they get a document: none is quarantined."""
-    with AnnotationPool(tokenizer_path, model=None, num_workers=2) as pool:
+def test_workers_that_die_without_work_blame_no_document(settings: AnnotatorSettings) -> None:
+    """Workers that end while they wait are replaced before they get a document: none is quarantined."""
+    workers = WordWorkers()
+    with AnnotationPool(settings, num_workers=1, start_worker=workers) as pool:
         for _ in range(3):
-            assert all(len(future.result(timeout=60)) for future in submit_all(pool, TEXTS[:4]))
-            while len(pool._workers) < 2 or pool.stats().in_flight:
-                time.sleep(0.01)
-            pids = [worker.pid for worker in pool._workers.values()]
-            for pid in pids:
-                os.kill(pid, signal.SIGKILL)
-            assert gone(pids, 5)
-        assert submit_all(pool, TEXTS[:1])[0].result(timeout=60)
-        assert restarts(pool) >= 3 and not pool.quarantine
+            assert all(len(future.result(timeout=30)) for future in submit_all(pool, TEXTS[:4]))
+            wait_until(lambda: not pool.stats().in_flight)
+            workers.started[-1].kill()
+        assert submit_all(pool, TEXTS[:1])[0].result(timeout=30)
+        assert restarts(pool) == 3 and not pool.quarantine
+    assert all(worker.closed for worker in workers.started)
 
 
-def test_document_that_ends_its_workers_is_quarantined(tokenizer_path: Path, tmp_path: Path) -> None:
+def test_document_that_ends_its_workers_is_quarantined(settings: AnnotatorSettings, tmp_path: Path) -> None:
     """A document whose worker dies twice is not tried a third time: it keeps its tokens, has no facts and is named,
-    also in the report's file, and the pool goes on."""
-    report = Report(tmp_path / "report" / "rank0.jsonl")
-    with AnnotationPool(tokenizer_path, num_workers=1, engine="spacy", report=report) as pool:
-        deadly, _ = submit_all(pool, [LONG, "fine"])
-        first = held(pool)
-        os.kill(first, signal.SIGKILL)
-        os.kill(held(pool, not_pid=first), signal.SIGKILL)
-        labelled = deadly.result(timeout=60)
-        assert len(labelled) > 10_000 and not (labelled.classes == FactClass.FACTUAL).any()
+    also in the report's file, and the pool annotates the next documents."""
+    report, workers = Report(tmp_path / "report" / "rank0.jsonl"), WordWorkers(deaths={"doc-0": 9})
+    with AnnotationPool(settings, num_workers=1, report=report, start_worker=workers) as pool:
+        (deadly,) = submit_all(pool, ["Ada Lovelace wrote to Charles Babbage. " * 100])
+        labelled = deadly.result(timeout=30)
+        assert len(labelled) > 1000 and not (labelled.classes == FactClass.FACTUAL).any()
         assert "exit code -9" in pool.quarantine["doc-0"] and len(pool.quarantine) == 1
-        after = pool.submit(Document("after", "Anna was born in Rome.")).result(timeout=60)
-        assert (after.classes == FactClass.FACTUAL).any()
-        assert restarts(pool) == 2
+        after = pool.submit(Document("after", "Anna was born in Rome.")).result(timeout=30)
+        assert (after.classes == FactClass.FACTUAL).any() and restarts(pool) == 2
+    assert workers.deaths == {"doc-0": 7}
     events = [json.loads(line) for line in (tmp_path / "report" / "rank0.jsonl").read_text().splitlines()]
     assert [event["event"] for event in events] == ["worker_restarted", "worker_restarted", "document_quarantined"]
     assert "it held doc-0" in events[1]["reason"] and events[2]["what"] == "doc-0"
 
 
-def test_hung_worker_is_replaced(tokenizer_path: Path, annotator: Annotator) -> None:
-    """SIGSTOP: when the time limit of its batch has passed, the worker is killed and another one does the work."""
-    with AnnotationPool(tokenizer_path, num_workers=1, timeout_s=2) as pool:
-        pool.fingerprint()
-        stopped = pool._workers[0].pid
-        os.kill(stopped, signal.SIGSTOP)
-        labelled = pool.submit(Document("slow", TEXTS[0])).result(timeout=60)
-        np.testing.assert_array_equal(labelled.classes, annotator.annotate(TEXTS[:1])[0].classes)
-        assert gone([stopped], 5) and restarts(pool) == 1 and not pool.quarantine
-
-
-def test_stopped_worker_does_not_block_a_large_message(tokenizer_path: Path) -> None:
-    """A worker that is stopped before it has read a message larger than the pipe is replaced, too."""
-    with AnnotationPool(tokenizer_path, model=None, num_workers=1, timeout_s=-1000.0) as pool:
-        pool.fingerprint()
-        os.kill(pool._workers[0].pid, signal.SIGSTOP)
-        large = Document("large", "word " * 200_400)  # 1,002 s by its length: 2 s in all
-        assert len(pool.submit(large).result(timeout=60)) > 200_000
-        assert restarts(pool) == 1
-
-
-def test_text_that_is_no_string_is_refused(tokenizer_path: Path) -> None:
+def test_text_that_is_no_string_is_refused(settings: AnnotatorSettings) -> None:
     """A document whose text is not a str is an error at once, not a future that never ends."""
-    with AnnotationPool(tokenizer_path, model=None, num_workers=1) as pool:
+    with AnnotationPool(settings, num_workers=1, start_worker=WordWorkers()) as pool:
         with pytest.raises(TypeError, match="'x': its text is int, not str"):
-            pool.submit(Document("x", 5))
+            pool.submit(Document("x", 5))  # type: ignore[arg-type]
 
 
-def test_close_ends_the_processes(tokenizer_path: Path) -> None:
+def test_close_ends_the_workers(settings: AnnotatorSettings) -> None:
     """After close, no worker is left, open futures fail instead of waiting, and submit says why it cannot."""
-    pool = AnnotationPool(tokenizer_path, num_workers=2)
-    submit_all(pool, TEXTS)[-1].result(timeout=60)
-    pids = [worker.pid for worker in pool._workers.values()]
-    future = pool.submit(Document("x", "word " * 200_000))
+    workers = WordWorkers(waits=["slow"])
+    pool = AnnotationPool(settings, num_workers=2, start_worker=workers)
+    slow = pool.submit(Document("slow", "x"))
+    wait_until(lambda: bool(workers.batches) and len(workers.started) == 2)
+    queued = [pool.submit(Document("slow", "x")) for _ in range(5)]
     pool.close()
     pool.close()
-    assert pids and gone(pids, 5)
-    with pytest.raises(AnnotationError, match="closed"):
-        future.result(timeout=5)
+    assert all(worker.closed for worker in workers.started)
+    for future in (slow, *queued):
+        with pytest.raises(AnnotationError, match="closed"):
+            future.result(timeout=5)
     with pytest.raises(RuntimeError, match="closed"):
         pool.submit(Document("y", "text"))
 
 
-def test_closed_pools_leave_no_descriptors(tokenizer_path: Path) -> None:
-    """Descriptors do not wait for the garbage collector, also where a pool is closed at work: as many are open after
-    four pools as after one."""
-
-    def descriptors() -> int:
-        with AnnotationPool(tokenizer_path, model=None, num_workers=1) as pool:
-            pool.fingerprint()
-            pool.submit(Document("large", "word " * 1_000_000))
-            while not pool.stats().in_flight:
-                time.sleep(0.01)
-        return len(os.listdir("/proc/self/fd"))
-
-    gc.collect()
-    gc.disable()
-    try:
-        first = descriptors()
-        assert [descriptors() for _ in range(3)] == [first] * 3
-    finally:
-        gc.enable()
-
-
-def test_closed_worker_can_be_killed_and_closed(tokenizer_path: Path) -> None:
-    """A watchdog that comes late, and a second close, find nothing to do."""
-    worker = Worker("late", str(tokenizer_path), model=None)
-    worker.close()
-    worker.kill()
-    worker.close()
-    assert not psutil.pid_exists(worker.pid)
-
-
-def test_pool_needs_a_worker(tokenizer_path: Path) -> None:
+def test_pool_needs_a_worker(settings: AnnotatorSettings) -> None:
     """Zero workers is an error, not a pool that waits for ever."""
     with pytest.raises(ValueError, match="num_workers is 0"):
-        AnnotationPool(tokenizer_path, num_workers=0)
+        AnnotationPool(settings, num_workers=0)
 
 
 def test_default_is_the_cores_of_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """Workers default to the cores that the process may use, shared among the ranks of a node, at least one."""
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(12)))
     assert [default_num_workers(ranks) for ranks in (1, 4, 8, 100)] == [12, 3, 1, 1]
-
-
-SCRIPT = """
-import sys, time
-print("main script runs", flush=True)
-from annotator import Document
-from lacy_stream.pool import AnnotationPool
-pool = AnnotationPool({tokenizer!r}, num_workers=2)
-pool.submit(Document("x", "Anna lived in Rome.")).result(timeout=100)
-while len(pool._workers) < 2:
-    time.sleep(0.1)
-import psutil
-pids = [w.pid for w in pool._workers.values()]
-maps = [open(f"/proc/{{pid}}/maps").read() for pid in pids]
-print("torch" if any("libtorch" in m for m in maps) else "no torch", flush=True)
-print("threads", *[psutil.Process(pid).num_threads() for pid in pids], flush=True)
-print("pids", *pids, flush=True)
-{end}
-"""
-
-
-def run_script(tmp_path: Path, tokenizer_path: Path, end: str) -> subprocess.Popen[str]:
-    script = tmp_path / "user_script.py"
-    script.write_text(SCRIPT.format(tokenizer=str(tokenizer_path), end=end))
-    return subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-
-
-def read_pids(process: subprocess.Popen[str]) -> tuple[list[str], list[int]]:
-    lines = []
-    for line in process.stdout:
-        lines.append(line.strip())
-        if line.startswith("pids"):
-            return lines, [int(pid) for pid in line.split()[1:]]
-    raise AssertionError(f"the script ended early: {lines}")
-
-
-@pytest.mark.parametrize(("end", "code"), [("", 0), ("raise RuntimeError('boom')", 1), ("del pool; sys.exit(3)", 3)])
-def test_workers_are_light_and_leave_with_the_script(tmp_path: Path, tokenizer_path: Path, end: str, code: int) -> None:
-    """A script without a main guard runs once; its workers load no torch and use one thread each; however it ends
-    without closing the pool, its exit code is its own and nobody is left behind."""
-    process = run_script(tmp_path, tokenizer_path, end)
-    lines, pids = read_pids(process)
-    assert process.wait(timeout=30) == code
-    assert lines.count("main script runs") == 1
-    assert "no torch" in lines
-    assert "threads 1 1" in lines
-    assert gone(pids, 10)
-
-
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_workers_die_with_the_trainer(tmp_path: Path, tokenizer_path: Path, number: signal.Signals) -> None:
-    """When the process that owns the pool is killed, its workers are gone within ten seconds."""
-    process = run_script(tmp_path, tokenizer_path, "time.sleep(100)")
-    _, pids = read_pids(process)
-    assert not gone(pids, 0.2)
-    process.send_signal(number)
-    process.wait(timeout=10)
-    assert gone(pids, 10)

@@ -17,7 +17,8 @@ from typing import Any
 import pytest
 
 from lacy_stream.corpus import open_corpus
-from lacy_stream.prepare import Options, PrepareError, Progress, Summary, id_hash, is_validation, prepare
+from lacy_stream.prepare import Options, PrepareError, Summary, id_hash, is_validation, prepare
+from lacy_stream.progress import SourceProgress
 
 ARTICLES = [{"id": f"doc-{n}", "title": f"Title {n}", "text": f"Body of {n}, été.\n"} for n in range(40)]
 NO_VAL = Options(val_fraction=0)
@@ -129,7 +130,7 @@ def test_progress_tells_the_share_and_the_counts(tmp_path: Path):
     """The share grows over all sources, by their bytes, and the counts are those so far."""
     first = write_jsonl(tmp_path / "a.jsonl", [{"id": str(n), "text": "t"} for n in range(150)])
     second = write_jsonl(tmp_path / "b.jsonl", [{"id": "x", "text": ""}] * 150)
-    seen: list[Progress] = []
+    seen: list[SourceProgress] = []
     prepare([first, second], tmp_path / "out", options=NO_VAL, on_progress=seen.append)
     assert [(p.source, p.documents, p.refused) for p in seen] == [
         ("a.jsonl", 0, 0),

@@ -139,7 +139,7 @@ def test_overrides_replace_values() -> None:
 
 def test_streams() -> None:
     """Several streams by name, each with its own settings and weight, become the arguments of a corpus."""
-    from lacy_stream.train import corpus_arguments
+    from lacy_stream.recipe_data import corpus_arguments
 
     streams = "{wiki: {local: w, split: train, proportion: 0.9}, code: {local: c, proportion: 0.1, annotate: false}}"
     recipe = load_recipe(DEMO, [f"train_loader.dataset={{streams: {streams}, epoch_size: 500, shuffle: true}}"])
@@ -149,16 +149,6 @@ def test_streams() -> None:
         "code": Source(local="c", proportion=0.1, annotate=False),
     }
     assert (arguments["epoch_size"], arguments["shuffle"]) == (500, True) and "local" not in arguments
-
-
-def test_only_source_may_be_weighted() -> None:
-    """A weight beside the other keys of an only source reaches its corpus, and not the loader's own ``repeat``."""
-    from lacy_stream.train import corpus_arguments
-
-    dataset = load_recipe(DEMO, ["train_loader.dataset.repeat=0.5"]).train_loader.dataset
-    arguments = corpus_arguments(dataset)
-    assert [source.repeat for source in arguments["data"].values()] == [0.5]
-    assert not {"repeat", "local", "streams"} & set(arguments)
 
 
 def test_facts_need_no_parser_where_labels_come_otherwise() -> None:

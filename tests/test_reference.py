@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from annotator.tokens import Tokenizer
+from annotator.tokenizers import open_tokenizer
 from lacy_stream.reference import ReferenceModelError, load_reference
 
 
@@ -54,7 +54,7 @@ def test_other_tokenizer_is_refused(tmp_path: Path, tokenizer_path: Path) -> Non
     with pytest.raises(ReferenceModelError, match="another tokenizer: its tokenizer.model is not"):
         load_reference(path, tokenizer_path, 16)
     (path / "tokenizer.model").unlink()
-    pieces = Tokenizer(tokenizer_path).pieces()
+    pieces = open_tokenizer(tokenizer_path).pieces()
     pieces[500], pieces[501] = pieces[501], pieces[500]
     Fast(models.WordLevel({piece: number for number, piece in enumerate(pieces)}, "<unk>")).save(
         str(path / "tokenizer.json")

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from lacy_stream.evaluate import progress as progress_module
-from lacy_stream.evaluate.progress import duration, progress
+from lacy_stream import progress as progress_module
 from lacy_stream.evaluate.results import Table, bars, publish
+from lacy_stream.progress import duration, progress
 
 TABLE = Table(
     title="Scores (%)",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -11,11 +12,11 @@ import pytest
 import torch
 
 from annotator import Annotator, Document
+from annotator.page import Token, token_page
 from lacy_stream.checkpoint import Checkpoint
 from lacy_stream.model import build_model
 from lacy_stream.recipe import load_recipe
 from lacy_stream.show_calls import Marked, mark, to_html, to_plain
-from lacy_stream.token_page import Token, token_page
 
 DEMO = Path(__file__).parent.parent / "recipes" / "lacy_demo.yaml"
 TEXT = (
@@ -29,7 +30,7 @@ def checkpoint(tokenizer_path: Path, method: str) -> Checkpoint:
     recipe = load_recipe(DEMO, ["model.d_model=16", "max_seq_len=32", f"algorithms.call_mask.method={method}"])
     torch.manual_seed(0)
     model = build_model(recipe.model, vocab_size=32_001, max_seq_len=32, call_token_id=32_000, eos_id=2)
-    return Checkpoint(recipe, tokenizer_path, model.model.eval(), 32_000, "")
+    return Checkpoint(model.model.eval(), tokenizer_path, 32_000, 2, 32, method, recipe, "")
 
 
 def test_calls_and_ignored_tokens_have_their_shares(tokenizer_path: Path, annotator: Annotator) -> None:
@@ -127,11 +128,13 @@ def test_page_shows_the_loss_on_hover() -> None:
     assert page.count(f'class="{ignored[1]}" title') == 1
 
 
-@pytest.mark.parametrize("hostile", ['"><script>alert(1)</script>', "\x1b[31m", "a&b"])
+@pytest.mark.parametrize("hostile", ['"><script>alert(1)</script>', "\x1b[31m", "\ud800", "a&b"])
 def test_page_is_safe(hostile: str) -> None:
     """Markup and control characters in titles, texts and hovers reach the page as text."""
     page = token_page(
         hostile, [(hostile, [(hostile, [Token(hostile, "kind", hostile), Token(hostile)])])], {"kind": "color: red"}
     )
     assert "<script>" not in page and "\x1b" not in page
+    title, heading = (re.search(rf"<{tag}>(.*?)</{tag}>", page) for tag in ("title", "h2"))
+    assert title and heading and title[1] == heading[1] == html.escape(re.sub("[\x1b\ud800]", "\ufffd", hostile))
     assert "a&amp;b" in page or hostile != "a&b"

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from judges import Reply, scripted_judge
 
+from lacy_stream.cascade_settings import Delegation
 from lacy_stream.evaluate.atomic_facts import ASK_FACTS
 from lacy_stream.evaluate.biographies import Biography, Cascade
 from lacy_stream.evaluate.factscore import Jury
@@ -33,9 +34,9 @@ def test_both_tables(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     """Table 8 has a row for each rate with the calls that were made, table 9 one for each method, the paper's below."""
     (tmp_path / "a.jsonl").write_text('{"title": "Ada", "text": "Ada is good."}\n')
     build([tmp_path / "a.jsonl"], tmp_path / "k.db")
-    rates = [Run("lacy", Cascade("p", "call", 0.0), texts(1, 3, 0.0))]
-    rates += [Run("lacy", Cascade("p", "call", 0.45), texts(3, 1, 0.401))]
-    methods = [Run("base", Cascade("p", "random", 0.22), texts(1, 1, 0.2))]
+    rates = [Run("lacy", Cascade("p", Delegation("call", 0.0)), texts(1, 3, 0.0))]
+    rates += [Run("lacy", Cascade("p", Delegation("call", 0.45)), texts(3, 1, 0.401))]
+    methods = [Run("base", Cascade("p", Delegation("random", 0.22)), texts(1, 1, 0.2))]
     with scripted_judge(script) as server:
         judge = Judge(server.url, "m", tmp_path / "cache.db")
         evaluate_sweep(rates, methods, Jury(judge, Knowledge(tmp_path / "k.db"), {}, threads=2), tmp_path / "out")

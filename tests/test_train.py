@@ -47,6 +47,9 @@ METRICS = [
     "call_mask/call_loss",
     "call_mask/rest_loss",
     "call_mask/threshold",
+    "call_mask/precision",
+    "call_mask/chance",
+    "call_mask/call_probability",
     "stream/data_wait_s",
     "stream/data_wait_fraction",
     "stream/tokens_per_s_per_core",
@@ -136,6 +139,7 @@ def test_composer_command_trains(recipe: Path, corpus: Path, tmp_path: Path) -> 
     for change, message in [
         ("max_seq_len=16", "size mismatch"),
         ("train_loader.lanes=2", "lanes: 4 in the checkpoint"),
+        ("algorithms.call_mask.objective=paper", "objective 'defer', and this run has 'paper'.*set accept_changes"),
     ]:
         output = run("composer", recipe, resumed[0], change, cwd=tmp_path, code=2)
         assert re.search(f"error: the checkpoint in .* does not fit this recipe: .*{message}", output), output
@@ -155,7 +159,7 @@ def test_composer_command_trains(recipe: Path, corpus: Path, tmp_path: Path) -> 
         assert 7 < logged(log, f"metrics/eval/{metric}")[-1] < 12 and f"held-out {metric}" in output
 
     shown = run("lacy-stream", "show-calls", "whole/latest-rank0.pt", "--html", "calls.html", cwd=tmp_path)
-    assert shown.count("⟦") > 1 and "% of the " in shown
+    assert shown.count("⟦") > 1 and "of the delegated tokens" in shown and "calls at random would have" in shown
     assert "CALL" in (tmp_path / "calls.html").read_text()
     text = tmp_path / "text.txt"
     text.write_text("Marie Curie was born in Warsaw in 1867.")

@@ -16,7 +16,7 @@ from spacy.tokens import Doc
 
 from annotator.pipelines import find_model
 from annotator.records import Dep, Ent, Flag, Pos, Words
-from annotator.words import FALLBACK, MAX_RUN, MAX_SEGMENT, Parser, highlight_page, split
+from annotator.words import FALLBACK, MAX_RUN, MAX_SEGMENT, Parser, split
 
 TEXT = (
     "Ralph Earl\n\nRalph Earl (May 11, 1751 – August 16, 1801) was an American painter  and the son of "
@@ -156,15 +156,6 @@ def test_pipelines_are_found_without_spacy():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
     assert (done.stdout.strip(), done.stderr) == ("True", "")
-
-
-def test_page_escapes_titles():
-    """A document's title is text on the page, and the page has a title of its own."""
-    documents: list[dict[str, object]] = [{"title": "<script>alert(1)</script> \ud800", "text": "<b>", "ents": []}]
-    page = highlight_page(documents, {}, "A & B")
-    assert "<script" not in page and "&lt;script&gt;alert(1)&lt;/script&gt; \ufffd" in page and "&lt;b&gt;" in page
-    assert "<title>A &amp; B</title>" in page
-    assert "<title>lacy-stream</title>" in highlight_page(documents, {})
 
 
 def test_pipeline_without_a_parser_is_refused(tmp_path: Path):

@@ -6,6 +6,7 @@ import re
 from typing import Protocol
 
 from lacy_stream.cascade.generate import Prompt
+from lacy_stream.errors import UsageError
 
 ARTICLE_CHARACTERS = 8000
 TEMPLATE = (
@@ -41,12 +42,12 @@ def with_article(text: str, title: str | None, articles: Articles, template: str
         template: with {title} and {article}; names of special tokens are read as such by the partner.
 
     Raises:
-        ValueError: the template has no {article}, or no title is known.
+        UsageError: the template has no {article}, or no title is known.
     """
     if "{article}" not in template:
-        raise ValueError("the template has no {article}")
+        raise UsageError("the template has no {article}")
     if (title := title or title_of(text)) is None:
-        raise ValueError(f'no title for the prompt {text[:60]!r}: give {{"prompt": …, "title": …}} in a JSONL file')
+        raise UsageError(f'no title for the prompt {text[:60]!r}: give {{"prompt": …, "title": …}} in a JSONL file')
     article = articles.article(title) or ""
     filled = template.replace("{title}", title).replace("{article}", article[:ARTICLE_CHARACTERS])
     return Prompt(text, filled)

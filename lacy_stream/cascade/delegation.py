@@ -8,10 +8,14 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from annotator import Annotator, FactClass
+from annotator import Annotator, AnnotatorSettings, FactClass
+from annotator.pipelines import OFFICIAL
+from annotator.tokenizers import is_tokenizer_json
 from lacy_stream.cascade.vocabulary import Vocabulary
+from lacy_stream.cascade_settings import Delegation
 from lacy_stream.checkpoint import CallingModel
-from lacy_stream.methods import RANKS, Rank
+from lacy_stream.errors import UsageError
+from lacy_stream.methods import Rank
 from lacy_stream.scores import call_scores, uncertainty
 
 NOT_A_FACT = -100.0
@@ -120,54 +124,35 @@ class InferenceTimeLacy:
         return bool(len(classes)) and int(classes[-1]) == FactClass.FACTUAL
 
 
-METHODS = ("call", "random", "ilacy-logprob", "ilacy-entropy")
-
-
 def open_score(
-    method: str,
-    model: CallingModel,
-    vocabulary: Vocabulary,
-    annotator: Annotator | None,
-    seed: int,
-    rank_calls_by: str | None = None,
+    delegation: Delegation, model: CallingModel, vocabulary: Vocabulary, annotator: Annotator | None = None
 ) -> Score:
-    """The score of a method.
+    """The score by which a model delegates.
 
     Args:
-        method: one of METHODS.
         annotator: for i-LaCy; None makes one.
-        seed: for random delegation.
-        rank_calls_by: for "call", see ``methods.Rank``; None for that of the model's run.
 
     Raises:
-        ValueError: no such method, or the model cannot use it.
+        UsageError: the model cannot use it.
     """
-    if rank_calls_by is not None and rank_calls_by not in RANKS:
-        raise ValueError(f"rank_calls_by: {rank_calls_by!r} is none of {', '.join(RANKS)}")
-    if rank_calls_by is not None and method != "call":
-        raise ValueError(
-            f"rank_calls_by: {rank_calls_by!r} ranks calls by <CALL>, and delegate {method!r} does not: leave it out"
-        )
-    if method == "call":
+    if delegation.method == "call":
         if model.call_token_id is None:
-            raise ValueError(
+            raise UsageError(
                 f"{model.name} has no <CALL>: use --delegate ilacy-logprob, ilacy-entropy or random, or --call-rate 0"
             )
         if model.recipe is not None and model.recipe.algorithms.call_mask.method == "baseline":
-            raise ValueError(
+            raise UsageError(
                 f"{model.name} was not trained to call (method: baseline), so its <CALL> logits mean nothing: use "
                 "--delegate ilacy-logprob, ilacy-entropy or random, or --call-rate 0"
             )
-        rank = rank_calls_by or model.rank_calls_by
+        rank = delegation.rank_calls_by or model.rank_calls_by
         return CallScore(model.call_token_id, rank)  # type: ignore[arg-type]
-    if method == "random":
-        return Random(seed)
-    if method in ("ilacy-logprob", "ilacy-entropy"):
-        if annotator is None:
-            annotator = default_annotator(model)
-        entropy = method == "ilacy-entropy"
-        return InferenceTimeLacy(vocabulary, annotator, entropy=entropy, call_token_id=model.call_token_id)
-    raise ValueError(f"delegate: {method!r} is none of {', '.join(METHODS)}")
+    if delegation.method == "random":
+        return Random(delegation.seed)
+    if annotator is None:
+        annotator = default_annotator(model)
+    entropy = delegation.method == "ilacy-entropy"
+    return InferenceTimeLacy(vocabulary, annotator, entropy=entropy, call_token_id=model.call_token_id)
 
 
 def default_annotator(model: CallingModel) -> Annotator:
@@ -177,6 +162,6 @@ def default_annotator(model: CallingModel) -> Annotator:
 
     pipeline = model.recipe.annotator.model if model.recipe is not None else None
     file = model.tokenizer
-    if file.suffix == ".json":
+    if is_tokenizer_json(file):
         file = tokenizer_path("package:mistral_common/data/tokenizer.model.v1")
-    return Annotator(file, model=pipeline or "en_core_web_sm")
+    return AnnotatorSettings(file, pipeline or OFFICIAL).build()

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from lacy_stream.cascade.bridge import Proposal
-from lacy_stream.cascade.partners import PartnerError, PromptError
+from lacy_stream.cascade.partner import PartnerError, PromptError
 from lacy_stream.cascade.vocabulary import Vocabulary
 
 TOP_LOGPROBS = 20

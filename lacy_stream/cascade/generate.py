@@ -22,10 +22,12 @@ from annotator import Annotator
 from lacy_stream.cascade.bridge import first_expressible
 from lacy_stream.cascade.decoder import BatchDecoder, penalised, takes_batches
 from lacy_stream.cascade.delegation import Score, open_score
-from lacy_stream.cascade.partners import Partner, PromptError, Session
-from lacy_stream.cascade.thresholds import ESTIMATORS, Threshold
+from lacy_stream.cascade.partner import Partner, PromptError, Session
+from lacy_stream.cascade.thresholds import THRESHOLDS, Threshold
 from lacy_stream.cascade.vocabulary import Vocabulary, open_vocabulary
+from lacy_stream.cascade_settings import Decoding, Delegation
 from lacy_stream.checkpoint import CallingModel
+from lacy_stream.errors import UsageError
 
 MODEL, PARTNER = "model", "partner"
 
@@ -88,15 +90,9 @@ def generate(
     prompts: Iterable[str | Prompt],
     *,
     partner: Partner | None = None,
-    delegate: str = "call",
-    rank_calls_by: str | None = None,
-    call_rate: float = 0.15,
-    max_new_tokens: int = 256,
-    repetition_penalty: float = 1.2,
-    estimator: str = "tracking",
+    delegation: Delegation = Delegation(),
+    decoding: Decoding = Decoding(),
     annotator: Annotator | None = None,
-    seed: int = 0,
-    batch_size: int = 1,
     reuse: bool = True,
     done: Iterable[Generation] = (),
     on_token: OnToken | None = None,
@@ -110,16 +106,8 @@ def generate(
         model: of ``load_model``.
         prompts: to continue, in order; those that are done are the first of them.
         partner: who answers calls; None for no calls.
-        delegate: "call" (by the score of <CALL>), "random", "ilacy-logprob" or "ilacy-entropy".
-        rank_calls_by: the score of <CALL>, see ``methods.Rank``; None for that of the model's run.
-        call_rate: share of the tokens that the partner writes, 0 to 1; 0 for no calls.
-        max_new_tokens: at most, in the small model's tokens; the last call may go over by what belongs to it.
-        repetition_penalty: of the small model; 1 for none.
-        estimator: "tracking", or "paper" (see ``thresholds``).
+        delegation: what is delegated. decoding: how the texts are written.
         annotator: for i-LaCy; None makes one.
-        seed: for random delegation.
-        batch_size: texts that the small model writes at once; the partner answers one at a time. Rounding, and where
-            the threshold stands, depend on it.
         reuse: False reads the whole text again for each token, for comparison.
         done: what this run has made of earlier prompts, in order.
         on_token: see there.
@@ -129,28 +117,19 @@ def generate(
         text.
 
     Raises:
-        ValueError: an argument, or a model that cannot delegate so.
+        UsageError: the model cannot delegate so, or does not take batches.
         PartnerError: the partner does not answer.
     """
-    if not 0 <= call_rate <= 1:
-        raise ValueError(f"call_rate is {call_rate}: give a share of the tokens, 0 to 1")
-    if max_new_tokens < 1:
-        raise ValueError(f"max_new_tokens is {max_new_tokens}: give at least 1")
-    if repetition_penalty <= 0:
-        raise ValueError(f"repetition_penalty is {repetition_penalty}: give 1 for none, more to discourage repetition")
-    if batch_size < 1:
-        raise ValueError(f"batch_size is {batch_size}: give at least 1")
-    if batch_size > 1 and not takes_batches(model.model):
-        raise ValueError(f"batch_size is {batch_size}: {model.name} takes no positions, so give 1")
-    if estimator not in ESTIMATORS:
-        raise ValueError(f"estimator: {estimator!r} is none of {', '.join(ESTIMATORS)}")
+    if decoding.batch_size > 1 and not takes_batches(model.model):
+        raise UsageError(f"batch_size is {decoding.batch_size}: {model.name} takes no positions, so give 1")
     vocabulary = open_vocabulary(model.tokenizer)
     calls = None
-    if partner is not None and call_rate > 0:
-        score = open_score(delegate, model, vocabulary, annotator, seed, rank_calls_by)
-        calls = _Calls(partner, partner.speaks(vocabulary), score, ESTIMATORS[estimator](call_rate))
-    cascade = _Cascade(model, vocabulary, calls, max_new_tokens, repetition_penalty, reuse)
-    return _generations(cascade, prompts, batch_size, list(done), on_token)
+    if partner is not None and delegation.call_rate > 0:
+        score = open_score(delegation, model, vocabulary, annotator)
+        threshold = THRESHOLDS[delegation.estimator](delegation.call_rate)
+        calls = _Calls(partner, partner.speaks(vocabulary), score, threshold)
+    cascade = _Cascade(model, vocabulary, calls, decoding.max_new_tokens, decoding.repetition_penalty, reuse)
+    return _generations(cascade, prompts, decoding.batch_size, list(done), on_token)
 
 
 def _generations(

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
-from collections.abc import Iterable
-from pathlib import Path
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from rich.text import Text
 
+from annotator import page
 from annotator.terminal import printable
 from lacy_stream.cascade.articles import Articles, with_article
 from lacy_stream.cascade.generate import PARTNER, Generation, Prompt, Token
+from lacy_stream.errors import UsageError
+from lacy_stream.files import file_errors, write_text
 
 PARTNER_STYLE = "bold white on red"
 
@@ -48,10 +51,10 @@ def read_prompts(path: str | os.PathLike[str], articles: Articles | None = None,
     is one. Empty prompts stay, and are skipped by name when they are generated.
 
     Raises:
-        ValueError: the file has none, a line is no such object, or a title is missing.
+        UsageError: the file has none, a line is no such object, or a title is missing.
     """
     prompts = []
-    with open(path, encoding="utf-8") as file:
+    with file_errors(path, "read"), open(path, encoding="utf-8") as file:
         for number, line in enumerate(file, start=1):
             text, title = line.rstrip("\r\n"), None
             if os.fspath(path).endswith(".jsonl"):
@@ -61,10 +64,10 @@ def read_prompts(path: str | os.PathLike[str], articles: Articles | None = None,
                 except (ValueError, LookupError, TypeError, AttributeError):
                     text = None
                 if not isinstance(text, str) or not isinstance(title, str | None):
-                    raise ValueError(f'{os.fspath(path)}, line {number}: no object with a "prompt"')
+                    raise UsageError(f'{os.fspath(path)}, line {number}: no object with a "prompt"')
             prompts.append(as_prompt(text, title, articles, template))
     if not prompts:
-        raise ValueError(f"{os.fspath(path)} holds no prompts; it wants one a line")
+        raise UsageError(f"{os.fspath(path)} holds no prompts; it wants one a line")
     return prompts
 
 
@@ -87,26 +90,22 @@ def styled(token: Token, colour: bool) -> Text:
 
 def to_html(generations: Iterable[Generation]) -> str:
     """A page with each text and the partner's tokens marked; neighbours together."""
-    from annotator.words import highlight_page
-
-    documents: list[dict[str, object]] = []
+    pages = []
     for number, generation in enumerate(generations, start=1):
-        entities: list[dict[str, object]] = []
-        end = len(generation.prompt)
-        for token in generation.tokens:
-            start, end = end, end + len(token.text)
-            start += len(token.text) - len(token.text.lstrip())
-            if token.writer != PARTNER or start >= end:
-                continue
-            if entities and entities[-1]["end"] == start:
-                entities[-1]["end"] = end
-            else:
-                entities.append({"start": start, "end": end, "label": "PARTNER"})
         about = generation.skipped or f"{generation.call_rate:.0%} by the partner"
-        documents.append({"title": f"{number}: {about}", "text": generation.prompt + generation.text, "ents": entities})
-    return highlight_page(documents, {"PARTNER": "#ff9a9a"}, "lacy-stream: the partner's tokens")
+        pages.append((f"{number}: {about}", [("", _page_tokens(generation))]))
+    return page.token_page("lacy-stream: the partner's tokens", pages, {"the partner's": "background: #ff9a9a"})
+
+
+def _page_tokens(generation: Generation) -> Iterator[page.Token]:
+    yield page.Token(generation.prompt)
+    for writer, tokens in itertools.groupby(generation.tokens, key=lambda token: token.writer):
+        text = "".join(token.text for token in tokens)
+        ink = text.lstrip() if writer == PARTNER else ""
+        yield page.Token(text[: len(text) - len(ink)])
+        yield page.Token(ink, "the partner's")
 
 
 def write_page(generations: Iterable[Generation], path: str | os.PathLike[str]) -> None:
     """Write ``to_html``."""
-    Path(path).write_text(to_html(generations), encoding="utf-8", errors="replace")
+    write_text(path, to_html(generations), errors="replace")

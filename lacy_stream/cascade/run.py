@@ -7,7 +7,6 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 from rich.console import Console
 from rich.text import Text
@@ -15,14 +14,13 @@ from rich.text import Text
 from annotator.terminal import printable
 from lacy_stream.cascade.articles import TEMPLATE, Articles
 from lacy_stream.cascade.generate import Generation, OnToken, Prompt, Token, generate
-from lacy_stream.cascade.partners import open_partner
+from lacy_stream.cascade.open import open_partner
 from lacy_stream.cascade.records import PARTNER_STYLE, as_prompt, from_record, read_prompts, record, styled, write_page
+from lacy_stream.cascade_settings import Decoding, Delegation, flat_settings
 from lacy_stream.checkpoint import load_model
-from lacy_stream.evaluate.journal import Journal, JournalError
-from lacy_stream.evaluate.models import fingerprint
-from lacy_stream.evaluate.progress import progress
-
-BATCH_SIZE = 8
+from lacy_stream.files import file_fingerprint, read_text
+from lacy_stream.journal import Journal, JournalError
+from lacy_stream.progress import progress
 
 
 @dataclass(frozen=True)
@@ -30,22 +28,16 @@ class Options:
     """What the command was told; see its help and ``generate``.
 
     prompts: texts, or ``prompts_file``. out, html: files. knowledge: store of the articles that the partner reads;
-    title: of the article for ``prompts``. template: file of the text around an article. batch_size: where it is
-    more than 1, texts are shown when they are finished.
+    title: of the article for ``prompts``. template: file of the text around an article. Texts are shown as they grow
+    where they are written one at a time, and otherwise when they are finished.
     """
 
     model: str
     prompts: Sequence[str] = ()
     prompts_file: str | None = None
     partner: str | None = None
-    delegate: str = "call"
-    rank_calls_by: str | None = None
-    call_rate: float = 0.15
-    estimator: str = "tracking"
-    max_new_tokens: int = 256
-    batch_size: int | None = None
-    repetition_penalty: float = 1.2
-    seed: int = 0
+    delegation: Delegation = Delegation()
+    decoding: Decoding = Decoding()
     knowledge: str | None = None
     title: str | None = None
     template: str | None = None
@@ -53,36 +45,19 @@ class Options:
     html: str | None = None
     device: str = "cpu"
 
-    @property
-    def texts_at_once(self) -> int:
-        """``batch_size``, or what suits where the prompts come from."""
-        if self.batch_size is not None:
-            return self.batch_size
-        return BATCH_SIZE if self.prompts_file is not None else 1
-
     def settings(self) -> dict[str, object]:
         """What the texts depend on, beside the prompts."""
-        names = (
-            "partner",
-            "delegate",
-            "rank_calls_by",
-            "call_rate",
-            "estimator",
-            "max_new_tokens",
-            "repetition_penalty",
-            "seed",
-        )
-        files = {name: getattr(self, name) for name in ("knowledge", "title", "template")}
-        prints = {name: file and name != "title" and fingerprint(file) or file for name, file in files.items()}
-        values = {name: getattr(self, name) for name in names} | {"batch_size": self.texts_at_once}
-        return {"model": fingerprint(self.model), **values, **prints}
+        files = {"knowledge": self.knowledge, "template": self.template}
+        prints = {name: file and file_fingerprint(file) for name, file in files.items()}
+        texts = {"model": file_fingerprint(self.model), "partner": self.partner, "title": self.title}
+        return texts | flat_settings(self.delegation, self.decoding) | prints
 
 
 def run(options: Options) -> int:
     """Generate, show and write. Returns how many prompts were skipped.
 
     Raises:
-        ValueError: the options, the prompts, the model or the partner.
+        LacyStreamError: the options, the prompts, the model or the partner cannot be used.
     """
     prompts = _prompts(options)
     journal = None if options.out is None else Journal(options.out, options.settings())
@@ -107,7 +82,7 @@ def run(options: Options) -> int:
 
 def _prompts(options: Options) -> list[Prompt]:
     articles: Articles | None = None
-    template = TEMPLATE if options.template is None else Path(options.template).read_text(encoding="utf-8")
+    template = TEMPLATE if options.template is None else read_text(options.template)
     if options.knowledge is not None:
         from lacy_stream.knowledge import Knowledge
 
@@ -135,19 +110,15 @@ def _generations(
     model.model.to(options.device)  # type: ignore[arg-type]
     partner = None
     if options.partner is not None:
-        partner = open_partner(options.partner, repetition_penalty=options.repetition_penalty, device=options.device)
+        partner = open_partner(
+            options.partner, repetition_penalty=options.decoding.repetition_penalty, device=options.device
+        )
     return generate(
         model,
         prompts,
         partner=partner,
-        delegate=options.delegate,
-        rank_calls_by=options.rank_calls_by,
-        call_rate=options.call_rate,
-        max_new_tokens=options.max_new_tokens,
-        repetition_penalty=options.repetition_penalty,
-        estimator=options.estimator,
-        seed=options.seed,
-        batch_size=options.texts_at_once,
+        delegation=options.delegation,
+        decoding=options.decoding,
         done=done,
         on_token=on_token,
     )
@@ -158,7 +129,7 @@ def _display(console: Console, prompts: Sequence[Prompt], done: int, options: Op
     """Yields what is told of tokens and of texts. Few prompts: their texts, as they grow where it is one at a time; a
     file of them: a bar."""
     if options.prompts_file is not None:
-        with progress("texts", len(prompts), done, together=options.texts_at_once) as advance:
+        with progress("texts", len(prompts), done, together=options.decoding.batch_size) as advance:
             yield None, lambda generation: advance(1)
         return
     started: set[int] = set()
@@ -174,12 +145,12 @@ def _display(console: Console, prompts: Sequence[Prompt], done: int, options: Op
 
     def on_text(generation: Generation) -> None:
         number = next(numbers)
-        if options.texts_at_once > 1:
+        if options.decoding.batch_size > 1:
             for token in generation.tokens:
                 on_token(number, token)
         console.print("\n" if generation.tokens else "")
 
-    yield on_token if options.texts_at_once == 1 else None, on_text
+    yield on_token if options.decoding.batch_size == 1 else None, on_text
 
 
 def _summarise(console: Console, generations: Sequence[Generation], options: Options) -> None:
@@ -190,7 +161,7 @@ def _summarise(console: Console, generations: Sequence[Generation], options: Opt
     line = f"{len(written):,} texts, {tokens:,} tokens"
     if options.partner is not None:
         legend = f"[{PARTNER_STYLE}]the partner's[/]" if console.is_terminal else "⟦the partner's⟧"
-        line += f"; {legend}: {rate:.1%} of them (target {options.call_rate:.0%})"
+        line += f"; {legend}: {rate:.1%} of them (target {options.delegation.call_rate:.0%})"
     console.print(line)
     fallbacks = sum(generation.fallbacks for generation in written)
     if fallbacks:

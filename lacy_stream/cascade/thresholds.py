@@ -98,4 +98,4 @@ def _quantile(scores: Iterable[float], share: float) -> float:
     return float(np.quantile(values, 1 - share)) if share > 0 and len(values) else np.inf
 
 
-ESTIMATORS = {"tracking": TrackingThreshold, "paper": PaperThreshold}
+THRESHOLDS = {"tracking": TrackingThreshold, "paper": PaperThreshold}

@@ -1,4 +1,4 @@
-"""What token ids spell, for SentencePiece files and for tokenizers of transformers."""
+"""What token ids spell, for our own tokenizers and for those of transformers."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from typing import Any
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-from annotator.tokens import Tokenizer
+from annotator.tokenizers import Tokenizer, is_tokenizer_json, open_tokenizer
+from lacy_stream.errors import UsageError
 
 
 class Vocabulary:
@@ -64,18 +65,18 @@ class Vocabulary:
         )
 
 
-class SentencePieceVocabulary(Vocabulary):
-    """A SentencePiece file."""
+class TokenizerVocabulary(Vocabulary):
+    """A tokenizer that a model can be trained with."""
 
-    def __init__(self, path: Path) -> None:
-        self._tokenizer = Tokenizer(path)
-        self.spellings = self._tokenizer.spellings()
-        self.adds_space = self._tokenizer.adds_space
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self.spellings = tokenizer.spellings()
+        self.adds_space = tokenizer.adds_space
 
     def encode(self, text: str) -> list[int]:
         return self._tokenizer.encode(text).ids.tolist()
 
-    encode_special = encode  # SentencePiece reads no names of special pieces
+    encode_special = encode  # it reads names of special pieces as text
 
 
 class TransformersVocabulary(Vocabulary):
@@ -83,7 +84,7 @@ class TransformersVocabulary(Vocabulary):
     (Llama 2, Mistral, Gemma, ours).
 
     Raises:
-        ValueError: it is of neither kind.
+        UsageError: it is of neither kind.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
@@ -95,7 +96,7 @@ class TransformersVocabulary(Vocabulary):
         elif "ByteFallback" in parts or "Metaspace" in parts:
             spell = _sentencepiece
         else:
-            raise ValueError(
+            raise UsageError(
                 f"{tokenizer.name_or_path}: a tokenizer that decodes with {sorted(parts)} is not supported"
             )
         special = {id for id, token in tokenizer.added_tokens_decoder.items() if token.special}
@@ -137,7 +138,7 @@ def _sentencepiece(token: str) -> bytes:
 
 
 def open_vocabulary(path: Path) -> Vocabulary:
-    """Of a ``CallingModel.tokenizer``: a SentencePiece file, or the tokenizer.json of another model."""
-    if path.suffix == ".json":
+    """Of a ``CallingModel.tokenizer``: of our own models, or the tokenizer.json of another model."""
+    if is_tokenizer_json(path):
         return TransformersVocabulary(AutoTokenizer.from_pretrained(path.parent, use_fast=True))
-    return SentencePieceVocabulary(path)
+    return TokenizerVocabulary(open_tokenizer(path))

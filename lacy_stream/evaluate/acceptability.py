@@ -16,15 +16,16 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 import torch
 
-from annotator import Annotator, Document, FactClass
-from annotator.tokens import Tokenizer
+from annotator import Annotator, AnnotatorSettings, Document, FactClass
+from annotator.tokenizers import Tokenizer
 from lacy_stream.checkpoint import CallingModel, load_model
+from lacy_stream.errors import UsageError
 from lacy_stream.evaluate.judge import Judge, in_parallel
-from lacy_stream.evaluate.progress import progress
 from lacy_stream.evaluate.results import Table, publish
 from lacy_stream.evaluate.token_table import LOSS_BIN_NAMES, LOSS_BINS, token_table
+from lacy_stream.progress import progress
 from lacy_stream.recipe import Recipe
-from lacy_stream.show_calls import held_out_documents
+from lacy_stream.recipe_data import held_out_documents
 from lacy_stream.sources import ReadOptions, find_inputs, read_rows
 
 VERDICT_TOKENS = 256
@@ -99,11 +100,11 @@ def read_documents(path: str, count: int) -> list[Document]:
 
 
 @torch.no_grad()
-def propose(model: CallingModel, annotator: Annotator, tokenizer: Tokenizer, document: Document) -> list[Proposal]:
+def propose(model: CallingModel, annotator: Annotator, document: Document) -> list[Proposal]:
     """Loss and greedy proposal of each token of a document but the first, up to the model's context; <CALL> is banned.
 
     Args:
-        tokenizer: the model's.
+        annotator: with the model's tokenizer.
     """
     labelled = annotator.annotate([document.text])[0]
     ids, classes = labelled.ids[: model.max_seq_len - 1], labelled.classes[: model.max_seq_len - 1]
@@ -117,8 +118,8 @@ def propose(model: CallingModel, annotator: Annotator, tokenizer: Tokenizer, doc
     return [
         Proposal(
             start=int(labelled.offsets[i, 0]),
-            reference=_spelled(tokenizer, ids[i - 1], ids[i]),
-            proposal=_spelled(tokenizer, ids[i - 1], table.proposal[i]),
+            reference=_spelled(annotator.tokenizer, ids[i - 1], ids[i]),
+            proposal=_spelled(annotator.tokenizer, ids[i - 1], table.proposal[i]),
             loss=float(table.loss[i]),
             factual=bool(classes[i] == FactClass.FACTUAL),
             correct=bool(table.correct[i]),
@@ -129,7 +130,7 @@ def propose(model: CallingModel, annotator: Annotator, tokenizer: Tokenizer, doc
 
 def _spelled(tokenizer: Tokenizer, before: int, id: int) -> str:
     """What a piece adds to the text behind another one."""
-    (text, _), (start, _) = (tokenizer.decode(np.array(ids, np.int32)) for ids in ([before, id], [before]))
+    text, start = (tokenizer.decode(np.array(ids, np.int32)).text for ids in ([before, id], [before]))
     return text[len(start) :]
 
 
@@ -141,20 +142,20 @@ def score_documents(label: str, path: str, texts: str | None, count: int, pipeli
         pipeline: name of the spaCy pipeline that tells facts.
 
     Raises:
-        ValueError: there are no documents.
+        UsageError: there are no documents.
     """
     model = load_model(path)
     model.model.to(device)  # type: ignore[arg-type]
-    annotator, tokenizer = Annotator(model.tokenizer, model=pipeline), Tokenizer(model.tokenizer)
+    annotator = AnnotatorSettings(model.tokenizer, pipeline).build()
     if texts is None and model.recipe is None:
-        raise ValueError(f"{path} has no recipe that names held-out data; name documents with --texts")
+        raise UsageError(f"{path} has no recipe that names held-out data; name documents with --texts")
     documents = read_documents(texts, count) if texts else held_out_documents(cast(Recipe, model.recipe), count)
     if not documents:
-        raise ValueError(f"{texts or path} holds no documents")
+        raise UsageError(f"{texts or path} holds no documents")
     scored = []
     with progress(f"{label}: documents read", len(documents)) as advance:
         for document in documents:
-            scored.append(Scored(document, propose(model, annotator, tokenizer, document)))
+            scored.append(Scored(document, propose(model, annotator, document)))
             advance(1)
     return scored
 

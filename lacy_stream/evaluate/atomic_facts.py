@@ -9,10 +9,11 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from functools import cache
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+
+from lacy_stream.errors import UsageError
+from lacy_stream.files import read_text
 
 DEMONSTRATIONS = 8
 ASK_FACTS = "Please breakdown the following sentence into independent facts: "
@@ -20,33 +21,27 @@ ASK_FACTS = "Please breakdown the following sentence into independent facts: "
 Demonstrations = Mapping[str, Sequence[str]]
 
 
-@cache
-def _sentencizer() -> Any:
-    import spacy
-
-    pipeline = spacy.blank("en")  # its tokenizer keeps "J." and "Dr." whole, so that they end no sentence
-    pipeline.add_pipe("sentencizer")
-    return pipeline
-
-
 def sentences(text: str) -> list[str]:
     """The sentences of a text; a line break ends one."""
+    from annotator.words import sentencizer  # imports spaCy, which takes seconds
+
     lines = [line for line in text.splitlines() if line.strip()]
-    return [sentence.text.strip() for document in _sentencizer().pipe(lines) for sentence in document.sents]
+    return [sentence.text.strip() for document in sentencizer().pipe(lines) for sentence in document.sents]
 
 
 def load_demonstrations(path: str | Path | None = None) -> Demonstrations:
     """Sentence -> its facts: the package's own, or those of a JSON file in FActScore's format (its first eight).
 
     Raises:
-        ValueError: the file has another layout.
+        UsageError: the file has another layout.
     """
-    source = files("lacy_stream.evaluate") / "factscore_demonstrations.json" if path is None else Path(path)
+    own = files("lacy_stream.evaluate") / "factscore_demonstrations.json"
+    text = own.read_text(encoding="utf-8") if path is None else read_text(path)
     try:
-        demonstrations = json.loads(source.read_text(encoding="utf-8"))
+        demonstrations = json.loads(text)
         return {str(s): [str(fact) for fact in f] for s, f in list(demonstrations.items())[:DEMONSTRATIONS]}
     except (ValueError, AttributeError, TypeError) as error:
-        raise ValueError(f"{path} is no JSON object of sentence: [fact, …] ({error})") from error
+        raise UsageError(f"{path} is no JSON object of sentence: [fact, …] ({error})") from error
 
 
 def facts_question(sentence: str) -> str:

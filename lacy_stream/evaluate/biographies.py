@@ -6,14 +6,15 @@ import json
 import os
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from lacy_stream.evaluate.journal import Journal, JournalError
-from lacy_stream.evaluate.models import fingerprint
-from lacy_stream.evaluate.progress import progress
+from lacy_stream.cascade_settings import MANY_TEXTS, Decoding, Delegation, flat_settings
+from lacy_stream.errors import UsageError
+from lacy_stream.files import file_errors, file_fingerprint, read_text
+from lacy_stream.journal import Journal, JournalError
 from lacy_stream.knowledge import Knowledge
+from lacy_stream.progress import progress
 
 if TYPE_CHECKING:
     from lacy_stream.cascade import Generation, Prompt
@@ -38,40 +39,42 @@ class Biography:
 
 @dataclass(frozen=True)
 class Cascade:
-    """How a model writes: with which partner, who decides what is delegated, and how much.
+    """How a model writes, and with which partner.
 
     Args:
-        partner, delegate, call_rate: as ``cascade.generate`` takes them; no partner, no calls.
-        max_new_tokens: at most (256 in the paper).
+        partner: as ``open_partner`` takes it; None, no calls.
+        delegation: what is delegated. decoding: how the texts are written.
         articles: store that the partner reads the person's article in first (RAG, appendix A.5); None: it reads none.
-        batch_size: texts that the model writes at once.
         template: file of the text around the article; None: the paper's, for Qwen 3.
     """
 
     partner: str | None = None
-    delegate: str = "call"
-    call_rate: float = 0.15
-    max_new_tokens: int = 256
+    delegation: Delegation = Delegation()
+    decoding: Decoding = Decoding(batch_size=MANY_TEXTS)
     articles: str | None = None
     template: str | None = None
-    batch_size: int = 8
+
+    def record(self) -> dict[str, Any]:
+        """All of it as JSON values."""
+        files = {"partner": self.partner, "articles": self.articles, "template": self.template}
+        return files | flat_settings(self.delegation, self.decoding)
 
     def settings(self) -> dict[str, Any]:
         """What the texts depend on, files by their fingerprints."""
-        files = {name: getattr(self, name) for name in ("articles", "template")}
-        return asdict(self) | {name: file and fingerprint(file) for name, file in files.items()}
+        files = {"articles": self.articles, "template": self.template}
+        return self.record() | {name: file and file_fingerprint(file) for name, file in files.items()}
 
 
 def read_names(path: str | os.PathLike[str], limit: int | None = None) -> list[str]:
     """The names of a file, one a line; blank lines are none.
 
     Raises:
-        ValueError: it holds none.
+        UsageError: it holds none.
     """
-    lines = (line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines())
+    lines = (line.strip() for line in read_text(path).splitlines())
     names = list(dict.fromkeys(line for line in lines if line))[:limit]
     if not names:
-        raise ValueError(f"{os.fspath(path)} holds no names; it wants one a line")
+        raise UsageError(f"{os.fspath(path)} holds no names; it wants one a line")
     return names
 
 
@@ -80,10 +83,10 @@ def read_biographies(path: str | os.PathLike[str], limit: int | None = None) -> 
     `lacy-stream generate` has made of prompts as PROMPT.
 
     Raises:
-        ValueError: a line is none of these, or there is none.
+        UsageError: a line is none of these, or there is none.
     """
     biographies = []
-    with open(path, encoding="utf-8") as file:
+    with file_errors(path, "read"), open(path, encoding="utf-8") as file:
         for number, line in enumerate(file, 1):
             try:
                 row = json.loads(line)
@@ -91,12 +94,12 @@ def read_biographies(path: str | os.PathLike[str], limit: int | None = None) -> 
                     continue  # the settings of a journal
                 biographies.append(_read(row))
             except (ValueError, KeyError, TypeError, AttributeError):
-                raise ValueError(
+                raise UsageError(
                     f"line {number} of {os.fspath(path)} has neither name and text, nor topic and output, nor a prompt "
                     f"{PROMPT!r} and text"
                 ) from None
     if not biographies:
-        raise ValueError(f"{os.fspath(path)} holds no biographies")
+        raise UsageError(f"{os.fspath(path)} holds no biographies")
     return biographies[:limit]
 
 
@@ -130,11 +133,11 @@ def write_biographies(
     Raises:
         JournalError: the journal was made by another model, in another way, or about other names.
         PartnerError: the partner cannot be used; what was written is kept.
-        ValueError: the model cannot delegate so.
+        UsageError: the model cannot delegate so.
     """
     from lacy_stream.cascade.records import from_record, record
 
-    kept = Journal(journal, {"model": fingerprint(path), "prompt": PROMPT, **cascade.settings()})
+    kept = Journal(journal, {"model": file_fingerprint(path), "prompt": PROMPT, **cascade.settings()})
     done = [from_record(row) for row in kept.results]
     prompts = _prompts(names, cascade)
     if [one.prompt for one in done[: len(prompts)]] != [prompt.text for prompt in prompts[: len(done)]]:
@@ -143,7 +146,7 @@ def write_biographies(
         )
     if len(done) < len(prompts):
         what = f"{label}: biographies written"
-        with progress(what, len(prompts), len(done), together=cascade.batch_size) as advance:
+        with progress(what, len(prompts), len(done), together=cascade.decoding.batch_size) as advance:
             for generation in _generate(path, prompts, cascade, done, device):
                 kept.add(record(generation))
                 done.append(generation)
@@ -160,7 +163,7 @@ def _prompts(names: Sequence[str], cascade: Cascade) -> list[Prompt]:
     if cascade.articles is None:
         return [Prompt(text) for text in texts.values()]
     articles = Knowledge(cascade.articles)
-    template = TEMPLATE if cascade.template is None else Path(cascade.template).read_text(encoding="utf-8")
+    template = TEMPLATE if cascade.template is None else read_text(cascade.template)
     return [with_article(text, name, articles, template) for name, text in texts.items()]
 
 
@@ -172,13 +175,9 @@ def _generate(
 
     model = load_model(path)
     model.model.to(device)  # type: ignore[arg-type]
+    partner = None
+    if cascade.partner is not None:
+        partner = open_partner(cascade.partner, repetition_penalty=cascade.decoding.repetition_penalty, device=device)
     return generate(
-        model,
-        prompts,
-        partner=None if cascade.partner is None else open_partner(cascade.partner, device=device),
-        delegate=cascade.delegate,
-        call_rate=cascade.call_rate,
-        max_new_tokens=cascade.max_new_tokens,
-        batch_size=cascade.batch_size,
-        done=list(done),
+        model, prompts, partner=partner, delegation=cascade.delegation, decoding=cascade.decoding, done=list(done)
     )

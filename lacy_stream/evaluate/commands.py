@@ -4,10 +4,22 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from lacy_stream.methods import RANKS
+from lacy_stream.arguments import (
+    add_decoding,
+    add_delegation,
+    add_device,
+    add_rank,
+    add_threshold,
+    device_of,
+    settings_of,
+)
+from lacy_stream.cascade_settings import MANY_TEXTS, Decoding, Delegation
+from lacy_stream.errors import UsageError
+from lacy_stream.files import file_errors
 
 if TYPE_CHECKING:
     from lacy_stream.evaluate.biographies import Biography, Cascade
@@ -18,7 +30,7 @@ EVALUATE = """\
 Score models: checkpoints of runs (runs/NAME/latest-rank0.pt) or exported folders, side by side.
 
 Each evaluation writes NAME.json with every item, NAME.md with a table beside the paper's figures, and a picture where
-the paper has a plot. Stopped, however it was, the same command goes on from there.
+the paper has a plot. If interrupted, run the same command again to resume.
 """
 
 BY_LM_EVAL, BY_JUDGE = ("accelerate", "lm_eval", "matplotlib"), ("openai", "matplotlib")
@@ -56,11 +68,11 @@ def _add(
     parser = parts.add_parser(
         name, help=help, description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.set_defaults(run=lambda args: _need(packages) or run(args), prog=parser.prog)
+    parser.set_defaults(run=lambda args: _need(packages) or _make(args.out) or run(args), prog=parser.prog)
     add = parser.add_argument
     add("models", nargs="+", metavar="MODEL", help="checkpoint or exported folder; as many as you like")
-    add("--out", required=True, metavar="DIR", help="folder of the results, and of what is kept to go on from")
-    add("--device", metavar="NAME", help="torch device (default: cuda where there is one, else cpu)")
+    add("--out", required=True, metavar="DIR", help="folder for the results, and for what is kept to resume from")
+    add_device(add)
     add("--limit", metavar="N", type=_positive, help="only the first N items")
     return parser
 
@@ -68,7 +80,12 @@ def _add(
 def _need(packages: tuple[str, ...]) -> None:
     missing = [name for name in packages if importlib.util.find_spec(name) is None]
     if missing:
-        raise ValueError(f"this evaluation needs {', '.join(missing)}: pip install 'lacy-stream[evaluate]'")
+        raise UsageError(f"this evaluation needs {', '.join(missing)}: pip install 'lacy-stream[evaluate]'")
+
+
+def _make(folder: str) -> None:
+    with file_errors(folder, "written"):
+        os.makedirs(folder, exist_ok=True)
 
 
 # ---------------------------------------------------------------- losses
@@ -86,11 +103,7 @@ def _add_losses(parts: Parsers) -> None:
     add("--data", metavar="DIR", help="MDS shards (default: the held-out data of the first model's run)")
     add("--split", metavar="NAME", default="val", help="of DIR (default: val; '' for DIR itself)")
     add("--call-fraction", type=float, default=0.15, metavar="F", help="targets on a call mask (default: 0.15)")
-    add(
-        "--rank-calls-by",
-        choices=RANKS,
-        help="the score of <CALL> that decides on them (default: that of each model's run)",
-    )
+    add_rank(add)
     add("--parser", default="en_core_web_sm", metavar="NAME", help="spaCy pipeline (default: en_core_web_sm)")
     add("--batch-size", type=_positive, default=8, metavar="N", help="rows at a time (default: 8)")
 
@@ -110,7 +123,7 @@ def _losses(args: argparse.Namespace) -> int:
         parser=args.parser,
         rows=args.limit,
         batch_size=args.batch_size,
-        device=_device(args),
+        device=device_of(args),
     )
     return 0
 
@@ -154,7 +167,7 @@ def _nlu(args: argparse.Namespace) -> int:
 def _by_lm_eval(evaluate: Callable[..., None], args: argparse.Namespace) -> int:
     from lacy_stream.evaluate.models import labels
 
-    options = {"device": _device(args), "batch_size": args.batch_size, "limit": args.limit}
+    options = {"device": device_of(args), "batch_size": args.batch_size, "limit": args.limit}
     evaluate(labels(args.models), args.out, data=args.data, **options)
     return 0
 
@@ -202,16 +215,13 @@ The names of the paper are 183 of FActScore (labeled/prompt_entities.txt of its 
 def _add_factscore(parts: Parsers) -> None:
     parser = _add(parts, "factscore", _factscore, "factual precision of biographies, by a judge", FACTSCORE, BY_JUDGE)
     _add_jury(parser)
-    add = _add_writing(parser)
-    add("--delegate", default="call", metavar="HOW", help="who decides what is delegated (default: call)")
-    add("--call-rate", type=float, default=0.15, metavar="F", help="target share of calls (default: 0.15)")
+    add_delegation(_add_writing(parser))
 
 
 def _add_writing(parser: argparse.ArgumentParser) -> Callable[..., argparse.Action]:
     add = parser.add_argument_group("how the texts are written").add_argument
     add("--partner", metavar="SPEC", help="model that answers calls, as in `lacy-stream generate`; none: no calls")
-    add("--max-new-tokens", type=_positive, default=256, metavar="N", help="longest text (default: 256)")
-    add("--batch-size", type=_positive, default=8, metavar="N", help="texts at a time (default: 8)")
+    add_decoding(add, MANY_TEXTS, str(MANY_TEXTS))
     add("--rag", action="store_true", help="the partner reads the person's article of --knowledge first")
     add("--template", metavar="FILE", help="text around {title} and {article} (default: the paper's, for Qwen 3)")
     return add
@@ -219,8 +229,7 @@ def _add_writing(parser: argparse.ArgumentParser) -> Callable[..., argparse.Acti
 
 def _writing(args: argparse.Namespace) -> dict[str, Any]:
     articles = args.knowledge if args.rag else None
-    names = ("max_new_tokens", "batch_size", "template")
-    return {name: getattr(args, name) for name in names} | {"articles": articles}
+    return {"decoding": settings_of(Decoding, args), "articles": articles, "template": args.template}
 
 
 def _add_jury(parser: argparse.ArgumentParser) -> None:
@@ -247,7 +256,7 @@ def _factscore(args: argparse.Namespace) -> int:
     from lacy_stream.evaluate.models import labels, training_notes
 
     models, jury = labels(args.models), _jury(args)
-    cascade = Cascade(args.partner, args.delegate, args.call_rate, **_writing(args))
+    cascade = Cascade(args.partner, settings_of(Delegation, args), **_writing(args))
     texts = {label: _texts(label, path, cascade, args) for label, path in models.items()}
     evaluate_factscore(texts, jury, args.out, training_notes(models))
     return 0
@@ -261,9 +270,9 @@ def _texts(label: str, path: str, cascade: Cascade, args: argparse.Namespace) ->
     if path.endswith(".jsonl"):
         return read_biographies(path, args.limit)
     if args.names is None:
-        raise ValueError("--names is missing: a file of names to write about, one a line")
+        raise UsageError("--names is missing: a file of names to write about, one a line")
     names, journal = read_names(args.names, args.limit), Path(args.out) / f"biographies-{label}.jsonl"
-    return write_biographies(label, path, names, cascade, journal, _device(args))
+    return write_biographies(label, path, names, cascade, journal, device_of(args))
 
 
 # ---------------------------------------------------------------- acceptability
@@ -294,7 +303,7 @@ def _acceptability(args: argparse.Namespace) -> int:
     from lacy_stream.evaluate.acceptability import evaluate_acceptability, score_documents
     from lacy_stream.evaluate.models import labels, training_notes
 
-    models, judge, device = labels(args.models), _judge(args), _device(args)
+    models, judge, device = labels(args.models), _judge(args), device_of(args)
     count = min(args.documents, args.limit or args.documents)
     scored = {
         label: score_documents(label, path, args.texts, count, args.parser, device) for label, path in models.items()
@@ -315,6 +324,7 @@ def _add_sweep(parts: Parsers) -> None:
     parser = _add(parts, "sweep", _sweep, "FActScore by call rate and by delegation", SWEEP, BY_JUDGE)
     _add_jury(parser)
     add = _add_writing(parser)
+    add_threshold(add)
     add("--rates", type=float, nargs="+", metavar="F", help="target call rates (default: those of table 8)")
     add("--baseline", action="append", default=[], metavar="MODEL", help="model for table 9; may be given again")
     add("--methods", nargs="+", metavar="HOW", help="delegation of table 9 (default: random and both i-LaCy)")
@@ -327,7 +337,7 @@ def _sweep(args: argparse.Namespace) -> int:
     from lacy_stream.evaluate.sweep import METHODS, RATES, Run, evaluate_sweep, run_label
 
     if args.partner is None:
-        raise ValueError("--partner is missing: a sweep asks what delegation brings")
+        raise UsageError("--partner is missing: a sweep asks what delegation brings")
     jury = _jury(args)
 
     def runs(models: dict[str, str], cascades: list[Cascade]) -> list[Run]:
@@ -337,8 +347,12 @@ def _sweep(args: argparse.Namespace) -> int:
             for cascade in cascades
         ]
 
-    rates = [Cascade(args.partner, "call", rate, **_writing(args)) for rate in args.rates or RATES]
-    methods = [Cascade(args.partner, method, args.method_rate, **_writing(args)) for method in args.methods or METHODS]
+    def cascade(method: str, rate: float) -> Cascade:
+        delegation = settings_of(Delegation, args, method=method, call_rate=rate)
+        return Cascade(args.partner, delegation, **_writing(args))
+
+    rates = [cascade("call", rate) for rate in args.rates or RATES]
+    methods = [cascade(method, args.method_rate) for method in args.methods or METHODS]
     models, baselines = labels(args.models), labels(args.baseline)
     training = training_notes(models | baselines)
     evaluate_sweep(runs(models, rates), runs(baselines, methods), jury, args.out, training)
@@ -346,12 +360,6 @@ def _sweep(args: argparse.Namespace) -> int:
 
 
 # ---------------------------------------------------------------- values
-
-
-def _device(args: argparse.Namespace) -> str:
-    import torch
-
-    return args.device or ("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def _positive(text: str) -> int:

@@ -28,9 +28,9 @@ from lacy_stream.evaluate.atomic_facts import (
 )
 from lacy_stream.evaluate.biographies import Biography
 from lacy_stream.evaluate.judge import Judge, in_parallel
-from lacy_stream.evaluate.progress import progress
 from lacy_stream.evaluate.results import Table, bars, publish
 from lacy_stream.knowledge import Knowledge
+from lacy_stream.progress import progress
 
 GAMMA = 10
 """Facts below which a biography is penalised for being short."""

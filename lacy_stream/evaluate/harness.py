@@ -20,8 +20,10 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 from transformers import AutoTokenizer, LlamaTokenizer, PreTrainedTokenizerBase
 
+from annotator.tokenizers import is_tokenizer_json
 from lacy_stream.checkpoint import CallingModel, load_model
-from lacy_stream.evaluate.models import fingerprint
+from lacy_stream.errors import UsageError
+from lacy_stream.files import file_fingerprint
 
 _HFLM: Any = HFLM  # its own decorator hides its type
 
@@ -74,7 +76,7 @@ def hf_tokenizer(path: Path) -> PreTrainedTokenizerBase:
     needs a protobuf that fits, and encodes white space otherwise unless it is told not to. Names of special tokens in a
     text are text.
     """
-    if path.suffix == ".json":
+    if is_tokenizer_json(path):
         return AutoTokenizer.from_pretrained(path.parent)
     return LlamaTokenizer(vocab_file=str(path), legacy=True, add_bos_token=False, split_special_tokens=True)
 
@@ -108,18 +110,24 @@ def run_tasks(
         tasks: names that the manager knows.
         cache: folder of the answers that models have given. An interrupted run finds them again.
         limit: items of each task.
+
+    Raises:
+        UsageError: the data of a task are on the hub, which cannot be reached.
     """
     logging.getLogger("lm_eval").setLevel(logging.ERROR)  # it warns of a model that is an object
     cache.mkdir(parents=True, exist_ok=True)
     model: Any = LacyLM(path, batch_size=batch_size, device=device)  # type: ignore[call-arg]
-    results: Any = simple_evaluate(
-        model=model,
-        tasks=list(tasks),
-        task_manager=manager,
-        limit=limit,
-        use_cache=str(cache / fingerprint(path)),
-        bootstrap_iters=0,
-    )
+    try:
+        results: Any = simple_evaluate(
+            model=model,
+            tasks=list(tasks),
+            task_manager=manager,
+            limit=limit,
+            use_cache=str(cache / file_fingerprint(path)),
+            bootstrap_iters=0,
+        )
+    except ConnectionError as error:
+        raise UsageError(f"the Hugging Face hub did not deliver the tasks' data: {error}. Give --data DIR") from error
     return {
         task: TaskResult(
             _metrics(results["results"][task]),

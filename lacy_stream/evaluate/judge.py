@@ -17,6 +17,9 @@ from typing import Any, TypeVar
 
 import openai
 
+from lacy_stream.errors import UsageError
+from lacy_stream.files import file_errors
+
 Item = TypeVar("Item")
 Answer = TypeVar("Answer")
 
@@ -25,7 +28,7 @@ PATIENCE = 3
 HOPELESS = (openai.AuthenticationError, openai.PermissionDeniedError, openai.NotFoundError)
 
 
-class JudgeError(ValueError):
+class JudgeError(UsageError):
     """The endpoint cannot be used; the message says why. What was answered before is kept."""
 
 
@@ -61,7 +64,8 @@ class Judge:
         self._retries = retries
         self._client = openai.OpenAI(base_url=url, api_key=key, timeout=timeout_s, max_retries=retries)
         self._lock, self._failed_in_a_row = threading.Lock(), 0
-        Path(cache).parent.mkdir(parents=True, exist_ok=True)
+        with file_errors(cache, "written"):
+            Path(cache).parent.mkdir(parents=True, exist_ok=True)
         try:
             self._cache = sqlite3.connect(cache, check_same_thread=False, isolation_level=None, timeout=60)
             self._cache.execute(

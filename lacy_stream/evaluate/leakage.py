@@ -34,7 +34,7 @@ def evaluate_leakage(
         limit: items of each task.
 
     Raises:
-        ValueError: the folder lacks a file.
+        UsageError: the folder lacks a file.
     """
     manager = TaskManager(include_path=FOLDER, include_defaults=False, metadata={"data": data})
     cache = Path(out) / "answers"

@@ -11,13 +11,16 @@ from typing import Any
 import numpy as np
 import torch
 
+from annotator import AnnotatorSettings
 from lacy_stream.checkpoint import CallingModel, load_model
-from lacy_stream.evaluate.journal import Journal
-from lacy_stream.evaluate.models import fingerprint, training_notes
-from lacy_stream.evaluate.progress import progress
+from lacy_stream.errors import UsageError
+from lacy_stream.evaluate.models import training_notes
 from lacy_stream.evaluate.results import OURS, Table, publish
 from lacy_stream.evaluate.token_table import TokenTable, calls_by_class, joined, losses, own_mask, token_table
+from lacy_stream.files import file_fingerprint
+from lacy_stream.journal import Journal
 from lacy_stream.pool import AnnotationPool
+from lacy_stream.progress import progress
 from lacy_stream.recipe import Dataset, Recipe
 
 PAPER = [["LaCy, 334M", "paper", "logit", "5.72", None, None, None, None, None, None]]
@@ -63,7 +66,7 @@ def evaluate_losses(
         rows: at most so many; default, all.
 
     Raises:
-        ValueError: a model without <CALL>, other tokenizers, or no data.
+        UsageError: a model without <CALL>, other tokenizers, or no data.
     """
     out = Path(out)
     everyone = dict(models) | ({"baseline": baseline} if baseline else {})
@@ -73,15 +76,15 @@ def evaluate_losses(
     dataset = _dataset(first, data, split)
     length = min(model.max_seq_len for model in loaded.values())
     tables = {}
-    with AnnotationPool(first.tokenizer, parser, label_cache=out / "labels") as pool:
+    with AnnotationPool(AnnotatorSettings(first.tokenizer, parser), label_cache=out / "labels") as pool:
         for label, model in loaded.items():
             settings = {
-                "model": fingerprint(everyone[label]),
+                "model": file_fingerprint(everyone[label]),
                 "data": str(dataset),
                 "length": length,
                 "rows": rows,
                 "batch_size": batch_size,
-                "annotation": pool.identity(),
+                "annotation": pool.identity,
                 "columns": list(TokenTable._fields),
             }
             journal = Journal(out / f"losses-{label}" / "parts.jsonl", settings)
@@ -110,16 +113,16 @@ def _check(loaded: Mapping[str, CallingModel], calling: Mapping[str, str]) -> No
     first = next(iter(digests))
     for label, model in loaded.items():
         if label in calling and model.call_token_id is None:
-            raise ValueError(f"{label} has no <CALL> in its vocabulary, and so no call mask: give it as --baseline")
+            raise UsageError(f"{label} has no <CALL> in its vocabulary, and so no call mask: give it as --baseline")
         if digests[label] != digests[first]:
-            raise ValueError(f"{label} has another tokenizer than {first}: their targets cannot be compared")
+            raise UsageError(f"{label} has another tokenizer than {first}: their targets cannot be compared")
 
 
 def _dataset(model: CallingModel, data: str | None, split: str | None) -> Dataset:
     if data is not None:
         return Dataset(local=data, split=split)
     if model.recipe is None or model.recipe.eval_loader is None:
-        raise ValueError(f"{model.name} names no held-out data: give --data, a folder of MDS shards")
+        raise UsageError(f"{model.name} names no held-out data: give --data, a folder of MDS shards")
     return model.recipe.eval_loader.dataset
 
 
@@ -136,7 +139,7 @@ def _table(
 ) -> TokenTable:
     """What a model does at each target: from the parts that are there, and from the model for the rest."""
     from lacy_stream.batches import annotated_dataloader
-    from lacy_stream.train import corpus_arguments
+    from lacy_stream.recipe_data import corpus_arguments
 
     folder = journal.path.parent
     loader = annotated_dataloader(

@@ -1,15 +1,14 @@
-"""The models of one evaluation: what they are called in its tables, and whether they are still the same."""
+"""The models of one evaluation, and what they are called in its tables."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from lacy_stream.checkpoint import describe_training, read_recipe
-from lacy_stream.sources import is_hub_name
+from lacy_stream.errors import UsageError
+from lacy_stream.files import is_hub_name
 
 
 def labels(paths: Sequence[str]) -> dict[str, str]:
@@ -17,14 +16,14 @@ def labels(paths: Sequence[str]) -> dict[str, str]:
     several checkpoints of one run are told apart by their own names.
 
     Raises:
-        ValueError: a model does not exist and cannot be a hub name, or is given twice.
+        UsageError: a model does not exist and cannot be a hub name, or is given twice.
     """
     labelled: dict[str, str] = {}
     for path in paths:
         if path in labelled.values():
-            raise ValueError(f"{path} is given twice")
+            raise UsageError(f"{path} is given twice")
         if not os.path.exists(path) and not is_hub_name(path):
-            raise ValueError(
+            raise UsageError(
                 f"{path} does not exist: give a checkpoint, such as runs/NAME/latest-rank0.pt, or a folder"
             )
         absolute = Path(os.path.abspath(path))
@@ -44,14 +43,3 @@ def training_notes(models: Mapping[str, str]) -> list[str]:
     """
     recipes = {label: read_recipe(path) for label, path in models.items() if not path.endswith(".jsonl")}
     return [f"{label}: {describe_training(recipe)}." for label, recipe in recipes.items() if recipe is not None]
-
-
-def fingerprint(path: str | os.PathLike[str]) -> str:
-    """Short digest of names, sizes and times of change of a file, or of all files of a folder: a model that was trained
-    on or exported again is another one, without its gigabytes being read. A hub name stands for itself."""
-    if not os.path.exists(path):
-        return hashlib.sha256(os.fspath(path).encode()).hexdigest()[:16]
-    path = Path(path).resolve()
-    files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
-    stats = [(file.relative_to(path).as_posix(), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-    return hashlib.sha256(json.dumps(stats).encode()).hexdigest()[:16]

@@ -12,6 +12,7 @@ import lm_eval.tasks
 import yaml
 from lm_eval.tasks import TaskManager
 
+from lacy_stream.errors import UsageError
 from lacy_stream.evaluate.harness import TaskResult, run_tasks
 from lacy_stream.evaluate.models import training_notes
 from lacy_stream.evaluate.results import Table, publish
@@ -59,7 +60,7 @@ def evaluate_nlu(
         limit: items of each task.
 
     Raises:
-        ValueError: the folder lacks a file.
+        UsageError: the folder lacks a file.
     """
     with tempfile.TemporaryDirectory() as folder:
         manager = hub_tasks() if data is None else local_tasks(Path(data), Path(folder))
@@ -101,7 +102,7 @@ def local_tasks(data: Path, folder: Path) -> TaskManager:
     for task, (name, split, changes) in FILES.items():
         if not (data / name).is_file():
             names = ", ".join(name for name, *_ in FILES.values())
-            raise ValueError(f"{data / name} does not exist; --data names a folder with {names}; without it, the hub")
+            raise UsageError(f"{data / name} does not exist; --data names a folder with {names}; without it, the hub")
         definition = {
             "include": str(TASKS[task]),
             "task": task,

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lacy_stream.files import write_text
+
 Cell = str | float | None
 OURS, PAPER = "#3b6ea5", "#c9c9c9"
 
@@ -75,19 +77,11 @@ def _line(cells: Sequence[str]) -> str:
 def publish(out: str | os.PathLike[str], name: str, content: Mapping[str, Any], *tables: Table) -> None:
     """Write OUT/NAME.json (`content`) and OUT/NAME.md, and print the tables."""
     out = Path(out)
-    write(out / f"{name}.json", json.dumps(content, ensure_ascii=False, indent=1) + "\n")
-    write(out / f"{name}.md", "\n".join(table.markdown() for table in tables))
+    write_text(out / f"{name}.json", json.dumps(content, ensure_ascii=False, indent=1) + "\n")
+    write_text(out / f"{name}.md", "\n".join(table.markdown() for table in tables))
     for table in tables:
         table.show()
     print(f"written: {out / name}.json, .md" + (", .png" if (out / f"{name}.png").exists() else ""))
-
-
-def write(path: Path, text: str) -> None:
-    """The file is old or new, never half."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
 
 
 def bars(path: Path, title: str, ylabel: str, ours: Mapping[str, float], paper: Mapping[str, float]) -> None:

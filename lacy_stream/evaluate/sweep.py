@@ -45,7 +45,7 @@ class Run:
 
 def run_label(model: str, cascade: Cascade) -> str:
     """How a run is called, also in the name of its journal."""
-    return f"{model}-{cascade.delegate}-{cascade.call_rate:g}"
+    return f"{model}-{cascade.delegation.method}-{cascade.delegation.call_rate:g}"
 
 
 def evaluate_sweep(
@@ -76,7 +76,7 @@ def evaluate_sweep(
         ],
     )
     content = [
-        {"model": run.model, **asdict(run.cascade), "score": asdict(score), "items": [asdict(item) for item in items]}
+        {"model": run.model, **run.cascade.record(), "score": asdict(score), "items": [asdict(item) for item in items]}
         for run, score, items in zip(runs, scores, judged, strict=True)
     ]
     publish(Path(out), "sweep", {"jury": jury_settings(jury), "runs": content}, *tables)
@@ -97,7 +97,7 @@ def _rates_table(runs: Sequence[Run], scores: Sequence[Score]) -> Table:
 
 def _methods_table(runs: Sequence[Run], scores: Sequence[Score]) -> Table:
     rows: list[list[Cell]] = [
-        [run.model, run.cascade.delegate, s.call_rate, s.score, s.unpenalised]
+        [run.model, run.cascade.delegation.method, s.call_rate, s.score, s.unpenalised]
         for run, s in zip(runs, scores, strict=True)
     ]
     return Table(

@@ -8,6 +8,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from lacy_stream.errors import UsageError
+from lacy_stream.files import file_errors
+
 POPQA_FILE, QA_WIKIDATA_FILE = "popqa_longtail.jsonl", "bigbench_qa_wikidata.jsonl"
 
 COMPLETIONS = [
@@ -29,12 +32,12 @@ def completion(question: str) -> str:
     """The start of the sentence that answers a PopQA question.
 
     Raises:
-        ValueError: the question follows none of PopQA's templates.
+        UsageError: the question follows none of PopQA's templates.
     """
     for pattern, start in COMPLETIONS:
         if re.fullmatch(pattern, question):
             return re.sub(pattern, start, question)
-    raise ValueError(f"{question!r} follows none of PopQA's templates")
+    raise UsageError(f"{question!r} follows none of PopQA's templates")
 
 
 def contains_answer(output: str, answers: Sequence[str]) -> bool:
@@ -65,13 +68,13 @@ def qa_wikidata(data: str | None = None, **_: Any) -> Any:
 def _rows(data: str | None, name: str) -> Iterator[dict[str, Any]]:
     path = Path(data or ".") / name
     if not path.is_file():
-        raise ValueError(f"{path} does not exist; --data names the folder of {POPQA_FILE} and {QA_WIKIDATA_FILE}")
-    with open(path, encoding="utf-8") as file:
+        raise UsageError(f"{path} does not exist; --data names the folder of {POPQA_FILE} and {QA_WIKIDATA_FILE}")
+    with file_errors(path, "read"), open(path, encoding="utf-8") as file:
         for number, line in enumerate(file, 1):
             try:
                 yield json.loads(line)
             except ValueError as error:
-                raise ValueError(f"line {number} of {path} is no JSON: {error}") from None
+                raise UsageError(f"line {number} of {path} is no JSON: {error}") from None
 
 
 def _dataset(rows: Iterable[dict[str, Any]]) -> Any:

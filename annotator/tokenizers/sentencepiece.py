@@ -1,4 +1,4 @@
-"""Text and word classes -> labelled SentencePiece tokens. The only file that imports sentencepiece."""
+"""Text <-> SentencePiece's pieces. The only file that imports sentencepiece."""
 
 from __future__ import annotations
 
@@ -12,24 +12,14 @@ import numpy as np
 import sentencepiece
 from numpy.typing import NDArray
 
-from annotator.piece_table import PieceTable, separable
-from annotator.records import FactClass, LabelledTokens, Words
-
-VERSION: str = sentencepiece.__version__
+from annotator.errors import AnnotatorError
+from annotator.records import Pieces
+from annotator.tokenizers.piece_table import PieceTable, separable
 
 Encode = Callable[[str], tuple[list[int], list[tuple[int, int]]]]
 
 _REPLACEMENT = "\ufffd"
 _SPACE = "\u2581"  # stands for U+0020 in SentencePiece's vocabularies
-
-
-class Pieces(NamedTuple):
-    """The pieces of one text, int32 [n], and the place of each in its code points, int32 [n, 2]: monotone, and the
-    last end is the length of the text."""
-
-    text: str
-    ids: NDArray[np.int32]
-    offsets: NDArray[np.int32]
 
 
 class _Vocabulary(NamedTuple):
@@ -42,36 +32,28 @@ class _Vocabulary(NamedTuple):
     spaced: NDArray[np.bool_]
 
 
-class Tokenizer:
-    """A SentencePiece model that gives every token its place in the text and the class of its word.
+class SentencePieceTokenizer:
+    """A ``Tokenizer`` that is a SentencePiece model.
 
     Args:
         path: a SentencePiece model file.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file is not a SentencePiece model.
+        AnnotatorError: the file is not a SentencePiece model.
     """
 
-    def __init__(self, path: str | Path) -> None:
-        path = Path(path)
-        if not path.is_file():
-            raise FileNotFoundError(
-                f"tokenizer: no file {path}. Give the path of a SentencePiece model; "
-                "`pip install mistral-common` brings one (mistral_common/data/tokenizer.model.v1)."
-            )
+    def __init__(self, path: Path) -> None:
         data = path.read_bytes()
         self._sp = sentencepiece.SentencePieceProcessor()
         try:
             self._sp.LoadFromSerializedProto(data)
         except RuntimeError as error:
-            raise ValueError(
-                f"tokenizer: {path} is not a SentencePiece model. A tokenizer.json (Hugging Face) is a "
-                "different format: give the tokenizer.model file beside it."
-            ) from error
+            raise AnnotatorError(f"tokenizer: {path} is not a SentencePiece model.") from error
         self._encode = _encoder_with_offsets(self._sp)
         self._table = PieceTable(self._encode_spelled) if separable(data) else None
+        self.adds_space = self._sp.encode("a", out_type=str)[0].startswith(_SPACE)
         self.sha256 = hashlib.sha256(data).hexdigest()
+        self.identity = {"tokenizer": self.sha256, "sentencepiece": sentencepiece.__version__}
 
     @property
     def vocab_size(self) -> int:
@@ -84,7 +66,7 @@ class Tokenizer:
         return self._sp.eos_id()
 
     def pieces(self) -> list[str]:
-        """The name of each id."""
+        """The name of each id, in which U+2581 stands for a space."""
         return [self._sp.id_to_piece(id) for id in range(self.vocab_size)]
 
     def scores(self) -> list[float]:
@@ -97,78 +79,51 @@ class Tokenizer:
         none = control | np.array([self._sp.is_unknown(id) for id in range(self.vocab_size)])
         return [None if gone else spelled for spelled, gone in zip(spelling, none.tolist(), strict=True)]
 
-    @property
-    def adds_space(self) -> bool:
-        """Whether the tokenizer puts a space before each text."""
-        return self._adds_space
-
     def encode(self, text: str) -> Pieces:
         """The pieces of a whole text.
 
         Raises:
-            ValueError: the tokenizer's offsets run backwards or leave the text.
+            AnnotatorError: the tokenizer's offsets run backwards or leave the text.
         """
         found = self._encode_spelled(text) if self._table is None else self._table.pieces(text)
         if found is not None:
-            return Pieces(text, found[0], _from_zero(found[1]))
+            return self._pieces(text, found[0], _from_zero(found[1]))
         ids, pairs = self._encode(text)
         offsets = _total_offsets(np.array(pairs, dtype=np.int32).reshape(-1, 2), text)
-        return Pieces(text, np.array(ids, dtype=np.int32), offsets)
+        return self._pieces(text, np.array(ids, dtype=np.int32), offsets)
 
-    def decode(self, ids: NDArray[np.int32]) -> tuple[str, NDArray[np.int32]]:
+    def decode(self, ids: NDArray[np.int32]) -> Pieces:
         """The text that the ids of one text, or of a part of one, spell.
 
         Control pieces spell nothing, an unknown piece one U+FFFD. Byte pieces spell UTF-8 together: the last byte of
         a character has its width, and a byte that belongs to no character is one U+FFFD. Where the tokenizer puts a
-        space before each text, one space at the beginning is dropped. So ``decode(encode(text).ids)`` is the text
+        space before each text, one space at the beginning is dropped. So ``decode(encode(text).ids)`` has the text
         again where normalisation leaves it alone, and a part from the middle of a text loses the space before its
         first word: its first piece is then narrower by one.
 
-        Returns:
-            The text, and the place of each piece in it, int32 [n, 2], as in ``Pieces``.
-
         Raises:
-            ValueError: not a row of integers, or an id that the tokenizer does not have, with its position.
+            AnnotatorError: not a row of integers, or an id that the tokenizer does not have, with its position.
         """
-        return self._spelled(self._checked(ids))
+        return self._read(self._checked(ids))
 
     def segments(self, ids: NDArray[np.integer]) -> list[Pieces]:
-        """Cut a row of ids behind each end-of-sequence id, and decode each segment on its own.
+        """Cut a row of ids after each end-of-sequence id, and decode each segment on its own.
 
         Returns:
             At least one segment, of no pieces for an empty row.
 
         Raises:
-            ValueError: as ``decode``.
+            AnnotatorError: as ``decode``.
         """
         row = self._checked(ids)
-        parts = np.split(row, np.flatnonzero(row[:-1] == self.eos_id) + 1)
-        spelled = [(part, *self._spelled(part)) for part in parts]
-        return [Pieces(text, part, offsets) for part, text, offsets in spelled]
+        return [self._read(part) for part in np.split(row, np.flatnonzero(row[:-1] == self.eos_id) + 1)]
 
-    def label(self, text: str, words: Words | None = None, classes: NDArray[np.uint8] | None = None) -> LabelledTokens:
-        """``encode`` and ``classify`` a whole text."""
-        return self.classify(self.encode(text), words, classes)
+    def _pieces(self, text: str, ids: NDArray[np.int32], offsets: NDArray[np.int32]) -> Pieces:
+        return Pieces(text, ids, offsets, self._vocabulary.control[ids])
 
-    def classify(
-        self, pieces: Pieces, words: Words | None = None, classes: NDArray[np.uint8] | None = None
-    ) -> LabelledTokens:
-        """Give each token of a text the class of the word that it belongs to.
-
-        A token belongs to the word that holds its first code point other than a space; a token of spaces
-        only, or of no code point (SentencePiece spells a character that it does not know in bytes, and
-        only the last byte gets the character's width), to the word at its end. So the lone space token
-        before a number counts with the number, as the space before any other word does. A token
-        that belongs to no word is OTHER, and without ``words`` every token is; but a control piece, which is
-        in no text, is GRAMMATICAL.
-        """
-        text, ids, offsets = pieces
-        labels = np.full(len(ids), FactClass.OTHER, dtype=np.uint8)
-        if words is not None and classes is not None and len(words) and len(ids):
-            word = words_of_pieces(offsets, text, words)
-            labels[word >= 0] = classes[word[word >= 0]]
-        labels[self._vocabulary.control[ids]] = FactClass.GRAMMATICAL
-        return LabelledTokens(ids, labels, offsets)
+    def _read(self, ids: NDArray[np.int32]) -> Pieces:
+        text, offsets = self._spelled(ids)
+        return self._pieces(text, ids, offsets)
 
     @cached_property
     def _vocabulary(self) -> _Vocabulary:
@@ -188,21 +143,16 @@ class Tokenizer:
             return bytes([int(piece[1:-1], 16)])  # <0xEA>
         return (_REPLACEMENT if self._sp.is_unknown(id) else piece.replace(_SPACE, " ")).encode()
 
-    @cached_property
-    def _adds_space(self) -> bool:
-        """Whether the tokenizer puts a space before each text."""
-        return self._sp.encode("a", out_type=str)[0].startswith(_SPACE)
-
     def _checked(self, ids: NDArray[np.integer]) -> NDArray[np.int32]:
         row = np.asarray(ids)
         if row.ndim != 1 or (len(row) and row.dtype.kind not in "iu"):
-            raise ValueError(
+            raise AnnotatorError(
                 f"{row.dtype} of shape {row.shape} instead of a row of token ids. "
                 "Give one-dimensional arrays of integers."
             )
         outside = np.flatnonzero((row < 0) | (row >= self.vocab_size)) if len(row) else row
         if len(outside):
-            raise ValueError(
+            raise AnnotatorError(
                 f"token id {row[outside[0]]} at position {outside[0]}, but the tokenizer has the ids 0 to "
                 f"{self.vocab_size - 1}. It is not the one that made this data: give the tokenizer of the data."
             )
@@ -218,23 +168,11 @@ class Tokenizer:
         spelling, size, control, spaced = self._vocabulary
         data = b"".join([spelling[i] for i in ids.tolist()])
         end = np.cumsum(size[ids])
-        if self._adds_space and spaced[ids[~control[ids]][:1]].any():
+        if self.adds_space and spaced[ids[~control[ids]][:1]].any():
             data = data[1:]
             end = np.maximum(end - 1, 0)
         text, end = _decoded(data, end)
         return text, _from_zero(end)
-
-
-def words_of_pieces(offsets: NDArray[np.int32], text: str, words: Words) -> NDArray[np.intp]:
-    """Index of the word that each piece belongs to (see ``Tokenizer.classify``), -1 for none; intp [n]."""
-    code_points = np.frombuffer(text.encode("utf-32-le"), dtype=np.uint32)
-    # Position of the first code point other than U+0020 at or after each position.
-    inked = np.append(np.flatnonzero(code_points != 0x20), len(text))
-    anchor = inked[np.searchsorted(inked, offsets[:, 0])]
-    anchor = np.minimum(anchor, offsets[:, 1])
-    word = np.searchsorted(words.start, anchor, side="right") - 1
-    inside = (word >= 0) & (anchor < words.end[word])
-    return np.where(inside, word, -1)
 
 
 def _from_zero(end: NDArray[np.integer]) -> NDArray[np.int32]:
@@ -283,7 +221,7 @@ def _total_offsets(offsets: NDArray[np.int32], text: str) -> NDArray[np.int32]:
     A SentencePiece model may drop white space (at the ends, or repeated) when it normalises a text.
 
     Raises:
-        ValueError: the offsets run backwards or leave the text, with the first such place.
+        AnnotatorError: the offsets run backwards or leave the text, with the first such place.
     """
     if not len(offsets):
         return offsets
@@ -294,7 +232,7 @@ def _total_offsets(offsets: NDArray[np.int32], text: str) -> NDArray[np.int32]:
     if backwards.any() or end.max() > len(text):
         at = int(np.argmax(backwards))
         place = int(start[at])
-        raise ValueError(
+        raise AnnotatorError(
             f"tokenizer: its offsets do not follow the text (piece {at}, code points {offsets[at].tolist()}, "
             f"near {text[max(0, place - 20) : place + 20]!r}). Use a SentencePiece model whose normalisation "
             "keeps the order of the characters."

@@ -17,14 +17,16 @@ import threading
 import time
 import traceback
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from multiprocess import spawn
 from multiprocess.connection import Connection
 from multiprocess.context import SpawnContext
 
+from lacy_stream.workers.protocol import Answer, WorkerCannotStart, WorkerDied
+
 if TYPE_CHECKING:  # numpy must not be loaded before a worker has limited its threads
-    from annotator import Annotator, Document, LabelledTokens
+    from annotator import Annotator, AnnotatorSettings, Document, LabelledTokens
 
 START_TIMEOUT_S = 300.0
 
@@ -32,30 +34,8 @@ _PR_SET_PDEATHSIG = 1
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "BLIS_NUM_THREADS")
 
 
-class WorkerDied(Exception):
-    """The process ended or was ended; the text says how."""
-
-
-class WorkerCannotStart(Exception):
-    """The process cannot load its tokenizer, parser or labeller, and no other will; the text says why."""
-
-
-class Answer(NamedTuple):
-    """What a worker says about one batch.
-
-    results: for each document its labels, or the text of the error that it raised. cpu_s: CPU seconds used.
-    engine: ``Annotator.stats()``, since the worker started. fallbacks: document id -> why spaCy had to do a document
-    that made the engine fail.
-    """
-
-    results: list[LabelledTokens | str]
-    cpu_s: float
-    engine: dict[str, float]
-    fallbacks: dict[str, str]
-
-
-class Worker:
-    """The parent's end of one annotation process.
+class LocalWorker:
+    """A ``Worker`` that is a process of this machine: the parent's end of it.
 
     Use it from one thread, which must live as long as the worker: the kernel ties a child's parent-death signal to
     the thread that started it. ``kill`` may be called from any thread, at any time.
@@ -64,15 +44,15 @@ class Worker:
         WorkerCannotStart, WorkerDied: from the constructor, which waits until the parser is loaded.
     """
 
-    def __init__(
-        self, name: str, tokenizer: str, model: str | None, engine: str = "auto", labeller: str | None = None
-    ) -> None:
+    def __init__(self, name: str, settings: AnnotatorSettings) -> None:
         context = SpawnContext()
         self._pipe, child_pipe = context.Pipe(duplex=True)
         self._killing = threading.Lock()
         self._closed = False
+        # The settings travel as bytes: to unpickle them imports numpy, which has to wait until `_work` has limited its
+        # threads.
         self._process = context.Process(
-            target=_work, args=(child_pipe, tokenizer, model, engine, labeller, os.getpid()), name=name, daemon=True
+            target=_work, args=(child_pipe, pickle.dumps(settings), os.getpid()), name=name, daemon=True
         )
         with _without_main_script():
             self._process.start()
@@ -167,21 +147,18 @@ _starting = threading.Lock()  # one start at a time, since it changes a function
 # --- in the process ----------------------------------------------------------------------------------------
 
 
-def _work(
-    pipe: Connection, tokenizer: str, model: str | None, engine: str, labeller: str | None, parent_pid: int
-) -> None:
+def _work(pipe: Connection, pickled_settings: bytes, parent_pid: int) -> None:
     """Main function of a worker: batches of documents in, one result or error text per document out."""
     _die_with(parent_pid)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the trainer decides
     for variable in _THREAD_VARIABLES:
         os.environ[variable] = "1"
-    if labeller is None and (model is None or not model.endswith("_trf")):
+    settings: AnnotatorSettings = pickle.loads(pickled_settings)
+    if settings.labeller is None and (settings.model is None or not settings.model.endswith("_trf")):
         sys.modules["torch"] = None  # type: ignore[assignment]  # thinc would import it, unused: 4 s, 0.4 GB
     with contextlib.suppress(EOFError, OSError):  # the parent has closed the pipe: the end, not an error
         try:
-            from annotator import Annotator
-
-            annotator = Annotator(tokenizer, model=model, engine=engine, labeller=labeller)
+            annotator = settings.build()
         except Exception as error:
             _send(pipe, "failed", f"{type(error).__name__}: {error}")
             return

@@ -12,9 +12,11 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from annotator import Annotator, FactClass, LabelledTokens
+from annotator.align import classify
 from annotator.facts import class_of_rule
 from annotator.records import Words
-from annotator.tokens import Tokenizer, _total_offsets
+from annotator.tokenizers import Tokenizer, is_tokenizer_json, open_tokenizer
+from annotator.tokenizers.sentencepiece import _total_offsets
 
 _ODD = [
     *("Marie Curie", "1987", "in 1867,", "the", "U.S.", "don't", "self-taught", "Dr.", "$5", "\u00e9", "e\u0301"),
@@ -37,7 +39,7 @@ def sp(tokenizer_path: Path) -> sentencepiece.SentencePieceProcessor:
 @pytest.fixture(scope="session")
 def tokenizer(tokenizer_path: Path) -> Tokenizer:
     """The tokenizer alone."""
-    return Tokenizer(tokenizer_path)
+    return open_tokenizer(tokenizer_path)
 
 
 def word_at(words: Words, position: int) -> int | None:
@@ -57,7 +59,7 @@ def word_at(words: Words, position: int) -> int | None:
 @given(odd_text)
 def test_ids_and_offsets_on_odd_text(tokenizer: Tokenizer, sp: sentencepiece.SentencePieceProcessor, text: str):
     """Ids are SentencePiece's for the whole text; offsets are monotone from 0 to the text's end."""
-    tokens = tokenizer.label(text)
+    tokens = classify(tokenizer.encode(text))
     assert tokens.ids.tolist() == sp.encode(text)
     assert (tokens.ids.dtype, tokens.classes.dtype, tokens.offsets.dtype) == (np.int32, np.uint8, np.int32)
     assert tokens.offsets.shape == (len(tokens), 2)
@@ -112,7 +114,7 @@ def test_space_and_digits_of_a_number_share_its_class(tokenizer: Tokenizer):
     """The lone space piece before a number counts with the number, as other words' spaces do."""
     text = "in 1987."
     spans = (("in", FactClass.GRAMMATICAL), ("1987", FactClass.FACTUAL), (".", FactClass.GRAMMATICAL))
-    tokens = tokenizer.label(text, *hand_built(text, *spans))
+    tokens = classify(tokenizer.encode(text), *hand_built(text, *spans))
     assert tokens.offsets.tolist() == [[0, 2], [2, 3], [3, 4], [4, 5], [5, 6], [6, 7], [7, 8]]
     assert tokens.classes.tolist() == [0, 1, 1, 1, 1, 1, 0]
 
@@ -122,7 +124,7 @@ def test_white_space_words_keep_their_pieces(tokenizer: Tokenizer):
     text = "ab  7\nx"
     spans = (("ab", 0), ("7", 1), ("\n", 2), ("x", 1))
     words, classes = hand_built(text, *((word, FactClass(label)) for word, label in spans))
-    tokens = tokenizer.label(text, words, classes)
+    tokens = classify(tokenizer.encode(text), words, classes)
     assert label_of(tokens, text)["\n"] == "OTHER"
     assert label_of(tokens, text)["7"] == label_of(tokens, text)["x"] == "FACTUAL"
 
@@ -130,8 +132,9 @@ def test_white_space_words_keep_their_pieces(tokenizer: Tokenizer):
 def test_bytes_of_an_unknown_character_belong_to_its_word(tokenizer: Tokenizer):
     """SentencePiece spells an unknown character in bytes; all of them have the character's class."""
     text = "a \U0001f9ff b"
-    tokens = tokenizer.label(
-        text, *hand_built(text, ("a", FactClass.OTHER), ("\U0001f9ff", FactClass.FACTUAL), ("b", FactClass.OTHER))
+    tokens = classify(
+        tokenizer.encode(text),
+        *hand_built(text, ("a", FactClass.OTHER), ("\U0001f9ff", FactClass.FACTUAL), ("b", FactClass.OTHER)),
     )
     assert tokens.classes.tolist() == [2, 1, 1, 1, 1, 1, 2]
 
@@ -140,7 +143,7 @@ def test_piece_across_words_belongs_to_the_first(tokenizer: Tokenizer):
     """Where one piece covers two words, the first decides."""
     text = 'x").'
     spans = (("x", FactClass.OTHER), ('"', FactClass.FACTUAL), (")", FactClass.GRAMMATICAL), (".", FactClass.OTHER))
-    tokens = tokenizer.label(text, *hand_built(text, *spans))
+    tokens = classify(tokenizer.encode(text), *hand_built(text, *spans))
     assert tokens.offsets.tolist() == [[0, 1], [1, 4]]
     assert tokens.classes.tolist() == [2, 1]
 
@@ -148,7 +151,7 @@ def test_piece_across_words_belongs_to_the_first(tokenizer: Tokenizer):
 def test_control_pieces_in_a_text_are_ordinary_text(tokenizer: Tokenizer):
     """A document that spells <CALL> or </s> gets the pieces of those characters."""
     text = "<CALL> </s> <s> <unk> <0x0A>"
-    tokens = tokenizer.label(text)
+    tokens = classify(tokenizer.encode(text))
     assert len(tokens) == 18
     assert tokens.ids.min() > 258, "a control or byte piece"
     assert tokens.ids.max() < tokenizer.vocab_size
@@ -180,7 +183,7 @@ def normalising(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPat
 @given(text=odd_text)
 def test_normalising_tokenizer_has_total_monotone_offsets(normalising: Path, text: str):
     """Where the model drops spaces or rewrites characters, the offsets still cover the text in order."""
-    tokens = Tokenizer(normalising).label(text)
+    tokens = open_tokenizer(normalising).encode(text)
     assert tokens.ids.tolist() == sentencepiece.SentencePieceProcessor(model_file=str(normalising)).encode(text)
     if len(tokens):
         start, end = tokens.offsets.T
@@ -209,10 +212,10 @@ def assert_in_order(offsets: np.ndarray, ids: np.ndarray, text: str) -> None:
 @given(odd_text)
 def test_decode_gives_the_text_and_the_places_back(tokenizer: Tokenizer, text: str):
     """Ids of a text decode to it, and to the offsets that encode gives; U+2581 is a space to SentencePiece."""
-    _, ids, offsets = tokenizer.encode(text)
-    decoded, places = tokenizer.decode(ids)
-    assert decoded == text.replace("\u2581", " ")
-    assert places.tolist() == offsets.tolist()
+    encoded = tokenizer.encode(text)
+    decoded = tokenizer.decode(encoded.ids)
+    assert decoded.text == text.replace("\u2581", " ")
+    assert decoded.offsets.tolist() == encoded.offsets.tolist()
 
 
 def test_decode_gives_real_texts_back(tokenizer: Tokenizer, shared: Path):
@@ -220,9 +223,9 @@ def test_decode_gives_real_texts_back(tokenizer: Tokenizer, shared: Path):
     with open(shared / "lmlm_spans.jsonl", encoding="utf-8") as file:
         encoded = [tokenizer.encode(json.loads(line)["text"]) for line in file]
     assert len(encoded) == 830
-    for text, ids, offsets in encoded:
-        decoded, places = tokenizer.decode(ids)
-        assert decoded == text and np.array_equal(places, offsets)
+    for pieces in encoded:
+        decoded = tokenizer.decode(pieces.ids)
+        assert decoded.text == pieces.text and np.array_equal(decoded.offsets, pieces.offsets)
 
 
 @some
@@ -233,28 +236,29 @@ def test_decode_of_any_ids(tokenizer: Tokenizer, sp: sentencepiece.SentencePiece
     """Whatever the ids, the places are in order and the text is SentencePiece's, which spells <unk> otherwise, and
     lets a control piece part the bytes of a character."""
     row = np.array(ids, dtype=np.int32)
-    text, offsets = tokenizer.decode(row)
-    assert_in_order(offsets, row, text)
+    decoded = tokenizer.decode(row)
+    assert_in_order(decoded.offsets, row, decoded.text)
+    assert decoded.control.tolist() == [id in (BOS, EOS) for id in ids]
     if UNK not in ids and not {BOS, EOS} & set(ids[1:-1]):
-        assert text == sp.decode(ids)
+        assert decoded.text == sp.decode(ids)
 
 
 def test_places_of_bytes_control_and_unknown_pieces(tokenizer: Tokenizer, sp: sentencepiece.SentencePieceProcessor):
     """A character's last byte has its width, a stray byte is one U+FFFD, as is <unk>, and </s> has no width."""
     (a,), (b,) = sp.encode("a"), sp.encode("b")
     ids = [BOS, a, *(FIRST_BYTE + byte for byte in b"\xf0\x9f\xa7\xbf\xe2\x96"), UNK, b, FIRST_BYTE + 0xBF, EOS]
-    text, offsets = tokenizer.decode(np.array(ids, dtype=np.int32))
-    assert text == "a\U0001f9ff\ufffd\ufffd\ufffd b\ufffd"
+    decoded = tokenizer.decode(np.array(ids, dtype=np.int32))
+    assert decoded.text == "a\U0001f9ff\ufffd\ufffd\ufffd b\ufffd"
     ends = [0, 1, 1, 1, 1, 2, 3, 4, 5, 7, 8, 8]
-    assert offsets.tolist() == [[start, end] for start, end in zip([0, *ends], ends)]
+    assert decoded.offsets.tolist() == [[start, end] for start, end in zip([0, *ends], ends)]
 
 
 def test_decode_drops_one_space_at_the_beginning(tokenizer: Tokenizer, sp: sentencepiece.SentencePieceProcessor):
     """A part from the middle of a text loses the space before its first word, and no more."""
     ids = np.array(sp.encode("Ada  wrote letters"), dtype=np.int32)
-    texts = {tokenizer.decode(ids[start:])[0] for start in range(len(ids))}
+    texts = {tokenizer.decode(ids[start:]).text for start in range(len(ids))}
     assert {"Ada  wrote letters", " wrote letters", "wrote letters", "letters"} <= texts
-    assert tokenizer.decode(ids[-1:])[1].tolist() == [[0, 7]]
+    assert tokenizer.decode(ids[-1:]).offsets.tolist() == [[0, 7]]
 
 
 @pytest.fixture(scope="session")
@@ -280,17 +284,17 @@ def spaceless(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("text", ["the file", " the file", "  the file", " "])
 def test_decode_keeps_the_space_of_a_tokenizer_that_adds_none(spaceless: Path, text: str):
     """Where no space is put before a text, none is dropped."""
-    tokenizer = Tokenizer(spaceless)
-    assert tokenizer.decode(tokenizer.encode(text).ids)[0] == text
+    tokenizer = open_tokenizer(spaceless)
+    assert tokenizer.decode(tokenizer.encode(text).ids).text == text
 
 
 def test_padding_is_grammatical(spaceless: Path):
     """A padding piece spells nothing and is never a fact; a character that the model cannot spell is U+FFFD."""
-    tokenizer = Tokenizer(spaceless)
+    tokenizer = open_tokenizer(spaceless)
     ids = np.append(tokenizer.encode("a\u4e2d").ids, np.int32([2, 3, 3]))
     text, padding = tokenizer.segments(ids)
     assert (text.text, padding.text) == ("a\ufffd", "")
-    assert tokenizer.classify(padding).classes.tolist() == [FactClass.GRAMMATICAL] * 2
+    assert classify(padding).classes.tolist() == [FactClass.GRAMMATICAL] * 2
 
 
 @some
@@ -325,7 +329,7 @@ def test_what_is_no_row_of_ids_is_named(tokenizer: Tokenizer, row: np.ndarray):
 def test_missing_tokenizer_is_named(tmp_path: Path):
     """The error names the file and the package that brings one."""
     with pytest.raises(FileNotFoundError, match="none.model.*mistral-common"):
-        Tokenizer(tmp_path / "none.model")
+        open_tokenizer(tmp_path / "none.model")
 
 
 def test_other_tokenizer_formats_are_named(tmp_path: Path):
@@ -333,4 +337,20 @@ def test_other_tokenizer_formats_are_named(tmp_path: Path):
     file = tmp_path / "tokenizer.json"
     file.write_text('{"version": "1.0"}')
     with pytest.raises(ValueError, match=r"tokenizer\.json is not a SentencePiece model.*tokenizer\.model"):
-        Tokenizer(file)
+        open_tokenizer(file)
+
+
+def test_other_files_are_named(tmp_path: Path):
+    """A file that is no tokenizer is named."""
+    (tmp_path / "notes.model").write_text("no tokenizer")
+    with pytest.raises(ValueError, match="notes.model is not a SentencePiece model"):
+        open_tokenizer(tmp_path / "notes.model")
+
+
+def test_kind_is_told_by_content(tokenizer_path: Path, tmp_path: Path):
+    """A tokenizer is what its file holds, whatever the file's name."""
+    model = tmp_path / "model.json"
+    model.write_bytes(tokenizer_path.read_bytes())
+    assert not is_tokenizer_json(model) and open_tokenizer(model).vocab_size == 32_000
+    (tmp_path / "fast.model").write_text('{"version": "1.0"}')
+    assert is_tokenizer_json(tmp_path / "fast.model")

@@ -59,7 +59,7 @@ def _version(caption: str, tokens: Iterable[Token], numbers: Mapping[str, str]) 
 
 
 def _span(token: Token, numbers: Mapping[str, str]) -> str:
-    if not token.kind and not token.hover:
+    if not token.text or not (token.kind or token.hover):
         return _safe(token.text)
     kind = f' class="{numbers[token.kind]}"' if token.kind else ""
     hover = f' title="{_safe(token.hover)}"' if token.hover else ""

@@ -1,60 +1,22 @@
-"""The larger model that steps in: any causal language model of transformers, or an endpoint."""
+"""A partner in this process: any causal language model of transformers."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
-from typing import Protocol
 
 import torch
+from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 
 from lacy_stream.cascade.bridge import Proposal
 from lacy_stream.cascade.decoder import Decoder, penalised
+from lacy_stream.cascade.partner import PartnerError, PromptError
 from lacy_stream.cascade.vocabulary import TransformersVocabulary, Vocabulary
+from lacy_stream.errors import UsageError
 from lacy_stream.recipe import package_file
 
 CANDIDATES = 100
 """How many of the partner's tokens are tried, best first, until one can be expressed."""
-
-
-class PartnerError(ValueError):
-    """The partner cannot be used, or does not answer; the message says why and what to do."""
-
-
-class PromptError(ValueError):
-    """This one prompt cannot be continued; the message says why."""
-
-
-class Session(Protocol):
-    """A partner on one text."""
-
-    def propose(self, text: str, ids: Sequence[int] | None = None) -> Iterator[Proposal]:
-        """Candidates for the next token, best first.
-
-        Args:
-            text: so far. ids: its tokens, where the partner ``speaks`` the small model's vocabulary; else None.
-
-        Raises:
-            PartnerError: no answer.
-            PromptError: the text is longer than the partner's context.
-        """
-        ...
-
-
-class Partner(Protocol):
-    """name: for people and for records.
-
-    speaks(vocabulary): whether tokens have the same ids there, so that they go over as they are.
-    session(preamble): a new text. The preamble is what the partner reads before it and the small model does not; it may
-        name special tokens.
-    """
-
-    name: str
-
-    def speaks(self, vocabulary: Vocabulary) -> bool: ...
-
-    def session(self, preamble: str = "") -> Session: ...
 
 
 class TransformersPartner:
@@ -104,8 +66,16 @@ class TransformersSession:
         self._decoder = Decoder(partner.model, reuse=partner.reuse)
 
     def propose(self, text: str, ids: Sequence[int] | None = None) -> Iterator[Proposal]:
-        """See ``Session``. A space at the end of the text is taken back where the partner's tokens would hold it: they
-        are then those that begin with one."""
+        """See ``Session``."""
+        logits_V, _ = self.next_logits(text, ids)
+        spellings = self._partner.vocabulary.spellings
+        for id in torch.topk(logits_V, min(CANDIDATES, len(logits_V))).indices.tolist():
+            yield Proposal(spellings[id] if id < len(spellings) else None, id)
+
+    def next_logits(self, text: str, ids: Sequence[int] | None = None) -> tuple[Tensor, bool]:
+        """The logits of the next token, [V], after the repetition penalty; and whether a space at the end of the text
+        was taken back. That is done where the partner's tokens would hold it: the only tokens with a finite logit are
+        then those that begin with one. Arguments and errors as in ``propose``."""
         partner = self._partner
         spaced = ids is None and text.endswith(" ") and text[-2:] != "  " and not partner.splits_spaces
         row = self._start + (partner.vocabulary.encode(text[:-1] if spaced else text) if ids is None else list(ids))
@@ -116,41 +86,28 @@ class TransformersSession:
         logits_V = penalised(self._decoder.logits(row), row, partner.penalty)
         if spaced:
             logits_V = logits_V.masked_fill(~partner.begin_with_space_V[: len(logits_V)], -torch.inf)
-        spellings = partner.vocabulary.spellings
-        for id in torch.topk(logits_V, min(CANDIDATES, len(logits_V))).indices.tolist():
-            yield Proposal(spellings[id] if id < len(spellings) else None, id)
+        return logits_V, spaced
 
 
-def open_partner(spec: str, *, repetition_penalty: float = 1.2, device: str = "cpu") -> Partner:
-    """A partner by its name.
-
-    Args:
-        spec: a folder, a hub name, a .gguf file, ``package:NAME/PATH`` for a file of an installed package, or the URL
-            of an OpenAI-style endpoint as ``http://host:8000/v1#MODEL`` (the model may be left out where the
-            endpoint has only one).
-        repetition_penalty: for models of transformers; an endpoint's tokens come as they are.
-        device: torch device, for models of transformers.
+def load_partner(name: str, *, repetition_penalty: float, device: str) -> TransformersPartner:
+    """Load a folder, a hub name, a .gguf file, or ``package:NAME/PATH`` for a file of an installed package.
 
     Raises:
-        PartnerError: it cannot be loaded or reached.
+        PartnerError: it cannot be loaded.
     """
-    if re.match(r"https?://", spec):
-        from lacy_stream.cascade.endpoint import EndpointPartner
-
-        return EndpointPartner(spec)
     try:
-        path, options = package_file(spec), {}
+        path, options = package_file(name), {}
     except ModuleNotFoundError as error:
         raise PartnerError(str(error)) from None
-    spec = str(path)
-    if spec.endswith(".gguf"):
+    name = str(path)
+    if name.endswith(".gguf"):
         if not path.is_file():
-            raise PartnerError(f"there is no file {spec!r}")
-        spec, options = str(path.parent), {"gguf_file": path.name}
+            raise PartnerError(f"there is no file {name!r}")
+        name, options = str(path.parent), {"gguf_file": path.name}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(spec, use_fast=True, **options)
+        tokenizer = AutoTokenizer.from_pretrained(name, use_fast=True, **options)
         model = AutoModelForCausalLM.from_pretrained(
-            spec, torch_dtype="auto" if device != "cpu" else "float32", **options
+            name, torch_dtype="auto" if device != "cpu" else "float32", **options
         )
     except (OSError, ValueError, ImportError) as error:
         raise PartnerError(
@@ -161,5 +118,5 @@ def open_partner(spec: str, *, repetition_penalty: float = 1.2, device: str = "c
     model = model.eval().requires_grad_(False).to(device)  # type: ignore[arg-type]
     try:
         return TransformersPartner(model, tokenizer, path.name, repetition_penalty=repetition_penalty)
-    except ValueError as error:
+    except UsageError as error:
         raise PartnerError(str(error)) from error

@@ -28,7 +28,7 @@ _CHARSMAP, _DUMMY_PREFIX, _REMOVE_SPACES, _ESCAPE_SPACES = 2, 3, 4, 5
 _BPE = 2
 _USER_DEFINED, _BYTE = 4, 6
 
-Pieces = tuple[NDArray[np.int32], NDArray[np.int32]]
+IdsAndEnds = tuple[NDArray[np.int32], NDArray[np.int32]]
 
 
 class PieceTable:
@@ -41,7 +41,7 @@ class PieceTable:
             when the next is full. What is asked for moves to the new one.
     """
 
-    def __init__(self, encode: Callable[[str], Pieces | None], limit: int = 100_000) -> None:
+    def __init__(self, encode: Callable[[str], IdsAndEnds | None], limit: int = 100_000) -> None:
         self._encode = encode
         self._limit = limit
         # Chunk without its first space -> int32 [n, 2] as bytes: each piece's id, and how many code points it spells.
@@ -51,7 +51,7 @@ class PieceTable:
     def __len__(self) -> int:
         return len(self._new) + len(self._old)
 
-    def pieces(self, text: str) -> Pieces | None:
+    def pieces(self, text: str) -> IdsAndEnds | None:
         """What ``encode`` gives for a text."""
         chunks = _chunks(text)
         rows = list(map(self._new.get, chunks))

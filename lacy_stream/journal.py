@@ -1,4 +1,4 @@
-"""Results that are made one by one, kept in a file as they come: a run that is stopped goes on where it was."""
+"""Results that are made one by one and kept in a file as they come, so that a stopped run can be resumed."""
 
 from __future__ import annotations
 
@@ -7,8 +7,11 @@ import os
 from pathlib import Path
 from typing import Any
 
+from lacy_stream.errors import UsageError
+from lacy_stream.files import file_errors
 
-class JournalError(ValueError):
+
+class JournalError(UsageError):
     """The file belongs to another run; the message says what differs."""
 
 
@@ -29,9 +32,11 @@ class Journal:
 
     def __init__(self, path: str | os.PathLike[str], settings: dict[str, Any]) -> None:
         self.path = Path(path)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         settings = json.loads(json.dumps(settings))
-        data = self.path.read_bytes() if self.path.exists() else b""
+        with file_errors(path, "written"):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = open(self.path, "a", encoding="utf-8")
+            data = self.path.read_bytes()
         whole = data[: data.rfind(b"\n") + 1]
         self.results: list[Any] = []
         try:
@@ -45,7 +50,6 @@ class Journal:
             )
         if len(whole) < len(data):
             os.truncate(self.path, len(whole))
-        self._file = open(self.path, "a", encoding="utf-8")
         if not whole:
             self._write(settings)
 

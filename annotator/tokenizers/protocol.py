@@ -1,0 +1,74 @@
+"""What the annotator and the stream ask of a tokenizer, of whatever kind."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from annotator.records import Pieces
+
+
+class Tokenizer(Protocol):
+    """Text <-> pieces, each with its id and its place in the text. ``annotator.tokenizers.open_tokenizer`` makes one.
+
+    sha256:     hex digest of the tokenizer's file.
+    vocab_size: number of pieces, whose ids are 0 to ``vocab_size - 1``. ``<CALL>`` is not one of them.
+    eos_id:     id of the piece that ends a text, -1 if there is none.
+    adds_space: whether the tokenizer puts a space before each text.
+    identity:   all that the pieces of a text depend on, by name: the file's digest and the version of the code.
+    """
+
+    @property
+    def sha256(self) -> str: ...
+
+    @property
+    def vocab_size(self) -> int: ...
+
+    @property
+    def eos_id(self) -> int: ...
+
+    @property
+    def adds_space(self) -> bool: ...
+
+    @property
+    def identity(self) -> dict[str, str]: ...
+
+    def pieces(self) -> list[str]:
+        """The name of each id."""
+        ...
+
+    def spellings(self) -> list[bytes | None]:
+        """What each id spells, in UTF-8, with spaces as spaces; None for ids that no text has (control, unknown)."""
+        ...
+
+    def encode(self, text: str) -> Pieces:
+        """The pieces of a whole text. Nothing is put before or after it, and names of control pieces are text.
+
+        Raises:
+            ValueError: the text cannot be aligned with its pieces.
+        """
+        ...
+
+    def decode(self, ids: NDArray[np.int32]) -> Pieces:
+        """The text that the ids of one text, or of a part of one, spell.
+
+        Control pieces spell nothing, and a byte that belongs to no character is one U+FFFD. Where the tokenizer puts
+        a space before each text, one space at the beginning is dropped.
+
+        Raises:
+            ValueError: not a row of integers, or an id that the tokenizer does not have, with its position.
+        """
+        ...
+
+    def segments(self, ids: NDArray[np.integer]) -> list[Pieces]:
+        """Cut a row of ids after each end-of-sequence id, and decode each segment on its own.
+
+        Returns:
+            At least one segment, of no pieces for an empty row.
+
+        Raises:
+            ValueError: as ``decode``.
+        """
+        ...

@@ -1,0 +1,27 @@
+"""The name of a partner -> the partner."""
+
+from __future__ import annotations
+
+import re
+
+from lacy_stream.cascade.endpoint import EndpointPartner
+from lacy_stream.cascade.local import load_partner
+from lacy_stream.cascade.partner import Partner
+
+
+def open_partner(spec: str, *, repetition_penalty: float = 1.2, device: str = "cpu") -> Partner:
+    """A partner by its name.
+
+    Args:
+        spec: a folder, a hub name, a .gguf file, ``package:NAME/PATH`` for a file of an installed package, or the URL
+            of an OpenAI-style endpoint as ``http://host:8000/v1#MODEL`` (the model may be left out where the endpoint
+            has only one).
+        repetition_penalty: for models of transformers; an endpoint's tokens come as they are.
+        device: torch device, for models of transformers.
+
+    Raises:
+        PartnerError: it cannot be loaded or reached.
+    """
+    if re.match(r"https?://", spec):
+        return EndpointPartner(spec)
+    return load_partner(spec, repetition_penalty=repetition_penalty, device=device)

@@ -1,0 +1,40 @@
+"""What this package tells its users. Every other error is a bug, and keeps its traceback."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
+
+class LacyStreamError(Exception):
+    """The root of all errors that are told to users: the message says what cannot be done, and the way out."""
+
+
+class UsageError(LacyStreamError, ValueError):
+    """A value, an option or the content of a file cannot be used."""
+
+
+class FileError(LacyStreamError, OSError):
+    """A file or folder that a user named cannot be read or written."""
+
+
+def run_command(command: Callable[[], int], program: str = "") -> int:
+    """Run a command line, by the rule that all entry points share.
+
+    Args:
+        command: returns its exit code.
+        program: stands before the message; "" for none.
+
+    Returns:
+        The command's exit code; 2 after an error for users, which is printed on stderr. Every other error passes
+        through.
+    """
+    try:
+        return command()
+    except Exception as error:
+        from annotator.errors import AnnotatorError  # imports numpy, and `--help` must answer at once
+
+        if not isinstance(error, LacyStreamError | AnnotatorError):
+            raise
+        print(f"{program and program + ': '}error: {error}", file=sys.stderr)
+        return 2

@@ -1,0 +1,124 @@
+"""Files and folders that users name: read with a clear error, written whole or not at all, told apart."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal
+
+from lacy_stream.errors import FileError
+
+AnyPath = str | os.PathLike[str]
+
+
+@contextmanager
+def file_errors(path: AnyPath, doing: Literal["read", "written"]) -> Iterator[None]:
+    """Name the file in the errors of what is done with it.
+
+    Args:
+        path: of the file or folder.
+        doing: what fails.
+
+    Raises:
+        FileError: in the place of an OSError, or of a UnicodeDecodeError.
+    """
+    try:
+        yield
+    except FileError:
+        raise
+    except UnicodeDecodeError as error:
+        raise FileError(f"{os.fspath(path)} is not UTF-8: {error}. Save it as UTF-8") from error
+    except OSError as error:
+        check = "its permissions" if doing == "read" else "its permissions and the room on its disk"
+        raise FileError(f"{os.fspath(path)} cannot be {doing}: {error.strerror or error}. Check {check}") from error
+
+
+def read_text(path: AnyPath) -> str:
+    """The text of a UTF-8 file.
+
+    Raises:
+        FileError: it cannot be read.
+    """
+    with file_errors(path, "read"):
+        return Path(path).read_text(encoding="utf-8")
+
+
+def write_text(path: AnyPath, text: str, errors: str = "strict") -> None:
+    """Write a UTF-8 file, whole or not at all.
+
+    Raises:
+        FileError: it cannot be written.
+    """
+    with file_errors(path, "written"), replaced_file(path) as partial:
+        partial.write_text(text, encoding="utf-8", errors=errors)
+
+
+@contextmanager
+def replaced_file(path: AnyPath) -> Iterator[Path]:
+    """Yields the path of a file to write, which takes the place of ``path`` at the end. After an error ``path`` is what
+    it was. One process at a time may write a file.
+
+    Raises:
+        FileError: the folder cannot be made, or the file cannot take its place.
+    """
+    path = Path(path)
+    partial = path.with_name(f".{path.name}.partial")
+    with file_errors(path, "written"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.unlink(missing_ok=True)
+    try:
+        yield partial
+        with file_errors(path, "written"):
+            os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def new_folder(path: AnyPath) -> Iterator[Path]:
+    """Yields the path of a folder to make, which becomes ``path`` at the end. After an error there is none.
+
+    Raises:
+        FileError: ``path`` exists, or cannot be written.
+    """
+    path = Path(path)
+    if os.path.exists(path):
+        raise FileError(f"{path} exists: name a new folder, or remove it")
+    with file_errors(path, "written"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with scratch_folder(path.parent, path.name) as scratch:
+            yield scratch / path.name
+            os.replace(scratch / path.name, path)
+
+
+@contextmanager
+def scratch_folder(folder: AnyPath, name: str) -> Iterator[Path]:
+    """A folder of one's own, ``.NAME.XXXXXXXX.part``, beside the file or folder that is made in it."""
+    path = tempfile.mkdtemp(dir=folder, prefix=f".{name}.", suffix=".part")
+    try:
+        yield Path(path)
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def file_fingerprint(path: AnyPath) -> str:
+    """Short digest of names, sizes and times of change of a file, or of all files of a folder. A model that was trained
+    or exported again has another one, and its gigabytes are not read. A hub name stands for itself."""
+    if not os.path.exists(path):
+        return hashlib.sha256(os.fspath(path).encode()).hexdigest()[:16]
+    path = Path(path).resolve()
+    files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+    stats = [(file.relative_to(path).as_posix(), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    return hashlib.sha256(json.dumps(stats).encode()).hexdigest()[:16]
+
+
+def is_hub_name(name: str) -> bool:
+    """Whether it could be owner/name on the Hugging Face hub."""
+    return re.fullmatch(r"\w[\w.-]*/[\w.-]+", name) is not None

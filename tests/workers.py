@@ -1,0 +1,107 @@
+"""Workers for tests of the pool: no process, no parser, no tokenizer, and they die when they are told to."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from annotator import AnnotatorSettings, Document, FactClass, LabelledTokens
+from lacy_stream.workers.protocol import Answer, WorkerDied
+
+
+def words_as_tokens(text: str) -> LabelledTokens:
+    """A token for each word of a text: its id is its length, and it is FACTUAL if it begins with a capital."""
+    words = text.split()
+    ends = np.cumsum([len(word) + 1 for word in words], dtype=np.int32) - 1
+    starts = ends - np.array([len(word) for word in words], dtype=np.int32)
+    return LabelledTokens(
+        np.array([len(word) for word in words], np.int32),
+        np.array([FactClass.FACTUAL if word[0].isupper() else FactClass.OTHER for word in words], np.uint8),
+        np.stack([starts, ends], axis=1).astype(np.int32),
+    )
+
+
+class WordWorkers:
+    """Starts ``WordWorker`` for a pool, and remembers what they did.
+
+    Args:
+        deaths: document id -> how many workers it ends.
+        errors: document id -> the error that it raises.
+        fallbacks: document id -> why spaCy had to do it.
+        waits: ids of documents that are not answered before the worker is killed.
+        failed_starts: raised by the first starts, one each.
+    """
+
+    identity = {"tokenizer": "words", "rules": "capitals"}
+
+    def __init__(
+        self,
+        deaths: Mapping[str, int] | None = None,
+        errors: Mapping[str, str] | None = None,
+        fallbacks: Mapping[str, str] | None = None,
+        waits: Sequence[str] = (),
+        failed_starts: Sequence[Exception] = (),
+    ) -> None:
+        self.deaths, self.errors, self.fallbacks = dict(deaths or {}), dict(errors or {}), dict(fallbacks or {})
+        self.waits = set(waits)
+        self.failed_starts = list(failed_starts)
+        self.started: list[WordWorker] = []
+        self.settings: list[AnnotatorSettings] = []
+
+    def __call__(self, name: str, settings: AnnotatorSettings) -> WordWorker:
+        self.settings.append(settings)
+        if self.failed_starts:
+            raise self.failed_starts.pop(0)
+        self.started.append(WordWorker(name, self))
+        return self.started[-1]
+
+    @property
+    def batches(self) -> list[list[str]]:
+        """The ids of each batch that a worker was asked for."""
+        return [batch for worker in self.started for batch in worker.batches]
+
+
+class WordWorker:
+    """A ``Worker`` in the thread of its pool. Each document takes it a second of CPU time, it says."""
+
+    def __init__(self, name: str, workers: WordWorkers) -> None:
+        self.name, self.identity = name, workers.identity
+        self.batches: list[list[str]] = []
+        self.timeouts_s: list[float] = []
+        self.closed = False
+        self._workers, self._ended = workers, threading.Event()
+        self._documents = 0
+
+    def is_alive(self) -> bool:
+        return not self._ended.is_set()
+
+    def annotate(self, documents: list[Document], timeout_s: float) -> Answer:
+        assert self.is_alive() and not self.closed
+        told = self._workers
+        ids = [document.id for document in documents]
+        self.batches.append(ids)
+        self.timeouts_s.append(timeout_s)
+        if told.waits.intersection(ids):
+            assert self._ended.wait(30), "nobody killed the worker"
+        for id in ids:
+            if told.deaths.get(id, 0):
+                told.deaths[id] -= 1
+                self._ended.set()
+        if self._ended.is_set():
+            raise WorkerDied("died with exit code -9")
+        self._documents += len(documents)
+        return Answer(
+            [told.errors.get(document.id, words_as_tokens(document.text)) for document in documents],
+            float(len(documents)),
+            {"table_hit_rate": 1 / self._documents},
+            {id: why for id, why in told.fallbacks.items() if id in ids},
+        )
+
+    def kill(self) -> None:
+        self._ended.set()
+
+    def close(self) -> None:
+        self._ended.set()
+        self.closed = True
