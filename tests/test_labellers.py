@@ -211,7 +211,7 @@ def test_what_cannot_be_loaded(install: Install, name: str, message: str) -> Non
 
 def test_recipe_names_a_labeller_that_is_not_there() -> None:
     """The run stops before anything is loaded, with the key, the value and the way out."""
-    recipe = load_recipe(ROOT / "recipes" / "lacy_demo.yaml", ["annotator.labeller=nothing", "save_folder=null"])
+    recipe = load_recipe(ROOT / "recipes" / "lacy_334m.yaml", ["annotator.labeller=nothing", "autoresume=false"])
     with pytest.raises(RecipeError, match="annotator.labeller: 'nothing' is no entry point"):
         train(recipe)
 
