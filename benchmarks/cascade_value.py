@@ -110,12 +110,11 @@ def ilacy(model: Any, rows: Sequence[list[int]]) -> dict[str, np.ndarray]:
     for number, row in enumerate(rows):
         with torch.no_grad():
             logits_TV = model.model(input_ids=torch.tensor([[model.eos_id, *row[:-1]]])).logits[0].float()
-        logits_TV = logits_TV[:, :call]
         for logits_V, prefix in zip(logits_TV, prefixes(vocabulary, row), strict=True):
-            score = by_logprob(logits_V, int(logits_V.argmax()), prefix)
+            score = by_logprob(logits_V, int(logits_V[:call].argmax()), prefix)
             found["i-LaCy (log-probability)"].append(score)
             fact = score > NOT_A_FACT / 2  # uncertainty is never below 0, and the penalty far below
-            entropy = uncertainty(logits_V, entropy=True)
+            entropy = uncertainty(logits_V[:call], entropy=True)
             found["i-LaCy (entropy)"].append(entropy if fact else entropy + NOT_A_FACT)
         tell("i-LaCy", number + 1, len(rows), start)
     return {name: np.array(values) for name, values in found.items()}
