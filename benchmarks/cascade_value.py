@@ -70,12 +70,9 @@ def read(model: Any, rows: Sequence[list[int]], calls: bool) -> Answers:
     from lacy_stream.scores import call_scores
 
     columns: dict[str, list[np.ndarray]] = {}
-    last = len(model_pieces(model))
-    call = model.call_token_id if model.call_token_id is not None else last
+    call = call_entry(model)
     for row in rows:
-        targets = torch.tensor(row)
-        with torch.no_grad():
-            logits = model.model(input_ids=torch.tensor([[model.eos_id, *row[:-1]]])).logits[0].float()
+        targets, logits = torch.tensor(row), logits_of(model, row)
         values = {"correct": logits[:, :call].argmax(-1) == targets, "loss": true_losses(logits, targets, call)}
         if calls:
             losses = token_losses(logits, targets, call)
@@ -87,15 +84,23 @@ def read(model: Any, rows: Sequence[list[int]], calls: bool) -> Answers:
     return Answers(joined.pop("correct"), joined.pop("loss"), joined)
 
 
-def model_pieces(model: Any) -> list[bytes | None]:
+def logits_of(model: Any, row: list[int]) -> Any:
+    """The logits at each token of a row, float32 [T, V], read after the end-of-text token."""
+    import torch
+
+    with torch.no_grad():
+        return model.model(input_ids=torch.tensor([[model.eos_id, *row[:-1]]])).logits[0].float()
+
+
+def call_entry(model: Any) -> int:
+    """The id of <CALL>; of a model without, the number of its pieces, where <CALL> would be."""
     from lacy_stream.cascade.vocabulary import open_vocabulary
 
-    return open_vocabulary(model.tokenizer).spellings
+    return len(open_vocabulary(model.tokenizer).spellings) if model.call_token_id is None else model.call_token_id
 
 
 def ilacy(model: Any, rows: Sequence[list[int]]) -> dict[str, np.ndarray]:
     """The scores of i-LaCy at each token: the uncertainty of the model, and whether its proposal would be a fact."""
-    import torch
 
     from lacy_stream.cascade.delegation import NOT_A_FACT, default_annotator, open_score
     from lacy_stream.cascade.vocabulary import open_vocabulary
@@ -105,12 +110,10 @@ def ilacy(model: Any, rows: Sequence[list[int]]) -> dict[str, np.ndarray]:
     vocabulary, annotator = open_vocabulary(model.tokenizer), default_annotator(model)
     by_logprob = open_score(Delegation("ilacy-logprob"), model, vocabulary, annotator)
     found: dict[str, list[float]] = {"i-LaCy (log-probability)": [], "i-LaCy (entropy)": []}
-    call = model.call_token_id if model.call_token_id is not None else len(vocabulary.spellings)
+    call = call_entry(model)
     start = time.monotonic()
     for number, row in enumerate(rows):
-        with torch.no_grad():
-            logits_TV = model.model(input_ids=torch.tensor([[model.eos_id, *row[:-1]]])).logits[0].float()
-        for logits_V, prefix in zip(logits_TV, prefixes(vocabulary, row), strict=True):
+        for logits_V, prefix in zip(logits_of(model, row), prefixes(vocabulary, row), strict=True):
             score = by_logprob(logits_V, int(logits_V[:call].argmax()), prefix)
             found["i-LaCy (log-probability)"].append(score)
             fact = score > NOT_A_FACT / 2  # uncertainty is never below 0, and the penalty far below

@@ -1,4 +1,4 @@
-"""What users are told is one line; a bug of ours keeps its traceback."""
+"""What users are told is one line; a bug in the package keeps its traceback."""
 
 from __future__ import annotations
 

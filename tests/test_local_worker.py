@@ -289,7 +289,7 @@ def read_pids(process: subprocess.Popen[str]) -> tuple[list[str], list[int]]:
 @pytest.mark.parametrize(("end", "code"), [("", 0), ("raise RuntimeError('boom')", 1), ("del pool; sys.exit(3)", 3)])
 def test_workers_are_light_and_leave_with_the_script(tmp_path: Path, tokenizer_path: Path, end: str, code: int) -> None:
     """A script without a main guard runs once; its workers load no torch and use one thread each; however it ends
-    without closing the pool, its exit code is its own and nobody is left behind."""
+    without closing the pool, its exit code is its own and no process is left."""
     process = run_script(tmp_path, tokenizer_path, end)
     lines, pids = read_pids(process)
     assert process.wait(timeout=30) == code
