@@ -83,22 +83,23 @@ JUDGED_METHODS = ("baseline", "llm-judge", "lacy", "spacy", "loss-based")
 VARIANTS = [
     Variant("paper", objective="paper", tokens=20_000_000),
     Variant("defer", tokens=20_000_000),
-    Variant("baseline", "baseline", tokens=8_000_000),
     REFERENCE,
-    Variant("defer", seed=1),
-    Variant("paper", objective="paper", seed=1),
     Variant("spacy", "spacy"),
+    Variant("rho-1", "rho-1"),
+    Variant("loss-based", "loss-based"),
     # Weight decay: the paper trains for 8 time constants 1 / (lr x decay). With these, 8 and 40 pass in 3M tokens.
     Variant("paper, decay 5.5", objective="paper", call_decay=5.5),
     Variant("defer, ramp", ramp_tokens=1_000_000),
-    Variant("rho-1", "rho-1", tokens=1_500_000),
-    Variant("loss-based", "loss-based", tokens=1_500_000),
     Variant("defer, untied", untied=True, tokens=1_500_000),
     Variant("defer, calls weigh 0.25", call_weight=0.25, tokens=1_500_000),
     # Of few documents: 1.5M tokens are about five epochs.
     *(Variant(f"judged: {method}", method, tokens=1_500_000, judged=True) for method in JUDGED_METHODS),
     Variant("paper, untied", objective="paper", untied=True, tokens=1_500_000),
     Variant("paper, decay 27", objective="paper", call_decay=27.0, tokens=1_500_000),
+    *(Variant(method, method, seed=1) for method in ("spacy", "rho-1", "loss-based")),
+    Variant("defer", seed=1, tokens=20_000_000),
+    Variant("paper", objective="paper", seed=1, tokens=20_000_000),
+    Variant("baseline", "baseline", tokens=20_000_000),
 ]
 
 
