@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from annotator.lexicon import LEXICON, Cue
+from annotator.cues import LEXICON, Cue
 from annotator.records import Dep, Ent, FactClass, Flag, Pos, Words
 
 # Part of the fingerprint: raise it with every change, here or in words.py or align.py, that moves a label.

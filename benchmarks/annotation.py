@@ -43,8 +43,8 @@ import psutil  # noqa: E402
 import spacy  # noqa: E402
 
 from annotator.align import classify  # noqa: E402
+from annotator.cues import LEXICON, Cue  # noqa: E402
 from annotator.facts import class_of_rule, fired_rules  # noqa: E402
-from annotator.lexicon import LEXICON, Cue  # noqa: E402
 from annotator.records import FactClass  # noqa: E402
 from annotator.tokenizers.sentencepiece import SentencePieceTokenizer  # noqa: E402
 from annotator.words import Parser  # noqa: E402

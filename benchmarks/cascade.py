@@ -21,9 +21,9 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from lacy_stream.cascade import Decoding, Delegation, Generation, TransformersPartner, generate, open_partner
-from lacy_stream.cascade.generate import PARTNER
-from lacy_stream.checkpoint import CallingModel, load_model
+from lacy_stream.cascade.generation import PARTNER
 from lacy_stream.recipe import tokenizer_path
+from lacy_stream.train.checkpoint import CallingModel, load_model
 
 PROMPT = "Tell me a bio of Marie Curie. Marie Curie is"
 ROUNDS = 5
@@ -80,7 +80,7 @@ def rate_rows(model: CallingModel, tokens: int) -> list[str]:
     that the texts are those of plain generation and only the thresholds differ."""
     from tempfile import TemporaryDirectory
 
-    from lacy_stream.export import write_folder
+    from lacy_stream.train.export import write_folder
 
     rows = []
     with TemporaryDirectory() as folder:

@@ -66,8 +66,8 @@ def read(model: Any, rows: Sequence[list[int]], calls: bool) -> Answers:
     """What a model makes of the tokens of the rows, each read after the end-of-text token."""
     import torch
 
-    from lacy_stream.losses import token_losses, true_losses
-    from lacy_stream.scores import call_scores
+    from lacy_stream.objective.losses import token_losses, true_losses
+    from lacy_stream.objective.scores import call_scores
 
     columns: dict[str, list[np.ndarray]] = {}
     call = call_entry(model)
@@ -103,9 +103,9 @@ def ilacy(model: Any, rows: Sequence[list[int]]) -> dict[str, np.ndarray]:
     """The scores of i-LaCy at each token: the uncertainty of the model, and whether its proposal would be a fact."""
 
     from lacy_stream.cascade.delegation import NOT_A_FACT, default_annotator, open_score
+    from lacy_stream.cascade.settings import Delegation
     from lacy_stream.cascade.vocabulary import open_vocabulary
-    from lacy_stream.cascade_settings import Delegation
-    from lacy_stream.scores import uncertainty
+    from lacy_stream.objective.scores import uncertainty
 
     vocabulary, annotator = open_vocabulary(model.tokenizer), default_annotator(model)
     by_logprob = open_score(Delegation("ilacy-logprob"), model, vocabulary, annotator)
@@ -252,7 +252,7 @@ def main() -> None:
     from annotator import Document, FactClass
     from lacy_stream.cascade import open_partner
     from lacy_stream.cascade.delegation import default_annotator
-    from lacy_stream.checkpoint import load_model
+    from lacy_stream.train.checkpoint import load_model
 
     model = load_model(args.model)
     other = load_model(args.baseline) if args.baseline else model

@@ -34,7 +34,7 @@ def step(way: str, logits: Any, labels: Any, masks: Any) -> None:
     """Loss and gradient of one batch."""
     from transformers.loss.loss_utils import ForCausalLMLoss
 
-    from lacy_stream.losses import token_losses, training_loss
+    from lacy_stream.objective.losses import token_losses, training_loss
 
     if way == "hf":
         loss = ForCausalLMLoss(logits, labels, VOCABULARY)

@@ -36,8 +36,8 @@ from typing import Any
 
 import numpy as np
 
-from lacy_stream.methods import OBJECTIVES, RANKS
-from lacy_stream.selectors import METHODS
+from lacy_stream.objective.methods import OBJECTIVES, RANKS
+from lacy_stream.objective.selectors import METHODS
 
 SCALES = {
     # steps, rows of a step, tokens of a row, width, layers, heads, learning rate
@@ -107,8 +107,8 @@ class Run:
 
 def prepare(args: argparse.Namespace) -> tuple[Path, bool]:
     """JSONL -> shards; and whether the data has a judge's spans."""
-    from lacy_stream.prepare import Options
-    from lacy_stream.prepare import prepare as prepare_shards
+    from lacy_stream.prepare.convert import Options
+    from lacy_stream.prepare.convert import prepare as prepare_shards
 
     spans = _first_row(args.file).get("spans") is not None
     data = args.work / "data"
@@ -202,8 +202,8 @@ def _reference(run: Run) -> Run:
 def _model(run: Run) -> Any:
     from composer.utils import reproducibility
 
-    from lacy_stream.model import build_model
     from lacy_stream.recipe import GPT2
+    from lacy_stream.train.model import build_model
 
     reproducibility.seed_all(run.seed)
     shape = GPT2(name="gpt2", d_model=run.width, n_heads=run.heads, n_layers=run.layers)

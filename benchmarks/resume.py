@@ -19,9 +19,9 @@ from pathlib import Path
 from streaming import MDSWriter
 
 from annotator import AnnotatorSettings, Document
-from lacy_stream.batches import AnnotatedDataset, collate
-from lacy_stream.corpus import Corpus, Order, Source
-from lacy_stream.pool import AnnotationPool
+from lacy_stream.stream.batches import AnnotatedDataset, collate
+from lacy_stream.stream.corpus import Corpus, Order, Source
+from lacy_stream.stream.pool import AnnotationPool
 
 DOCUMENTS, LANES, BATCH, SEQ_LEN = 1_100_000, 64, 8, 256
 

@@ -184,7 +184,7 @@ def train(variant: Variant, work: Path) -> str:
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     import torch
 
-    from lacy_stream import losses, selectors
+    from lacy_stream.objective import losses, selectors
 
     torch.set_num_threads(1)
     losses._CHUNK["cpu"] = 1 << 19
@@ -307,7 +307,7 @@ def _table(model: Any, ids: Any, classes: Any, judged: Any) -> dict[str, np.ndar
     <CALL>, its log-odds log p / (1 - p), whether it leads; the class of the target, and the judge's."""
     import torch
 
-    from lacy_stream.losses import token_losses
+    from lacy_stream.objective.losses import token_losses
 
     columns: dict[str, list[Any]] = {name: [] for name in ("loss", "logit", "log_odds", "leads", "correct")}
     with torch.no_grad():
@@ -503,8 +503,8 @@ def export(name: str, seed: int, work: Path, out: Path) -> None:
     """A trained variant as a folder for `benchmarks/cascade_value.py`."""
     import torch
 
-    from lacy_stream.checkpoint import CallingModel
-    from lacy_stream.export import write_folder
+    from lacy_stream.train.checkpoint import CallingModel
+    from lacy_stream.train.export import write_folder
 
     variant = next(v for v in VARIANTS if (v.name, v.seed) == (name, seed))
     model = build(variant)

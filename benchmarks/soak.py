@@ -26,8 +26,8 @@ import psutil
 from streaming import MDSWriter
 
 from annotator import AnnotatorSettings
-from lacy_stream.batches import annotated_dataloader
-from lacy_stream.pool import AnnotationPool
+from lacy_stream.stream.batches import annotated_dataloader
+from lacy_stream.stream.pool import AnnotationPool
 
 BATCH, SEQ_LEN, WORDS = 8, 512, 100
 RUNS = ("full-speed", "slow-trainer", "slow-workers")

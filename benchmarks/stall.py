@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from annotator import AnnotatorSettings
-from lacy_stream.batches import annotated_dataloader
-from lacy_stream.pool import AnnotationPool
+from lacy_stream.stream.batches import annotated_dataloader
+from lacy_stream.stream.pool import AnnotationPool
 
 BATCH, SEQ_LEN = 8, 512
 

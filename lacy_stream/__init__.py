@@ -10,36 +10,43 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lacy_stream.batches import AnnotatedDataset, PositionError, annotated_dataloader
-    from lacy_stream.call_mask import CallMask
-    from lacy_stream.corpus import Corpus, open_corpus
     from lacy_stream.errors import LacyStreamError
-    from lacy_stream.losses import token_losses, training_loss
-    from lacy_stream.metrics import CallLoss, MaskModel, MatchedCallLoss, MatchedNonCallLoss, NonCallLoss, TotalLoss
-    from lacy_stream.monitor import StreamMonitor
-    from lacy_stream.pool import AnnotationError, AnnotationPool
+    from lacy_stream.objective.losses import token_losses, training_loss
+    from lacy_stream.objective.metrics import (
+        CallLoss,
+        MaskModel,
+        MatchedCallLoss,
+        MatchedNonCallLoss,
+        NonCallLoss,
+        TotalLoss,
+    )
+    from lacy_stream.objective.selectors import METHODS, Selection, Targets, highest
     from lacy_stream.recipe import Recipe, RecipeError, load_recipe
-    from lacy_stream.record import RunRecord
-    from lacy_stream.report import Report
-    from lacy_stream.selectors import METHODS, Selection, Targets, highest
-    from lacy_stream.shards import DataError
-    from lacy_stream.source import Source
+    from lacy_stream.stream.batches import AnnotatedDataset, PositionError, annotated_dataloader
+    from lacy_stream.stream.corpus import Corpus, open_corpus
+    from lacy_stream.stream.pool import AnnotationError, AnnotationPool
+    from lacy_stream.stream.report import Report
+    from lacy_stream.stream.shards import DataError
+    from lacy_stream.stream.source import Source
+    from lacy_stream.train.call_mask import CallMask
+    from lacy_stream.train.monitor import StreamMonitor
+    from lacy_stream.train.record import RunRecord
 
 _MODULES = {
-    "batches": ("AnnotatedDataset", "PositionError", "annotated_dataloader"),
-    "call_mask": ("CallMask",),
-    "corpus": ("Corpus", "open_corpus"),
+    "stream.batches": ("AnnotatedDataset", "PositionError", "annotated_dataloader"),
+    "train.call_mask": ("CallMask",),
+    "stream.corpus": ("Corpus", "open_corpus"),
     "errors": ("LacyStreamError",),
-    "losses": ("token_losses", "training_loss"),
-    "metrics": ("CallLoss", "MaskModel", "MatchedCallLoss", "MatchedNonCallLoss", "NonCallLoss", "TotalLoss"),
-    "monitor": ("StreamMonitor",),
-    "pool": ("AnnotationError", "AnnotationPool"),
+    "objective.losses": ("token_losses", "training_loss"),
+    "objective.metrics": ("CallLoss", "MaskModel", "MatchedCallLoss", "MatchedNonCallLoss", "NonCallLoss", "TotalLoss"),
+    "train.monitor": ("StreamMonitor",),
+    "stream.pool": ("AnnotationError", "AnnotationPool"),
     "recipe": ("Recipe", "RecipeError", "load_recipe"),
-    "record": ("RunRecord",),
-    "report": ("Report",),
-    "selectors": ("METHODS", "Selection", "Targets", "highest"),
-    "shards": ("DataError",),
-    "source": ("Source",),
+    "train.record": ("RunRecord",),
+    "stream.report": ("Report",),
+    "objective.selectors": ("METHODS", "Selection", "Targets", "highest"),
+    "stream.shards": ("DataError",),
+    "stream.source": ("Source",),
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 

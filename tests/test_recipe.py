@@ -14,11 +14,11 @@ import torch
 import yaml
 from pydantic import Field, ValidationError
 
-from lacy_stream.methods import NEEDS
+from lacy_stream.objective.methods import NEEDS
 from lacy_stream.recipe import GPT2, Recipe, RecipeError, check_recipe, dump_recipe, load_recipe, tokenizer_path
 from lacy_stream.recipe_reference import reference
 from lacy_stream.schema import Section, mistakes
-from lacy_stream.source import Source
+from lacy_stream.stream.source import Source
 
 RECIPES = sorted((Path(__file__).parent.parent / "recipes").glob("*.yaml"))
 DEMO = Path(__file__).parent.parent / "recipes" / "lacy_demo.yaml"
@@ -122,7 +122,7 @@ def test_reference_recipe() -> None:
 @pytest.mark.parametrize(("name", "expected"), [("lacy_334m", 334e6), ("lacy_1b", 1.27e9)])
 def test_model_sizes(name: str, expected: float) -> None:
     """The built models have 334M and 1.27B parameters within 1.5%, embeddings counted once."""
-    from lacy_stream.model import build_model
+    from lacy_stream.train.model import build_model
 
     recipe = load_recipe(DEMO.with_name(f"{name}.yaml"))
     with torch.device("meta"):
@@ -139,7 +139,7 @@ def test_overrides_replace_values() -> None:
 
 def test_streams() -> None:
     """Several streams by name, each with its own settings and weight, become the arguments of a corpus."""
-    from lacy_stream.recipe_data import corpus_arguments
+    from lacy_stream.train.recipe_data import corpus_arguments
 
     streams = "{wiki: {local: w, split: train, proportion: 0.9}, code: {local: c, proportion: 0.1, annotate: false}}"
     recipe = load_recipe(DEMO, [f"train_loader.dataset={{streams: {streams}, epoch_size: 500, shuffle: true}}"])

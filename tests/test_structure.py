@@ -29,7 +29,15 @@ def test_import_contracts() -> None:
 
 @pytest.mark.parametrize(
     "module",
-    ["lacy_stream", "lacy_stream.pool", "lacy_stream.label_cache", "lacy_stream.recipe", "lacy_stream.packing"],
+    [
+        "lacy_stream",
+        "lacy_stream.cascade.settings",
+        "lacy_stream.objective.methods",
+        "lacy_stream.stream.pool",
+        "lacy_stream.stream.label_cache",
+        "lacy_stream.recipe",
+        "lacy_stream.stream.packing",
+    ],
 )
 def test_imports_stay_light(module: str) -> None:
     """What workers and the command line import brings in neither torch nor composer nor spaCy."""
@@ -40,7 +48,7 @@ def test_imports_stay_light(module: str) -> None:
 
 def test_pool_does_not_load_numpy() -> None:
     """numpy reads its thread settings when it is loaded: a worker must be able to set them before."""
-    assert "numpy" not in modules_after("import lacy_stream.pool")
+    assert "numpy" not in modules_after("import lacy_stream.stream.pool")
 
 
 def test_public_names_exist() -> None:

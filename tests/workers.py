@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from annotator import AnnotatorSettings, Document, FactClass, LabelledTokens
-from lacy_stream.workers.protocol import Answer, WorkerDied
+from lacy_stream.stream.workers.protocol import Answer, WorkerDied
 
 
 def words_as_tokens(text: str) -> LabelledTokens:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Protocol
 
-from lacy_stream.cascade.generate import Prompt
+from lacy_stream.cascade.generation import Prompt
 from lacy_stream.errors import UsageError
 
 ARTICLE_CHARACTERS = 8000

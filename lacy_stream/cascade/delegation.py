@@ -11,12 +11,12 @@ from torch import Tensor
 from annotator import Annotator, AnnotatorSettings, FactClass
 from annotator.pipelines import OFFICIAL
 from annotator.tokenizers import is_tokenizer_json
+from lacy_stream.cascade.settings import Delegation
 from lacy_stream.cascade.vocabulary import Vocabulary
-from lacy_stream.cascade_settings import Delegation
-from lacy_stream.checkpoint import CallingModel
 from lacy_stream.errors import UsageError
-from lacy_stream.methods import Rank
-from lacy_stream.scores import call_scores, uncertainty
+from lacy_stream.objective.methods import Rank
+from lacy_stream.objective.scores import call_scores, uncertainty
+from lacy_stream.train.checkpoint import CallingModel
 
 NOT_A_FACT = -100.0
 """Added to the uncertainty (0 to about 10 nats) of a token that would be no fact."""

@@ -13,14 +13,14 @@ from rich.text import Text
 
 from annotator.terminal import printable
 from lacy_stream.cascade.articles import TEMPLATE, Articles
-from lacy_stream.cascade.generate import Generation, OnToken, Prompt, Token, generate
+from lacy_stream.cascade.generation import Generation, OnToken, Prompt, Token, generate
 from lacy_stream.cascade.open import open_partner
-from lacy_stream.cascade.records import PARTNER_STYLE, as_prompt, from_record, read_prompts, record, styled, write_page
-from lacy_stream.cascade_settings import Decoding, Delegation, flat_settings
-from lacy_stream.checkpoint import load_model
+from lacy_stream.cascade.output import PARTNER_STYLE, as_prompt, from_record, read_prompts, record, styled, write_page
+from lacy_stream.cascade.settings import Decoding, Delegation, flat_settings
 from lacy_stream.files import file_fingerprint, read_text
 from lacy_stream.journal import Journal, JournalError
 from lacy_stream.progress import progress
+from lacy_stream.train.checkpoint import load_model
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ def _prompts(options: Options) -> list[Prompt]:
     articles: Articles | None = None
     template = TEMPLATE if options.template is None else read_text(options.template)
     if options.knowledge is not None:
-        from lacy_stream.knowledge import Knowledge
+        from lacy_stream.prepare.knowledge import Knowledge
 
         articles = Knowledge(options.knowledge)
     if options.prompts_file is not None:

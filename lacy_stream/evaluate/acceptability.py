@@ -18,15 +18,15 @@ import torch
 
 from annotator import Annotator, AnnotatorSettings, Document, FactClass
 from annotator.tokenizers import Tokenizer
-from lacy_stream.checkpoint import CallingModel, load_model
 from lacy_stream.errors import UsageError
 from lacy_stream.evaluate.judge import Judge, in_parallel
 from lacy_stream.evaluate.results import Table, publish
 from lacy_stream.evaluate.token_table import LOSS_BIN_NAMES, LOSS_BINS, token_table
+from lacy_stream.prepare.inputs import ReadOptions, find_inputs, read_rows
 from lacy_stream.progress import progress
 from lacy_stream.recipe import Recipe
-from lacy_stream.recipe_data import held_out_documents
-from lacy_stream.sources import ReadOptions, find_inputs, read_rows
+from lacy_stream.train.checkpoint import CallingModel, load_model
+from lacy_stream.train.recipe_data import held_out_documents
 
 VERDICT_TOKENS = 256
 CLASSES = {"factual": True, "other": False}

@@ -9,11 +9,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from lacy_stream.cascade_settings import MANY_TEXTS, Decoding, Delegation, flat_settings
+from lacy_stream.cascade.settings import MANY_TEXTS, Decoding, Delegation, flat_settings
 from lacy_stream.errors import UsageError
 from lacy_stream.files import file_errors, file_fingerprint, read_text
 from lacy_stream.journal import Journal, JournalError
-from lacy_stream.knowledge import Knowledge
+from lacy_stream.prepare.knowledge import Knowledge
 from lacy_stream.progress import progress
 
 if TYPE_CHECKING:
@@ -135,7 +135,7 @@ def write_biographies(
         PartnerError: the partner cannot be used; what was written is kept.
         UsageError: the model cannot delegate so.
     """
-    from lacy_stream.cascade.records import from_record, record
+    from lacy_stream.cascade.output import from_record, record
 
     kept = Journal(journal, {"model": file_fingerprint(path), "prompt": PROMPT, **cascade.settings()})
     done = [from_record(row) for row in kept.results]
@@ -157,7 +157,7 @@ def write_biographies(
 
 def _prompts(names: Sequence[str], cascade: Cascade) -> list[Prompt]:
     from lacy_stream.cascade.articles import TEMPLATE, with_article
-    from lacy_stream.cascade.generate import Prompt
+    from lacy_stream.cascade.generation import Prompt
 
     texts = {name: PROMPT.format(name=name) for name in names}
     if cascade.articles is None:
@@ -171,7 +171,7 @@ def _generate(
     path: str, prompts: Sequence[Prompt], cascade: Cascade, done: Sequence[Generation], device: str
 ) -> Iterator[Generation]:
     from lacy_stream.cascade import generate, open_partner
-    from lacy_stream.checkpoint import load_model
+    from lacy_stream.train.checkpoint import load_model
 
     model = load_model(path)
     model.model.to(device)  # type: ignore[arg-type]

@@ -29,7 +29,7 @@ from lacy_stream.evaluate.atomic_facts import (
 from lacy_stream.evaluate.biographies import Biography
 from lacy_stream.evaluate.judge import Judge, in_parallel
 from lacy_stream.evaluate.results import Table, bars, publish
-from lacy_stream.knowledge import Knowledge
+from lacy_stream.prepare.knowledge import Knowledge
 from lacy_stream.progress import progress
 
 GAMMA = 10

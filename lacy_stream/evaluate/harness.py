@@ -21,9 +21,9 @@ from lm_eval.tasks import TaskManager
 from transformers import AutoTokenizer, LlamaTokenizer, PreTrainedTokenizerBase
 
 from annotator.tokenizers import is_tokenizer_json
-from lacy_stream.checkpoint import CallingModel, load_model
 from lacy_stream.errors import UsageError
 from lacy_stream.files import file_fingerprint
+from lacy_stream.train.checkpoint import CallingModel, load_model
 
 _HFLM: Any = HFLM  # its own decorator hides its type
 

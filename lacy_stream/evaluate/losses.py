@@ -12,16 +12,16 @@ import numpy as np
 import torch
 
 from annotator import AnnotatorSettings
-from lacy_stream.checkpoint import CallingModel, load_model
 from lacy_stream.errors import UsageError
 from lacy_stream.evaluate.models import training_notes
 from lacy_stream.evaluate.results import OURS, Table, publish
 from lacy_stream.evaluate.token_table import TokenTable, calls_by_class, joined, losses, own_mask, token_table
 from lacy_stream.files import file_fingerprint
 from lacy_stream.journal import Journal
-from lacy_stream.pool import AnnotationPool
 from lacy_stream.progress import progress
 from lacy_stream.recipe import Dataset, Recipe
+from lacy_stream.stream.pool import AnnotationPool
+from lacy_stream.train.checkpoint import CallingModel, load_model
 
 PAPER = [["LaCy, 334M", "paper", "logit", "5.72", None, None, None, None, None, None]]
 COLUMNS = (
@@ -138,8 +138,8 @@ def _table(
     journal: Journal,
 ) -> TokenTable:
     """What a model does at each target: from the parts that are there, and from the model for the rest."""
-    from lacy_stream.batches import annotated_dataloader
-    from lacy_stream.recipe_data import corpus_arguments
+    from lacy_stream.stream.batches import annotated_dataloader
+    from lacy_stream.train.recipe_data import corpus_arguments
 
     folder = journal.path.parent
     loader = annotated_dataloader(

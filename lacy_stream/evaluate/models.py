@@ -6,9 +6,9 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from lacy_stream.checkpoint import describe_training, read_recipe
 from lacy_stream.errors import UsageError
 from lacy_stream.files import is_hub_name
+from lacy_stream.train.checkpoint import describe_training, read_recipe
 
 
 def labels(paths: Sequence[str]) -> dict[str, str]:

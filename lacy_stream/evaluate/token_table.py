@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from annotator import FactClass
-from lacy_stream.losses import IGNORED_LABEL, token_losses, true_losses
-from lacy_stream.methods import Rank
-from lacy_stream.metrics import own_call_mask
-from lacy_stream.scores import CallScores
+from lacy_stream.objective.losses import IGNORED_LABEL, token_losses, true_losses
+from lacy_stream.objective.methods import Rank
+from lacy_stream.objective.metrics import own_call_mask
+from lacy_stream.objective.scores import CallScores
 
 
 class TokenTable(NamedTuple):

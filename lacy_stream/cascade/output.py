@@ -1,0 +1,111 @@
+"""Generated texts for people and for files: JSONL that a stopped run goes on with, the terminal, a page."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import os
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from rich.text import Text
+
+from annotator import page
+from annotator.terminal import printable
+from lacy_stream.cascade.articles import Articles, with_article
+from lacy_stream.cascade.generation import PARTNER, Generation, Prompt, Token
+from lacy_stream.errors import UsageError
+from lacy_stream.files import file_errors, write_text
+
+PARTNER_STYLE = "bold white on red"
+
+
+def record(generation: Generation) -> dict[str, Any]:
+    """A JSON object: ``tokens`` are [text, writer, score, threshold] each. A threshold that always or never calls is
+    null."""
+    return {
+        "prompt": generation.prompt,
+        "text": generation.text,
+        "call_rate": round(generation.call_rate, 6),
+        "finish": generation.finish,
+        "skipped": generation.skipped,
+        "fallbacks": generation.fallbacks,
+        "prompt_scores": generation.prompt_scores,
+        "tokens": [
+            [t.text, t.writer, t.score, t.threshold if t.threshold is None or math.isfinite(t.threshold) else None]
+            for t in generation.tokens
+        ],
+    }
+
+
+def from_record(value: dict[str, Any]) -> Generation:
+    """What ``record`` has written."""
+    tokens = [Token(*token) for token in value["tokens"]]
+    names = ("prompt", "text", "finish", "skipped", "prompt_scores", "fallbacks")
+    return Generation(tokens=tokens, **{name: value[name] for name in names})
+
+
+def read_prompts(path: str | os.PathLike[str], articles: Articles | None = None, template: str = "") -> list[Prompt]:
+    """The prompts of a file: .jsonl has objects with "prompt" and optionally "title" (of the article); else each line
+    is one. Empty prompts stay, and are skipped by name when they are generated.
+
+    Raises:
+        UsageError: the file has none, a line is no such object, or a title is missing.
+    """
+    prompts = []
+    with file_errors(path, "read"), open(path, encoding="utf-8") as file:
+        for number, line in enumerate(file, start=1):
+            text, title = line.rstrip("\r\n"), None
+            if os.fspath(path).endswith(".jsonl"):
+                try:
+                    row = json.loads(line)
+                    text, title = row["prompt"], row.get("title")
+                except (ValueError, LookupError, TypeError, AttributeError):
+                    text = None
+                if not isinstance(text, str) or not isinstance(title, str | None):
+                    raise UsageError(f'{os.fspath(path)}, line {number}: no object with a "prompt"')
+            prompts.append(as_prompt(text, title, articles, template))
+    if not prompts:
+        raise UsageError(f"{os.fspath(path)} holds no prompts; it wants one a line")
+    return prompts
+
+
+def as_prompt(text: str, title: str | None, articles: Articles | None, template: str) -> Prompt:
+    """A prompt, with its article where there are articles."""
+    if articles is None or not text.strip():
+        return Prompt(text)
+    return with_article(text, title, articles, **({"template": template} if template else {}))
+
+
+def styled(token: Token, colour: bool) -> Text:
+    """One token for the terminal: the partner's on red, or where there is no colour, in ⟦ ⟧."""
+    text = printable(token.text)
+    if token.writer != PARTNER or not text:
+        return Text(text)
+    ink = text.lstrip()
+    space = text[: len(text) - len(ink)]
+    return Text.assemble(space, (ink, PARTNER_STYLE)) if colour else Text(f"{space}⟦{ink}⟧")
+
+
+def to_html(generations: Iterable[Generation]) -> str:
+    """A page with each text and the partner's tokens marked; neighbours together."""
+    pages = []
+    for number, generation in enumerate(generations, start=1):
+        about = generation.skipped or f"{generation.call_rate:.0%} by the partner"
+        pages.append((f"{number}: {about}", [("", _page_tokens(generation))]))
+    return page.token_page("lacy-stream: the partner's tokens", pages, {"the partner's": "background: #ff9a9a"})
+
+
+def _page_tokens(generation: Generation) -> Iterator[page.Token]:
+    yield page.Token(generation.prompt)
+    for writer, tokens in itertools.groupby(generation.tokens, key=lambda token: token.writer):
+        text = "".join(token.text for token in tokens)
+        ink = text.lstrip() if writer == PARTNER else ""
+        yield page.Token(text[: len(text) - len(ink)])
+        yield page.Token(ink, "the partner's")
+
+
+def write_page(generations: Iterable[Generation], path: str | os.PathLike[str]) -> None:
+    """Write ``to_html``."""
+    write_text(path, to_html(generations), errors="replace")

@@ -1,0 +1,274 @@
+"""What a trained model would delegate, and what its run ignored: text with these tokens marked, in the terminal or as a
+page with the loss of each token."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.text import Text
+
+from annotator import Annotator, Document, FactClass, LabelledTokens
+from annotator.page import Token, token_page
+from annotator.pipelines import OFFICIAL
+from annotator.terminal import printable
+from lacy_stream.errors import UsageError
+from lacy_stream.files import read_text, write_text
+from lacy_stream.objective.losses import TokenLosses, token_losses
+from lacy_stream.objective.methods import Rank
+from lacy_stream.objective.metrics import own_call_mask
+from lacy_stream.objective.scores import CallScores, call_scores
+from lacy_stream.objective.selectors import METHODS, Selection, Targets, budget
+from lacy_stream.recipe import CallMask, Recipe
+from lacy_stream.train.checkpoint import Checkpoint, describe_training, load_checkpoint
+from lacy_stream.train.recipe_data import annotator_settings, held_out_documents
+
+Columns = TypeVar("Columns", TokenLosses, CallScores)
+
+CALL_STYLE, IGNORED_STYLE, FACT_STYLE = "bold white on red", "black on yellow", "underline"
+CALLED, IGNORED = "delegated to a larger model", "ignored in training"
+
+
+@dataclass(frozen=True)
+class Marked:
+    """One document, token by token, [n].
+
+    offsets: int32 [n, 2], code points. loss: float32, of the true token, nats, <CALL> excluded. call_probability:
+    float32. call, ignored, factual: bool: what the model delegates, what its run's method would ignore in training of
+    what is left, and the facts of the annotator. wanted: bool, what its run's method would delegate in training; None
+    where that is not known.
+    """
+
+    document: Document
+    offsets: NDArray[np.int32]
+    loss: NDArray[np.float32]
+    call_probability: NDArray[np.float32]
+    call: NDArray[np.bool_]
+    ignored: NDArray[np.bool_]
+    factual: NDArray[np.bool_]
+    wanted: NDArray[np.bool_] | None = None
+
+    def spans(self, mask: NDArray[np.bool_]) -> list[tuple[int, int]]:
+        """The marked tokens in code points, neighbours joined, without the space at their ends."""
+        joined: list[tuple[int, int]] = []
+        for start, end in self.offsets[mask].tolist():
+            if joined and joined[-1][1] == start:
+                joined[-1] = (joined[-1][0], end)
+            else:
+                joined.append((start, end))
+        return [_trimmed(self.document.text, *span) for span in joined]
+
+
+class _Read(NamedTuple):
+    """What a model makes of one document, [n]: the losses of its tokens, and the scores of <CALL>."""
+
+    document: Document
+    labelled: LabelledTokens
+    losses: TokenLosses
+    scores: CallScores
+
+
+def mark(checkpoint: Checkpoint, annotator: Annotator, documents: Sequence[Document]) -> list[Marked]:
+    """Find the tokens that the model delegates: the run's call fraction of the tokens of all documents together, by the
+    rule of the validation losses (A.4.3). Texts longer than the model's context are read in pieces of that length."""
+    read = [_read(checkpoint, annotator, document) for document in documents]
+    losses, scores = _joined([one.losses for one in read]), _joined([one.scores for one in read])
+    classes = torch.from_numpy(np.concatenate([one.labelled.classes for one in read]))
+    mask = checkpoint.recipe.algorithms.call_mask
+    every = torch.ones_like(classes, dtype=torch.bool)
+    call = own_call_mask(scores, every, mask.call_fraction)
+    selection = _selection(mask, losses.true, classes)
+    ignored = torch.zeros_like(every) if selection is None or selection.ignore is None else selection.ignore & ~call
+    columns = [losses.true, torch.exp(-losses.call), call, ignored, classes == FactClass.FACTUAL]
+    if selection is not None and selection.call is not None:
+        columns.append(selection.call)
+    ends = np.cumsum([len(one.labelled) for one in read])[:-1].tolist()
+    parts = zip(*(column.tensor_split(ends) for column in columns))
+    return [Marked(one.document, one.labelled.offsets, *(c.numpy() for c in part)) for one, part in zip(read, parts)]
+
+
+@torch.no_grad()
+def _read(checkpoint: Checkpoint, annotator: Annotator, document: Document) -> _Read:
+    labelled = annotator.label([replace(document, ids=None)])[0]
+    rank: Rank = checkpoint.recipe.algorithms.call_mask.rank_calls_by
+    length, losses, scores = checkpoint.recipe.max_seq_len, [], []
+    for start in range(0, max(len(labelled), 1), length):
+        targets = torch.from_numpy(labelled.ids[start : start + length]).long()
+        before = int(labelled.ids[start - 1]) if start else annotator.eos_id
+        inputs = torch.cat([torch.tensor([before]), targets[:-1]])[: len(targets)]
+        if len(targets):
+            logits = checkpoint.model(input_ids=inputs[None]).logits[0]
+        else:  # an empty text
+            logits = torch.zeros(0, checkpoint.call_token_id + 1)
+        losses.append(token_losses(logits, targets, checkpoint.call_token_id))
+        scores.append(call_scores(logits, checkpoint.call_token_id, rank, losses[-1]))
+    return _Read(document, labelled, _joined(losses), _joined(scores))
+
+
+def _joined(parts: Sequence[Columns]) -> Columns:
+    """Named tuples of tensors as one, their tensors joined end to end."""
+    return type(parts[0])(*(torch.cat(column) for column in zip(*parts, strict=True)))
+
+
+def _selection(mask: CallMask, loss: torch.Tensor, classes: torch.Tensor) -> Selection | None:
+    """The masks of a run's method, if the tokens were a mini-batch; None where it needs a reference model, which is not
+    at hand, or random numbers."""
+    method = METHODS[mask.method]
+    if method.reference or mask.method in ("loss-based", "spacy"):
+        return None
+    every, nothing = torch.ones_like(loss, dtype=torch.bool), torch.zeros_like(loss)
+    counts = (budget(every, fraction) for fraction in (mask.call_fraction, mask.ignore_fraction))
+    return method.select(Targets(loss, classes, every, nothing), *counts)
+
+
+def to_terminal(marked: Marked) -> Text:
+    """The document with delegated tokens on red, ignored ones on yellow and annotated facts underlined."""
+    text = Text(printable(marked.document.text))
+    for mask, style in ((marked.factual, FACT_STYLE), (marked.ignored, IGNORED_STYLE), (marked.call, CALL_STYLE)):
+        for span in marked.spans(mask):
+            text.stylize(style, *span)
+    return text
+
+
+def to_plain(marked: Marked) -> str:
+    """The document with delegated tokens in ⟦ ⟧ and ignored ones in ⟨ ⟩, for output without colour."""
+    text, done, parts = printable(marked.document.text), 0, []
+    brackets = {span: "⟦⟧" for span in marked.spans(marked.call)} | {s: "⟨⟩" for s in marked.spans(marked.ignored)}
+    for (start, end), (opening, closing) in sorted(brackets.items()):
+        parts += [text[done:start], opening, text[start:end], closing]
+        done = end
+    return "".join([*parts, text[done:]])
+
+
+def to_html(documents: list[Marked], beside: list[Marked] | None = None, captions: Sequence[str] = ("", "")) -> str:
+    """A page: delegated and ignored tokens marked, facts underlined, the loss of each token on hover.
+
+    Args:
+        documents: as one model marks them. beside: the same documents as another one does, shown to their right.
+        captions: of the two models.
+    """
+    kinds = {CALLED: "background: #ff9a9a", IGNORED: "background: #ffe08a", "a fact": "text-decoration: underline"}
+    versions = [documents] if beside is None else [documents, beside]
+    if not any(marked.ignored.any() for version in versions for marked in version):
+        del kinds[IGNORED]
+    pages = [
+        (same[0].document.id, [(caption, _tokens(marked)) for caption, marked in zip(captions, same)])
+        for same in zip(*versions, strict=True)
+    ]
+    return token_page("What the model delegates", pages, kinds)
+
+
+def _tokens(marked: Marked) -> Iterator[Token]:
+    """The tokens of a page; a character that is spelled in several pieces is shown with its last one."""
+    columns = (
+        marked.offsets.tolist(),
+        marked.loss,
+        marked.call_probability,
+        marked.call,
+        marked.ignored,
+        marked.factual,
+    )
+    for (start, end), loss, probability, call, ignored, factual in zip(*columns, strict=True):
+        kind = CALLED if call else IGNORED if ignored else "a fact" if factual else ""
+        first, last = _trimmed(marked.document.text, start, end) if kind else (start, end)
+        yield Token(marked.document.text[start:first])
+        yield Token(marked.document.text[first:last], kind, f"loss {loss:.2f} nats, <CALL> {probability:.0%}")
+        yield Token(marked.document.text[last:end])
+
+
+def _trimmed(text: str, start: int, end: int) -> tuple[int, int]:
+    """The span without the white space at its ends: a piece includes the space before it."""
+    inside = text[start:end]
+    return start + len(inside) - len(inside.lstrip()), end - len(inside) + len(inside.rstrip())
+
+
+def show_calls(
+    checkpoint_path: str,
+    files: Sequence[str] = (),
+    html: str | os.PathLike[str] | None = None,
+    documents: int = 1,
+    sample: int = 0,
+    beside: str | None = None,
+) -> None:
+    """Print, and write to ``html`` where given, what the model of a checkpoint delegates.
+
+    Args:
+        files: texts; where there are none, the first documents of the run's held-out data are taken.
+        documents: how many of these are shown.
+        sample: how many of these the threshold and the shares are taken from; at least those that are shown.
+        beside: another checkpoint with the same tokenizer, shown beside the first on the page.
+
+    Raises:
+        UsageError: an argument, or checkpoints that do not fit together.
+    """
+    if documents < 1:
+        raise UsageError(f"--documents is {documents}: show at least one")
+    if beside is not None and html is None:
+        raise UsageError("--beside shows two models on a page: name it by --html")
+    console = Console(highlight=False)
+    checkpoint = load_checkpoint(checkpoint_path)
+    chosen = _chosen(checkpoint.recipe, files, max(documents, sample))
+    shown = len(chosen) if files else documents
+    marked = _marked(checkpoint, chosen)
+    for one in marked[:shown]:
+        console.rule(Text(printable(one.document.id)))
+        console.print(to_terminal(one) if console.is_terminal else Text(to_plain(one)))
+    _print_shares(console, marked)
+    if checkpoint.recipe.algorithms.call_mask.method == "baseline":
+        console.print("this model was not trained to delegate (method: baseline): its <CALL> logits mean nothing")
+    console.print(f"the run: {describe_training(checkpoint.recipe)}; {checkpoint.annotation}")
+    other, captions = None, ["", ""]
+    if beside is not None:
+        second = load_checkpoint(beside)
+        if second.tokenizer.read_bytes() != checkpoint.tokenizer.read_bytes():
+            raise UsageError(f"{beside} has another tokenizer than {checkpoint_path}: their tokens cannot be compared")
+        other = _marked(second, chosen)
+        console.print(f"beside it, {describe_training(second.recipe)}:")
+        _print_shares(console, other)
+        other, captions = other[:shown], [describe_training(one.recipe) for one in (checkpoint, second)]
+    if html is not None:
+        write_text(html, to_html(marked[:shown], other, captions))
+        console.print(f"page: {html}")
+
+
+def _chosen(recipe: Recipe, files: Sequence[str], count: int) -> list[Document]:
+    if files:
+        return [Document(name, read_text(name)) for name in files]
+    return held_out_documents(recipe, count)
+
+
+def _marked(checkpoint: Checkpoint, documents: Sequence[Document]) -> list[Marked]:
+    settings = annotator_settings(checkpoint.recipe.annotator, checkpoint.tokenizer)
+    annotator = replace(settings, model=settings.model or OFFICIAL).build()
+    return mark(checkpoint, annotator, documents)
+
+
+def _print_shares(console: Console, documents: Sequence[Marked]) -> None:
+    """The legend, and what the delegated tokens of all documents are, against what would be expected by chance."""
+    call, ignored, factual = (
+        np.concatenate([getattr(marked, name) for marked in documents]) for name in ("call", "ignored", "factual")
+    )
+    tokens = max(len(call), 1)
+    parts = [(CALL_STYLE, "⟦", CALLED, "⟧", call.mean()), (IGNORED_STYLE, "⟨", IGNORED, "⟩", ignored.mean())]
+    for style, opening, name, closing, share in parts if ignored.any() else parts[:1]:
+        legend = f"[{style}]{name}[/]" if console.is_terminal else f"{opening}{name}{closing}"
+        console.print(f"{legend}: {share:.0%} of the {tokens:,} tokens of {len(documents):,} documents")
+    if console.is_terminal:
+        console.print(f"[{FACT_STYLE}]a fact to the annotator[/]: {factual.mean():.0%}")
+    console.print(f"of the delegated tokens, {_against(factual[call].mean(), factual.mean(), 'are facts')}")
+    if all(marked.wanted is not None for marked in documents):
+        wanted = np.concatenate([marked.wanted for marked in documents])  # type: ignore[misc]
+        what = "are those that the call mask of its training wants (facts with the highest losses)"
+        console.print(f"of the delegated tokens, {_against(wanted[call].mean(), wanted.mean(), what)}")
+
+
+def _against(share: float, chance: float, what: str) -> str:
+    """A share beside that of calls at random."""
+    times = f": {share / chance:.1f} times as many" if chance else ""
+    return f"{share:.1%} {what}; calls at random would have {chance:.1%}{times}"

@@ -1,0 +1,116 @@
+"""What a mini-batch's call mask did, summed over microbatches and ranks, and told as metrics."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from annotator import FactClass
+from lacy_stream import distributed as dist
+from lacy_stream.objective.losses import TokenLosses
+from lacy_stream.objective.selectors import Selection, budget, highest
+
+
+class _Sums(NamedTuple):
+    """Sums over the valid targets, float64, on the device.
+
+    tokens_C, calls_C, ignored_C: [3], targets by ``FactClass``.
+    would_call, wanted_of_these: scalars; the targets that the model would call now, and those of them in the call mask.
+    call_probability, call_majority: scalars; p(<CALL>), and the targets where it is more than a half.
+    call_loss, called_token_loss, ignored_token_loss, rest_loss: scalars, nats; see ``CallMask``.
+    """
+
+    tokens_C: Tensor
+    calls_C: Tensor
+    ignored_C: Tensor
+    would_call: Tensor
+    wanted_of_these: Tensor
+    call_probability: Tensor
+    call_majority: Tensor
+    call_loss: Tensor
+    called_token_loss: Tensor
+    ignored_token_loss: Tensor
+    rest_loss: Tensor
+
+
+class CallStatistics:
+    """Sums of one mini-batch. They stay on the device until ``metrics``: nothing waits for a GPU before the batch ends.
+
+    Args:
+        call_fraction: share of the targets that the model is taken to call, for ``precision``.
+    """
+
+    def __init__(self, call_fraction: float) -> None:
+        self._call_fraction = call_fraction
+        self._sums: _Sums | None = None
+        self._lowest_called_loss: Tensor | None = None
+
+    @torch.no_grad()
+    def add(self, losses: TokenLosses, score: Tensor, selection: Selection, token_class: Tensor, valid: Tensor) -> None:
+        """Add one microbatch.
+
+        Args:
+            losses: of each target. score: of <CALL> there, the higher the sooner it is called.
+            selection: the masks. token_class: uint8, ``FactClass``. valid: bool. All of one shape.
+        """
+        nothing = torch.zeros_like(valid)
+        call, ignore = (nothing if mask is None else mask for mask in selection)
+        # The model's own calls are counted within the microbatch: a ranking over all of them would be another pass.
+        own = highest(score, valid, budget(valid, self._call_fraction))
+        probability = torch.exp(-losses.call)
+        by_class = [token_class == fact_class for fact_class in FactClass]
+        counts = [torch.stack([(mask & part).sum() for part in by_class]) for mask in (valid, call, ignore)]
+        scalars = (
+            own.sum(),
+            (own & call).sum(),
+            (probability * valid).sum(),
+            ((probability > 0.5) & valid).sum(),
+            (losses.call * call).sum(),
+            *((losses.true * mask).sum() for mask in (call, ignore, valid & ~call & ~ignore)),
+        )
+        sums = _Sums(*(value.double() for value in (*counts, *scalars)))
+        lowest = losses.true.masked_fill(~call, torch.inf).min()
+        if self._sums is None or self._lowest_called_loss is None:
+            self._sums, self._lowest_called_loss = sums, lowest
+        else:
+            self._sums = _Sums(*(old + new for old, new in zip(self._sums, sums)))
+            self._lowest_called_loss = torch.minimum(self._lowest_called_loss, lowest)
+
+    def metrics(self) -> dict[str, float]:
+        """The metrics of the mini-batch over all ranks, see ``CallMask``; empty where nothing was added."""
+        if self._sums is None or self._lowest_called_loss is None:
+            return {}
+        sums = self._reduced(self._sums)
+        dist.all_reduce(self._lowest_called_loss, "MIN")
+        tokens, calls, ignored = (float(counts.sum()) for counts in sums[:3])
+        found = {
+            "call_fraction": calls / max(tokens, 1),
+            "ignore_fraction": ignored / max(tokens, 1),
+            "factual_fraction": float(sums.tokens_C[FactClass.FACTUAL]) / max(tokens, 1),
+            "rest_loss": float(sums.rest_loss) / max(tokens - calls - ignored, 1),
+            "call_probability": float(sums.call_probability) / max(tokens, 1),
+            "call_majority": float(sums.call_majority) / max(tokens, 1),
+        }
+        if calls:
+            found |= {
+                "call_loss": float(sums.call_loss) / calls,
+                "called_token_loss": float(sums.called_token_loss) / calls,
+                "threshold": self._lowest_called_loss.item(),
+                "precision": float(sums.wanted_of_these) / max(float(sums.would_call), 1),
+                "chance": calls / tokens,
+            }
+            found |= {f"calls_{kind.name.lower()}": float(sums.calls_C[kind]) / calls for kind in FactClass}
+        if ignored:
+            found["ignored_token_loss"] = float(sums.ignored_token_loss) / ignored
+            found |= {f"ignored_{kind.name.lower()}": float(sums.ignored_C[kind]) / ignored for kind in FactClass}
+        return found
+
+    @staticmethod
+    def _reduced(sums: _Sums) -> _Sums:
+        """The sums of all ranks, on the CPU: one reduction and one copy for all of them."""
+        flat = torch.cat([value.reshape(-1) for value in sums])
+        dist.all_reduce(flat, "SUM")
+        parts = flat.cpu().split([value.numel() for value in sums])
+        return _Sums(*(part.view(value.shape) for part, value in zip(parts, sums)))

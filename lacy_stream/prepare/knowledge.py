@@ -1,0 +1,244 @@
+"""Articles in one SQLite file, and the passages of an article that are nearest to a query.
+
+    SOURCE... --inputs.py--> rows --build--> FILE --Knowledge--> article by title, passages by bm25
+
+It is what FActScore calls its knowledge source: statements about a person are checked against the passages of that
+person's article. Its own file (enwiki-20230401.db) is one of the sources.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sqlite3
+import textwrap
+import unicodedata
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from lacy_stream.errors import UsageError
+from lacy_stream.files import replaced_file
+from lacy_stream.prepare.inputs import ReadOptions, RefusedRows, find_inputs, read_rows
+from lacy_stream.progress import SourceProgress
+
+APPLICATION_ID = 0x4C614379  # "LaCy", in the header of every store
+FORMAT = 1
+PASSAGE_CHARACTERS = 1000
+"""FActScore cuts articles every 256 RoBERTa tokens, which is about as much English text."""
+FACTSCORE_SEPARATOR = "####SPECIAL####SEPARATOR####"
+SCHEMA = """
+CREATE TABLE articles (title TEXT PRIMARY KEY, text TEXT NOT NULL);
+CREATE VIRTUAL TABLE titles USING fts5(title, content='articles');
+"""
+
+
+class KnowledgeError(UsageError):
+    """A store or its sources cannot be used; the message says why and what to do."""
+
+
+@dataclass
+class Built:
+    """What a build wrote: articles, their characters, and the rows that it refused, by reason."""
+
+    articles: int = 0
+    characters: int = 0
+    refused: dict[str, RefusedRows] = field(default_factory=dict)
+
+    def refuse(self, reason: str, what: str) -> None:
+        self.refused.setdefault(reason, RefusedRows()).add(what)
+
+
+class Knowledge:
+    """A store that ``build`` has written, opened for reading. Safe to use from several threads.
+
+    Args:
+        path: the file.
+
+    Raises:
+        KnowledgeError: no such file, or not a store.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        if not self.path.is_file():
+            raise KnowledgeError(f"{self.path} does not exist; make it with `lacy-stream knowledge build`")
+        try:
+            with closing(self._connect()) as store:
+                identity = [
+                    store.execute(f"PRAGMA {name}").fetchone()[0] for name in ("application_id", "user_version")
+                ]
+                self.articles: int = store.execute("SELECT count(*) FROM articles").fetchone()[0]
+        except sqlite3.DatabaseError:
+            identity = []
+        if identity != [APPLICATION_ID, FORMAT]:
+            raise KnowledgeError(f"{self.path} is no store of this version's `lacy-stream knowledge build`")
+
+    def article(self, title: str) -> str | None:
+        """The text of the article with this very title (after ``normal_title``), or None."""
+        with closing(self._connect()) as store:
+            row = store.execute("SELECT text FROM articles WHERE title = ?", (normal_title(title),)).fetchone()
+        return row and row[0]
+
+    def nearest_titles(self, title: str, count: int = 3) -> list[str]:
+        """Titles that share most with this one, for the message about an article that is missing."""
+        with closing(self._connect()) as store:
+            rows = store.execute(
+                "SELECT title FROM titles WHERE titles MATCH ? ORDER BY bm25(titles) LIMIT ?", (_any_word(title), count)
+            )
+            return [row[0] for row in rows]
+
+    def search(self, title: str, query: str, count: int = 5) -> list[str]:
+        """The passages of an article that are nearest to a query by bm25, nearest first; where fewer match, the
+        article's first passages follow. Empty where there is no article.
+
+        Word frequencies are those of the article, as in FActScore: what is rare in all of Wikipedia, the person's own
+        name above all, says little about the passages of one article.
+        """
+        text = self.article(title)
+        return [] if text is None else rank(passages(text), query)[:count]
+
+    def _connect(self) -> sqlite3.Connection:
+        return sqlite3.connect(f"{self.path.absolute().as_uri()}?mode=ro", uri=True)
+
+
+def normal_title(title: str) -> str:
+    """A title as it is stored: Unicode NFC, single spaces, none at the ends, no underscores."""
+    return " ".join(unicodedata.normalize("NFC", title).replace("_", " ").split())
+
+
+def passages(text: str) -> list[str]:
+    """The text in passages of at most PASSAGE_CHARACTERS, cut at white space."""
+    return textwrap.wrap(text, PASSAGE_CHARACTERS, replace_whitespace=False, break_on_hyphens=False)
+
+
+def rank(texts: list[str], query: str) -> list[str]:
+    """All texts, those with words of the query first, by bm25 (SQLite's FTS5, with Porter's stemmer)."""
+    with closing(sqlite3.connect(":memory:")) as store:
+        store.execute("CREATE VIRTUAL TABLE texts USING fts5(text, tokenize='porter unicode61')")
+        store.executemany("INSERT INTO texts (rowid, text) VALUES (?, ?)", enumerate(texts))
+        rows = store.execute(
+            "SELECT rowid FROM texts WHERE texts MATCH ? ORDER BY bm25(texts), rowid", (_any_word(query),)
+        )
+        found = [row[0] for row in rows]
+    return [texts[i] for i in [*found, *(i for i in range(len(texts)) if i not in found)]]
+
+
+def _any_word(text: str) -> str:
+    """The FTS5 query that matches any word of a text; one that matches nothing where it has none."""
+    return " OR ".join(f'"{word}"' for word in dict.fromkeys(re.findall(r"\w+", text))) or '""'
+
+
+# ---------------------------------------------------------------- sources -> store
+
+
+def build(
+    sources: Sequence[str | Path],
+    out: str | os.PathLike[str],
+    *,
+    options: ReadOptions | None = None,
+    on_progress: Callable[[SourceProgress], None] | None = None,
+) -> Built:
+    """Write the articles of the sources as a store. The file appears when it is whole, or not at all.
+
+    Args:
+        sources: JSONL (plain, .gz, .zst) or Parquet files, folders of them, hub names, or a SQLite file in FActScore's
+            layout (.db). The first article of a title counts.
+        out: the file.
+        options: columns; ``title_column`` None is "title".
+        on_progress: called every 100 rows.
+
+    Raises:
+        KnowledgeError: `out` exists, or no row is an article.
+        PrepareError: a source cannot be read.
+    """
+    out = Path(out)
+    if out.exists():
+        raise KnowledgeError(f"{out} exists; remove it, or choose another --out")
+    built = Built()
+    with replaced_file(out) as partial:
+        with closing(sqlite3.connect(partial)) as store:
+            store.executescript(f"PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF; {SCHEMA}")
+            for title, text in _articles([str(s) for s in sources], options or ReadOptions(), built, on_progress):
+                row = (normal_title(title), text)
+                if store.execute("INSERT OR IGNORE INTO articles (title, text) VALUES (?, ?)", row).rowcount:
+                    built.articles += 1
+                    built.characters += len(text)
+                else:
+                    built.refuse("title seen before", title)
+            if not built.articles:
+                reasons = "; ".join(f"{r.count} x {reason}" for reason, r in built.refused.items())
+                raise KnowledgeError(f"no article in the sources ({reasons or 'they hold no rows'})")
+            store.execute("INSERT INTO titles (titles) VALUES ('rebuild')")
+            store.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+            store.execute(f"PRAGMA user_version = {FORMAT}")
+            store.commit()
+    return built
+
+
+def _articles(
+    sources: list[str], options: ReadOptions, built: Built, on_progress: Callable[[SourceProgress], None] | None
+) -> Iterator[tuple[str, str]]:
+    """(title, text) of every article; rows that are none are refused."""
+    wikitext = [source for source in sources if re.search(r"\.xml(\.bz2|\.gz|\.7z)?$", source)]
+    if wikitext:
+        raise KnowledgeError(
+            f"{wikitext[0]} is wikitext, which has to be made plain text first: run `wikiextractor --json` on it, or "
+            "take the Parquet files of wikimedia/wikipedia on the Hugging Face hub"
+        )
+    for source in [source for source in sources if source.endswith(".db")]:
+        yield from _reported(_factscore_articles(Path(source)), built, on_progress)
+    others = [source for source in sources if not source.endswith(".db")]
+    if others:
+        yield from _reported(_row_articles(others, options, built), built, on_progress)
+
+
+def _reported(
+    articles: Iterable[tuple[str, float | None, str, str]],
+    built: Built,
+    on_progress: Callable[[SourceProgress], None] | None,
+) -> Iterator[tuple[str, str]]:
+    for number, (source, done, title, text) in enumerate(articles):
+        if on_progress is not None and number % 100 == 0:
+            on_progress(SourceProgress(source, done, built.articles, sum(r.count for r in built.refused.values())))
+        yield title, text
+
+
+def _row_articles(
+    sources: list[str], options: ReadOptions, built: Built
+) -> Iterator[tuple[str, float | None, str, str]]:
+    """Source, share read, title and text of the rows of JSONL, Parquet and hub names. The title is read as the id: it
+    is what names an article."""
+    columns = ReadOptions(
+        id_column=options.title_column or "title",
+        title_column="",
+        text_column=options.text_column,
+        hf_config=options.hf_config,
+        hf_split=options.hf_split,
+    )
+    inputs, _ = find_inputs(sources, columns)
+    total = sum(source.bytes for source in inputs)
+    before = 0
+    for source in inputs:
+        for row in read_rows(source, columns):
+            made_id = f"{source.name}:{row.number}"
+            if row.refused or row.id == made_id:
+                built.refuse(row.refused.replace("id is", "title is") or "no title", row.id or made_id)
+                continue
+            yield source.name, (before + row.done * source.bytes) / total if total else None, row.id, row.text
+        before += source.bytes
+
+
+def _factscore_articles(path: Path) -> Iterator[tuple[str, float | None, str, str]]:
+    """The same of a file in FActScore's layout: documents(title, text), the text in passages between <s> and </s>."""
+    if not path.is_file():
+        raise KnowledgeError(f"{path} does not exist")
+    with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as store:
+        try:
+            total = store.execute("SELECT count(*) FROM documents").fetchone()[0]
+            for number, (title, text) in enumerate(store.execute("SELECT title, text FROM documents")):
+                parts = (part.replace("<s>", "").replace("</s>", "") for part in text.split(FACTSCORE_SEPARATOR))
+                yield path.name, number / total, title, "".join(parts).strip()
+        except sqlite3.DatabaseError as error:
+            raise KnowledgeError(f"{path} has not FActScore's layout, documents(title, text): {error}") from error

@@ -1,0 +1,272 @@
+"""MDS splits -> Document, in a canonical order that depends on (data, seed, epoch) alone.
+
+A corpus is one or several streams: folders of MDS shards with raw text, or with token ids that another tool has made
+(LLM Foundry's ``tokens`` column). An epoch takes from each stream what its weight says, in the words of MosaicML
+Streaming: ``proportion`` of the epoch, ``repeat`` times its own size, or ``choose`` samples. A whole repeat is every
+sample once; what is left over is drawn anew in each epoch. Then Streaming's own shuffle functions mix the streams.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from streaming.base.shuffle import get_shuffle
+from streaming.base.stream import Stream
+
+from annotator import Document
+from annotator.spans import SPANS_VERSION
+from lacy_stream.errors import UsageError
+from lacy_stream.stream.report import Report
+from lacy_stream.stream.shards import DataError, Shards
+from lacy_stream.stream.source import Source
+
+DEFAULT_NAME = "data"  # of the only stream, where nobody names it
+
+
+class Order(NamedTuple):
+    """How an epoch is shuffled, in Streaming's terms; ``algo`` None: not at all."""
+
+    algo: str | None = None
+    seed: int = 0
+    block_size: int = 1 << 18
+
+    def __str__(self) -> str:
+        return "none" if self.algo is None else f"{self.algo}, seed {self.seed}, block {self.block_size}"
+
+
+UNSHUFFLED = Order()
+
+
+class Corpus:
+    """The documents of one or several streams, addressed by their place in an endless run of epochs.
+
+    Args:
+        sources: by name. The name of an only stream is of no consequence; of several, it stands before the ids.
+        order: of an epoch.
+        epoch_size: documents in an epoch, where streams are weighted by ``proportion``; default, all there are.
+        predownload: documents ahead of the one asked for whose shards are fetched in the background.
+        storage: further arguments of ``Shards``.
+
+    Raises:
+        DataError: see ``Shards``; or a missing column, or weights that do not go together.
+    """
+
+    def __init__(
+        self,
+        sources: Mapping[str, Source],
+        order: Order = UNSHUFFLED,
+        *,
+        epoch_size: int | None = None,
+        predownload: int = 1000,
+        **storage: Any,
+    ) -> None:
+        if not sources:
+            raise DataError("a corpus needs at least one stream")
+        self.order = order
+        self._names, self._sources = list(sources), list(sources.values())
+        self._shards = [Shards(s.local, s.remote, s.split, **storage) for s in self._sources]
+        for shards, source in zip(self._shards, self._sources, strict=True):
+            _check_column(shards, source)
+        self._choose = self._chosen_per_epoch(epoch_size)
+        self._first = np.cumsum([0, *(len(shards) for shards in self._shards)])
+        self._epochs: dict[int, NDArray[np.int64]] = {}
+        self._predownload, self._foreseen = predownload, 0
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """All that the documents and their order depend on, for a person and a computer to compare."""
+        data = [
+            f"{choose} of {len(shards)} documents, {shards.digest}, column {source.tokens_column or source.text_column}"
+            + ("" if source.annotate else ", not annotated")
+            + (f", spans (rule {SPANS_VERSION}) in column {source.spans_column}" if source.spans_column else "")
+            for shards, source, choose in zip(self._shards, self._sources, self._choose, strict=True)
+        ]
+        named = dict(zip(self._names, data, strict=True))
+        return {"data": named if len(data) > 1 else data[0], "shuffle": str(self.order)}
+
+    def __len__(self) -> int:
+        """Documents in an epoch."""
+        return sum(self._choose)
+
+    def document(self, position: int) -> Document:
+        """The document at a position >= 0 of the endless stream: epoch ``position // len(self)``.
+
+        Raises:
+            DataError: its shard is missing, damaged, or cannot be written to the cache; or it is not text.
+        """
+        self._look_ahead(position)
+        epoch, index = divmod(position, len(self))
+        sample = int(self._epoch(epoch)[index])
+        stream = int(np.searchsorted(self._first, sample, side="right")) - 1
+        sample -= int(self._first[stream])
+        row, source = self._shards[stream].read(sample), self._sources[stream]
+        name = str(row.get(source.id_column, sample))
+        if len(self._sources) > 1:
+            name = f"{self._names[stream]}/{name}"
+        where = self._shards[stream].where
+        if source.tokens_column is not None:
+            return Document(name, "", _ids(row[source.tokens_column], source, where), source.annotate)
+        text = row[source.text_column]
+        if not isinstance(text, str):
+            raise DataError(f"column {source.text_column!r} of {where} is {type(text).__name__}, not text")
+        spans = None if source.spans_column is None else _spans(row[source.spans_column], source, where)
+        return Document(name, text, annotate=source.annotate, spans=spans)
+
+    def _look_ahead(self, position: int) -> None:
+        """Have the shards of the documents that follow fetched, half a look-ahead at a time, within the epoch."""
+        if not self._predownload or position + self._predownload // 2 < self._foreseen:
+            return
+        epoch, index = divmod(position, len(self))
+        samples = self._epoch(epoch)[index + 1 : index + 1 + self._predownload]
+        self._foreseen = position + self._predownload
+        for shards, first, end in zip(self._shards, self._first[:-1], self._first[1:], strict=True):
+            shards.prefetch((samples[(samples >= first) & (samples < end)] - first).tolist())
+
+    def _chosen_per_epoch(self, epoch_size: int | None) -> list[int]:
+        """Documents that each stream gives to an epoch; the rules for weights are Streaming's."""
+        sizes = np.array([len(shards) for shards in self._shards], np.int64)
+        try:
+            weighted = [
+                Stream(local=str(s.local), proportion=s.proportion, repeat=s.repeat, choose=s.choose)
+                for s in self._sources
+            ]
+            with np.errstate(invalid="ignore"):  # an epoch without a document: refused below
+                Stream.apply_weights(weighted, sizes, epoch_size, self.order.seed)
+        except ValueError as error:
+            raise DataError(f"the weights of the streams {', '.join(self._names)}: {error}") from None
+        chosen = [int(stream.choose) for stream in weighted]
+        if sum(chosen) < 1:
+            raise DataError(f"the weights of the streams {', '.join(self._names)} give an epoch without a document")
+        return chosen
+
+    def _epoch(self, epoch: int) -> NDArray[np.int64]:
+        """The samples of an epoch in order, counted through all streams. The two epochs last used are kept, since
+        lanes cross the border one by one."""
+        repeats_itself = self.order.algo is None and all(
+            choose % len(shards) == 0 for choose, shards in zip(self._choose, self._shards, strict=True)
+        )
+        epoch = 0 if repeats_itself else epoch
+        if epoch not in self._epochs:
+            while len(self._epochs) >= 2:
+                del self._epochs[min(self._epochs)]
+            self._epochs[epoch] = self._arrange(epoch)
+        return self._epochs[epoch]
+
+    def _arrange(self, epoch: int) -> NDArray[np.int64]:
+        chosen = [part for stream in range(len(self._shards)) for part in self._chosen(stream, epoch)]
+        samples = np.concatenate([part for part, _ in chosen])
+        algo, seed, block_size = self.order
+        if algo is None:
+            return samples
+        sizes = np.concatenate([sizes for _, sizes in chosen])
+        return samples[get_shuffle(algo, sizes, 1, seed, epoch, block_size)]
+
+    def _chosen(self, stream: int, epoch: int) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+        """The samples that a stream gives to an epoch, in parts, and how many of each part lie in each shard."""
+        shards, first = self._shards[stream], self._first[stream]
+        repeats, rest = divmod(self._choose[stream], len(shards))
+        for _ in range(repeats):
+            yield first + np.arange(len(shards)), shards.sizes
+        if rest:
+            random = np.random.default_rng((self.order.seed, epoch, stream))
+            drawn = np.sort(random.choice(len(shards), rest, replace=False))
+            shard = np.searchsorted(np.cumsum(shards.sizes), drawn, side="right")
+            sizes = np.bincount(shard)
+            yield first + drawn, sizes[sizes > 0]
+
+
+def open_corpus(
+    data: str | os.PathLike[str] | Mapping[str, Source],
+    *,
+    shuffle: bool = False,
+    shuffle_algo: str = "py1e",
+    shuffle_seed: int = 0,
+    shuffle_block_size: int = 1 << 18,
+    epoch_size: int | None = None,
+    predownload: int = 1000,
+    download_retry: int = 3,
+    download_timeout: float = 60.0,
+    report: Report | None = None,
+    **source: Any,
+) -> Corpus:
+    """A corpus by the names of LLM Foundry's recipes.
+
+    Args:
+        data: a folder, with the arguments of a ``Source`` in ``source``; or several sources by name.
+        report: where downloads that had to be tried again are noted.
+
+    Raises:
+        DataError, ValueError: see ``Corpus``; or arguments of a source beside several of them.
+    """
+    if isinstance(data, Mapping):
+        if source:
+            raise UsageError(f"{', '.join(source)}: belongs to one of the streams {', '.join(data)}, not beside them")
+        sources = data
+    else:
+        sources = {DEFAULT_NAME: Source(local=data, **source)}
+    return Corpus(
+        sources,
+        Order(shuffle_algo if shuffle else None, shuffle_seed, shuffle_block_size),
+        epoch_size=epoch_size,
+        predownload=predownload,
+        download_retry=download_retry,
+        download_timeout=download_timeout,
+        report=report,
+    )
+
+
+def _check_column(shards: Shards, source: Source) -> None:
+    column = source.tokens_column or source.text_column
+    if column not in shards.columns:
+        hint = "; for token ids, set tokens_column: tokens" if "tokens" in shards.columns else ""
+        raise DataError(f"{shards.where} has no column {column!r}; it has {sorted(shards.columns)}{hint}")
+    if source.spans_column is not None:
+        _check_spans_column(shards, source)
+    if source.tokens_column is not None:
+        try:
+            if np.dtype(source.token_encoding_type).kind not in "iu":
+                raise TypeError
+        except TypeError:
+            raise DataError(
+                f"token_encoding_type is {source.token_encoding_type!r}; it must be an integer type such as int64"
+            ) from None
+
+
+def _check_spans_column(shards: Shards, source: Source) -> None:
+    column = source.spans_column
+    if column not in shards.columns:
+        raise DataError(
+            f"{shards.where} has no column {column!r}; it has {sorted(shards.columns)}. `lacy-stream prepare` writes "
+            "one with --spans-column or --inline-calls"
+        )
+
+
+def _spans(value: Any, source: Source, where: str) -> str | NDArray[np.integer]:
+    """The spans of one row as the data set has them; whether they fit the text is found where they are used."""
+    if isinstance(value, list):  # of a column of MDS's type json
+        value = json.dumps(value)
+    if not isinstance(value, str | np.ndarray):
+        raise DataError(f"column {source.spans_column!r} of {where} is {type(value).__name__}, neither JSON nor array")
+    return value
+
+
+def _ids(value: Any, source: Source, where: str) -> NDArray[np.integer]:
+    """Token ids of one row, integers [n]."""
+    if isinstance(value, bytes):
+        dtype = np.dtype(source.token_encoding_type)
+        if len(value) % dtype.itemsize:
+            raise DataError(
+                f"column {source.tokens_column!r} of {where} has {len(value)} bytes in a row, which are no whole "
+                f"number of {dtype}: set token_encoding_type to the type that the ids were written in"
+            )
+        value = np.frombuffer(value, dtype)
+    if not isinstance(value, np.ndarray) or value.ndim != 1 or value.dtype.kind not in "iu":
+        raise DataError(f"column {source.tokens_column!r} of {where} is {type(value).__name__}, not token ids")
+    if not len(value):
+        raise DataError(f"column {source.tokens_column!r} of {where} has a row without token ids")
+    return value  # in its own type, so that an id out of range is seen by the tokenizer, not cut to one within

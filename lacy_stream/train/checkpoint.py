@@ -1,0 +1,198 @@
+"""A checkpoint of a run -> its recipe, its tokenizer's file and its model, on the CPU, for inference."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.utils.hub import cached_file
+
+from annotator.tokenizers import open_tokenizer
+from lacy_stream.errors import UsageError
+from lacy_stream.files import is_hub_name
+from lacy_stream.recipe import Recipe, check_recipe, tokenizer_path
+from lacy_stream.train.model import build_model
+
+SENTENCEPIECE, TOKENIZER_JSON, RECIPE = "tokenizer.model", "tokenizer.json", "recipe.yaml"
+"""Names of files in the folder of a model."""
+
+
+class CheckpointError(UsageError):
+    """The file is no checkpoint of a lacy-stream run; the message says why."""
+
+
+class ModelNotFoundError(CheckpointError, FileNotFoundError):
+    """There is no such checkpoint, folder or name of a model."""
+
+
+@dataclass(frozen=True)
+class CallingModel:
+    """A causal language model that may know <CALL>.
+
+    model: float32, on the CPU, in eval mode.
+    tokenizer: its SentencePiece file; for other models their tokenizer.json, with its companions beside it.
+    call_token_id: id of <CALL>; None for a model without.
+    eos_id: end of text; it also stands before a text's first token, as in training.
+    max_seq_len: positions.
+    name: for people. recipe: of the run, where known.
+    """
+
+    model: PreTrainedModel
+    tokenizer: Path
+    call_token_id: int | None
+    eos_id: int
+    max_seq_len: int
+    name: str
+    recipe: Recipe | None
+
+    @property
+    def rank_calls_by(self) -> str:
+        """How its run ranked calls, see ``methods.Rank``; by probability where no run is known."""
+        return "probability" if self.recipe is None else self.recipe.algorithms.call_mask.rank_calls_by
+
+
+def describe_training(recipe: Recipe) -> str:
+    """One line about how a run trains its model to call."""
+    mask = recipe.algorithms.call_mask
+    if mask.method == "baseline":
+        return "trained without calls"
+    return f"method {mask.method}, objective {mask.objective}, calls ranked by {mask.rank_calls_by}"
+
+
+@dataclass(frozen=True)
+class Checkpoint(CallingModel):
+    """The model of a run. annotation: one line for people about the annotation of the run."""
+
+    call_token_id: int
+    recipe: Recipe
+    annotation: str
+
+
+def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
+    """Load a checkpoint file that a recipe's ``save_folder`` holds, for example ``latest-rank0.pt``.
+
+    Composer's checkpoints are pickles, which can run code: load only your own.
+
+    Raises:
+        ModelNotFoundError: no such file.
+        CheckpointError: not a checkpoint, or one of a run without lacy-stream's ``RunRecord``.
+    """
+    state = _read(path)
+    recipe, annotation = _recorded(state, path)
+    tokenizer = tokenizer_path(recipe.tokenizer.name)
+    pieces = open_tokenizer(tokenizer)
+    wrapper = build_model(
+        recipe.model,
+        vocab_size=pieces.vocab_size + 1,
+        max_seq_len=recipe.max_seq_len,
+        call_token_id=pieces.vocab_size,
+        eos_id=pieces.eos_id,
+    )
+    try:
+        wrapper.load_state_dict(state["model"])
+    except RuntimeError as error:
+        raise CheckpointError(f"{os.fspath(path)}: its weights do not fit its recipe: {error}") from None
+    return Checkpoint(
+        model=wrapper.model.eval(),  # type: ignore[arg-type]
+        tokenizer=tokenizer,
+        call_token_id=pieces.vocab_size,
+        eos_id=pieces.eos_id,
+        max_seq_len=recipe.max_seq_len,
+        name=recipe.run_name or Path(path).stem,
+        recipe=recipe,
+        annotation=annotation,
+    )
+
+
+def _read(path: str | os.PathLike[str], mmap: bool = False) -> dict[str, Any]:
+    """The state in a checkpoint file; with ``mmap``, tensors are read when they are used."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=False, mmap=mmap)["state"]
+    except FileNotFoundError as error:
+        raise ModelNotFoundError(f"there is no file {os.fspath(path)!r}") from error
+    except Exception as error:
+        raise _no_checkpoint(path, error) from error
+
+
+def _recorded(state: Mapping[str, Any], path: str | os.PathLike[str]) -> tuple[Recipe, str]:
+    """The recipe in a checkpoint's state, and the line about its annotation."""
+    try:
+        callbacks = state["callbacks"]
+        # StreamMonitor held the record before there was RunRecord. Such checkpoints are read in 0.1 only.
+        record = callbacks["RunRecord" if "RunRecord" in callbacks else "StreamMonitor"]
+        return check_recipe(yaml.safe_load(record["recipe"])), record["annotation"]
+    except Exception as error:
+        raise _no_checkpoint(path, error) from error
+
+
+def _no_checkpoint(path: str | os.PathLike[str], error: Exception) -> CheckpointError:
+    return CheckpointError(f"{os.fspath(path)} is no checkpoint of a recipe's run ({type(error).__name__}: {error})")
+
+
+def read_recipe(path: str | os.PathLike[str]) -> Recipe | None:
+    """The recipe of the run that made a checkpoint file or an exported folder, without reading its weights; None where
+    there is none.
+
+    Raises:
+        CheckpointError: a file that is no checkpoint.
+    """
+    if os.path.isfile(path):
+        return _recorded(_read(path, mmap=True), path)[0]
+    file = Path(path) / RECIPE
+    return check_recipe(yaml.safe_load(file.read_text(encoding="utf-8"))) if file.is_file() else None
+
+
+def load_model(path: str | os.PathLike[str]) -> CallingModel:
+    """Load a checkpoint file of a run, a folder that ``lacy-stream export`` wrote, or by folder or hub name any causal
+    language model of transformers (which has no <CALL>).
+
+    Raises:
+        ModelNotFoundError: no such file or folder.
+        CheckpointError: not a checkpoint, or a folder without a model or a tokenizer.
+    """
+    return load_checkpoint(path) if os.path.isfile(path) else _from_transformers(os.fspath(path))
+
+
+def _from_transformers(name: str) -> CallingModel:
+    if not os.path.isdir(name) and not is_hub_name(name):
+        raise ModelNotFoundError(f"there is no file or folder {name!r}")
+    try:
+        model = AutoModelForCausalLM.from_pretrained(name, torch_dtype="float32")
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{name} is no causal language model: {str(error).strip().splitlines()[0]}") from None
+    tokenizer = tokenizer_file(name)
+    if tokenizer is None:
+        raise CheckpointError(f"{name} has no tokenizer: add its {SENTENCEPIECE} or {TOKENIZER_JSON}")
+    config = model.config
+    eos_id = config.eos_token_id[0] if isinstance(config.eos_token_id, list) else config.eos_token_id
+    if eos_id is None:
+        raise CheckpointError(f"{name} names no eos_token_id in its config.json: add the id that ends a text")
+    recipe = _file_of(name, RECIPE)
+    return CallingModel(
+        model.eval(),
+        tokenizer,
+        getattr(config, "call_token_id", None),
+        eos_id,
+        config.max_position_embeddings,
+        Path(name).name,
+        None if recipe is None else check_recipe(yaml.safe_load(recipe.read_text(encoding="utf-8"))),
+    )
+
+
+def tokenizer_file(name: str) -> Path | None:
+    """The file of the tokenizer in a model's folder or hub repository; None where it has none."""
+    return _file_of(name, SENTENCEPIECE) or _file_of(name, TOKENIZER_JSON)
+
+
+def _file_of(name: str, file: str) -> Path | None:
+    """A file of a model's folder or hub repository; None where it has none."""
+    found = cached_file(
+        name, file, _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False
+    )
+    return None if found is None else Path(found)

@@ -1,0 +1,114 @@
+"""Checkpoint -> a Hugging Face folder that transformers and lm-eval load without our code."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
+from transformers import PreTrainedTokenizerFast
+from transformers.convert_slow_tokenizer import generate_merges
+
+from annotator.tokenizers import is_tokenizer_json
+from annotator.tokenizers.sentencepiece import SentencePieceTokenizer
+from lacy_stream.errors import UsageError
+from lacy_stream.files import new_folder
+from lacy_stream.recipe import dump_recipe
+from lacy_stream.train.checkpoint import RECIPE, SENTENCEPIECE, CallingModel, load_model
+
+CALL_TOKEN = "<CALL>"
+PROBE = "  Größe 1987: the ꙮ's\n\n</s> <CALL> unbelievable mitochondria "
+"""A text in which tokenizers that are set up otherwise differ."""
+
+
+def export(checkpoint: str | os.PathLike[str], out: str | os.PathLike[str]) -> CallingModel:
+    """Write model.safetensors, config.json, generation_config.json, the tokenizer and the recipe of a run.
+
+    The folder appears when it is whole, or not at all.
+
+    Args:
+        checkpoint: file in a run's ``save_folder``.
+        out: the folder to make.
+
+    Returns:
+        The model that was written.
+
+    Raises:
+        FileError: ``out`` exists, or cannot be written.
+        CheckpointError: as ``load_model``.
+        UsageError: the tokenizer cannot be given as a fast one of transformers.
+    """
+    with new_folder(out) as folder:
+        calling = load_model(checkpoint)
+        write_folder(calling, folder)
+    return calling
+
+
+def write_folder(calling: CallingModel, folder: Path) -> None:
+    """Write a model with a SentencePiece tokenizer as ``export`` does, into a new folder.
+
+    Raises:
+        UsageError: the model has no <CALL>, or another tokenizer.
+    """
+    if calling.call_token_id is None or is_tokenizer_json(calling.tokenizer):
+        raise UsageError(f"{calling.name} is a Hugging Face model already: there is nothing to export")
+    config = calling.model.config
+    config.use_cache = True  # off in training; generation is slow without
+    config.call_token_id = calling.call_token_id
+    if (generation := calling.model.generation_config) is not None:
+        generation.use_cache = True
+    calling.model.save_pretrained(folder)
+    transformers_tokenizer(calling).save_pretrained(folder)
+    shutil.copyfile(calling.tokenizer, folder / SENTENCEPIECE)
+    if calling.recipe is not None:
+        (folder / RECIPE).write_text(dump_recipe(calling.recipe), encoding="utf-8")
+
+
+def transformers_tokenizer(calling: CallingModel) -> PreTrainedTokenizerFast:
+    """The SentencePiece model as a fast tokenizer of transformers, with <CALL> as the last id. It gives SentencePiece's
+    ids, puts nothing before a text, and reads a literal "<CALL>" or "</s>" in a text as text.
+
+    It is built from pieces and scores: the converter of transformers needs a protobuf that fits sentencepiece's,
+    when it converts and, with some settings, whenever the folder is loaded.
+
+    Raises:
+        UsageError: not a BPE model as LLaMA's, or <CALL> would get another id than the model's.
+    """
+    ours = SentencePieceTokenizer(calling.tokenizer)
+    pieces = ours.pieces()
+    end = pieces[calling.eos_id]
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=_bpe(ours, pieces),
+        bos_token=end,  # what stands before a document in training
+        eos_token=end,
+        unk_token=pieces[0],
+        clean_up_tokenization_spaces=False,
+        split_special_tokens=True,
+        model_max_length=calling.max_seq_len,
+    )
+    tokenizer.add_special_tokens({"additional_special_tokens": [CALL_TOKEN]})
+    found = tokenizer.convert_tokens_to_ids(CALL_TOKEN)
+    if found != calling.call_token_id:
+        raise UsageError(f"{CALL_TOKEN} would be id {found} instead of {calling.call_token_id} in {calling.tokenizer}")
+    if tokenizer(PROBE)["input_ids"] != ours.encode(PROBE).ids.tolist():
+        raise UsageError(
+            f"{calling.tokenizer} is no SentencePiece BPE model with byte pieces and a space before each text"
+        )
+    return tokenizer
+
+
+def _bpe(ours: SentencePieceTokenizer, pieces: list[str]) -> Tokenizer:
+    """LLaMA's pipeline in the library tokenizers: a space before the text, spaces as U+2581, BPE over all of it."""
+    vocabulary = {piece: id for id, piece in enumerate(pieces)}
+    merges = generate_merges(vocabulary, dict(zip(pieces, ours.scores(), strict=True)))
+    bpe = models.BPE(vocabulary, merges, unk_token=pieces[0], fuse_unk=True, byte_fallback=True)
+    tokenizer = Tokenizer(bpe)
+    space = "\u2581"
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend(space), normalizers.Replace(" ", space)])
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace(space, " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    control = [piece for piece, spelling in zip(pieces, ours.spellings(), strict=True) if spelling is None]
+    tokenizer.add_special_tokens([AddedToken(piece, special=True, normalized=False) for piece in control])
+    return tokenizer

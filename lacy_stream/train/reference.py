@@ -1,0 +1,79 @@
+"""A reference model (rho-1, spacy+refloss): any Hugging Face folder or checkpoint of ours with the run's tokenizer."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+
+from annotator.tokenizers import Tokenizer, is_tokenizer_json, open_tokenizer
+from lacy_stream.errors import UsageError
+from lacy_stream.train.checkpoint import load_checkpoint, tokenizer_file
+
+
+class ReferenceModelError(UsageError):
+    """The model cannot judge this run's tokens; the message says why."""
+
+
+def load_reference(path: str | os.PathLike[str], tokenizer: Path, max_seq_len: int) -> PreTrainedModel:
+    """Load a causal language model for the losses of a run's tokens: float32, on the CPU, in eval mode.
+
+    Args:
+        path: a checkpoint file of a recipe's run, or a Hugging Face folder. A folder's own tokenizer, where it has one,
+            must give each of our pieces its id.
+        tokenizer: the file of the run's tokenizer.
+        max_seq_len: of the run's rows.
+
+    Raises:
+        ReferenceModelError: another vocabulary, another tokenizer, a shorter context, or no model.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise ReferenceModelError(f"there is no file or folder {os.fspath(path)!r}")
+    ours = open_tokenizer(tokenizer)
+    model = _from_folder(path, tokenizer.name, ours) if path.is_dir() else _from_checkpoint(path, ours)
+    pieces = ours.vocab_size
+    entries = model.config.vocab_size
+    if entries not in (pieces, pieces + 1):
+        raise ReferenceModelError(
+            f"{path} has a vocabulary of {entries} entries; the tokenizer {tokenizer.name} has {pieces} pieces: the "
+            f"reference model must have {pieces} entries, or one more for <CALL>"
+        )
+    context = getattr(model.config, "max_position_embeddings", None)
+    if context is not None and context < max_seq_len:
+        raise ReferenceModelError(
+            f"{path} has a context of {context} tokens, and rows have {max_seq_len}: set max_seq_len"
+        )
+    return model.eval().requires_grad_(False)
+
+
+def _from_checkpoint(path: Path, ours: Tokenizer) -> PreTrainedModel:
+    checkpoint = load_checkpoint(path)
+    if _sha256(checkpoint.tokenizer) != ours.sha256:
+        raise ReferenceModelError(f"{path} was trained with another tokenizer, {checkpoint.tokenizer.name}")
+    return checkpoint.model
+
+
+def _from_folder(path: Path, name: str, ours: Tokenizer) -> PreTrainedModel:
+    try:
+        model = AutoModelForCausalLM.from_pretrained(path, torch_dtype="float32")
+    except (OSError, ValueError) as error:
+        raise ReferenceModelError(f"{path} is no Hugging Face model: {str(error).splitlines()[0]}") from None
+    own = tokenizer_file(os.fspath(path))
+    if own is not None and not is_tokenizer_json(own):
+        if _sha256(own) != ours.sha256:
+            raise ReferenceModelError(f"{path} has another tokenizer: its {own.name} is not {name}")
+    elif own is not None:
+        vocabulary = AutoTokenizer.from_pretrained(path).get_vocab()
+        for number, piece in enumerate(ours.pieces()):
+            if vocabulary.get(piece) != number:
+                raise ReferenceModelError(
+                    f"{path} has another tokenizer: piece {piece!r} is {vocabulary.get(piece)} there, {number} here"
+                )
+    return model
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -1,0 +1,389 @@
+"""Recipe -> Trainer: builds what the recipe names, runs it, and ends the worker processes."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import sys
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from annotator import AnnotatorError
+from annotator.labellers import find_labeller
+from annotator.pipelines import find_model
+from annotator.tokenizers import open_tokenizer
+from lacy_stream.errors import UsageError
+from lacy_stream.recipe import Annotation, Loader, Recipe, RecipeError, dump_recipe, tokenizer_path
+from lacy_stream.stream.pool import AnnotationPool, default_num_workers
+from lacy_stream.stream.report import Report
+from lacy_stream.train.recipe_data import annotator_settings
+
+if TYPE_CHECKING:  # composer takes 12 s to import: only once the recipe is known to be good
+    from composer import Trainer
+    from rich.console import Console
+    from torch.utils.data import DataLoader
+    from transformers import PreTrainedModel
+
+    from lacy_stream.objective.metrics import MaskModel
+
+
+def train(recipe: Recipe) -> None:
+    """Run a recipe to its end."""
+    tokenizer = tokenizer_path(recipe.tokenizer.name)
+    try:
+        pieces = open_tokenizer(tokenizer).vocab_size
+    except AnnotatorError as error:
+        raise RecipeError(f"tokenizer.name: {error}") from None
+    if recipe.model.vocab_size not in (None, pieces + 1):
+        raise RecipeError(
+            f"model.vocab_size: {recipe.model.vocab_size}, but the tokenizer {tokenizer.name} has {pieces} pieces and "
+            f"<CALL> takes one more id: it must be {pieces + 1} (or leave it out)"
+        )
+    _check_annotator(recipe.annotator)
+    for key, path in _other_models(recipe).items():
+        if not Path(path).exists():
+            raise RecipeError(f"{key}: there is no file or folder {path!r}")
+    _check_save_folder(recipe)
+    # On a CPU, huge pages halve the time of a step with a vocabulary of 32,001: logits are 4 MB a row of 32.
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+    workers = recipe.annotator.num_workers or default_num_workers(int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    # The workers load the parser while this process imports composer.
+    with AnnotationPool(
+        annotator_settings(recipe.annotator, tokenizer),
+        workers,
+        report=Report(_report_path(recipe)),
+        label_cache=recipe.annotator.label_cache,
+        label_cache_limit=int(recipe.annotator.label_cache_limit_gb * 1e9),
+    ) as pool:
+        trainer = _built(recipe, pool, call_token_id=pieces)
+        try:
+            _announce(recipe, trainer, pool)
+            if trainer.state.max_duration is not None and trainer.state.timestamp >= trainer.state.max_duration:
+                print(f"nothing to do: the checkpoint is at max_duration, {recipe.max_duration}", file=sys.stderr)
+                return
+            _fit(trainer, recipe)
+            _conclude(trainer, pool)
+        finally:
+            trainer.close()
+
+
+def _other_models(recipe: Recipe) -> dict[str, str]:
+    """The models that a recipe needs beside the one that it trains: key -> checkpoint file or folder."""
+    named = {
+        "algorithms.call_mask.reference": recipe.algorithms.call_mask.reference,
+        "eval_mask_from": recipe.eval_mask_from,
+    }
+    return {key: path for key, path in named.items() if path is not None}
+
+
+def _check_annotator(settings: Annotation) -> None:
+    """Refuse, before anything is loaded, a labeller or a pipeline that is not there."""
+    try:
+        if settings.labeller is not None:
+            find_labeller(settings.labeller)
+        elif settings.model is not None:
+            find_model(settings.model)
+    except AnnotatorError as error:
+        raise RecipeError(f"annotator.{error}") from None
+
+
+def _local_save_folder(recipe: Recipe) -> Path | None:
+    """The save_folder; None where there is none, or a remote one, or one with Composer's placeholders."""
+    folder = recipe.save_folder
+    return None if folder is None or "://" in folder or "{" in folder else Path(folder)
+
+
+def _check_save_folder(recipe: Recipe) -> None:
+    """Refuse, before anything is loaded, a folder that cannot be written."""
+    try:
+        if (folder := _local_save_folder(recipe)) is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RecipeError(f"save_folder: {recipe.save_folder!r} cannot be made: {error}") from None
+
+
+def _report_path(recipe: Recipe) -> Path | None:
+    """The file of this rank's report; None where no folder is named."""
+    folder = recipe.report_folder
+    if folder is None and (save_folder := _local_save_folder(recipe)) is not None:
+        folder = save_folder / "report"
+    return None if folder is None else Path(folder) / f"rank{os.environ.get('RANK', '0')}.jsonl"
+
+
+def _built(recipe: Recipe, pool: AnnotationPool, call_token_id: int) -> Trainer:
+    """``build_trainer``, with advice where a checkpoint that it loads belongs to another run."""
+    from lacy_stream.stream.batches import PositionError
+    from lacy_stream.train.call_mask import ObjectiveError
+
+    try:
+        return build_trainer(recipe, pool, call_token_id)
+    except (pickle.UnpicklingError, KeyError, EOFError) as error:
+        if recipe.load_path is None:
+            raise
+        raise RecipeError(f"load_path: {recipe.load_path!r} is no checkpoint of a run: {error}") from None
+    except (RuntimeError, PositionError, ObjectiveError) as error:
+        mismatches = [line.strip() for line in str(error).splitlines() if "mismatch" in line or "Missing key" in line]
+        if not isinstance(error, PositionError | ObjectiveError) and not mismatches:
+            raise
+        source = recipe.load_path or recipe.save_folder
+        other = "load_path" if recipe.load_path else "save_folder, or start anew: autoresume=false save_overwrite=true"
+        raise RecipeError(
+            f"the checkpoint in {source} does not fit this recipe: {mismatches[0] if mismatches else error}. "
+            f"Name another {other}"
+        ) from None
+
+
+def build_trainer(recipe: Recipe, pool: AnnotationPool, call_token_id: int) -> Trainer:
+    """The Composer Trainer of a recipe, ready for ``fit``.
+
+    Args:
+        recipe: checked.
+        pool: annotates for training and validation; the caller closes it.
+        call_token_id: id of <CALL>, the number of pieces of the tokenizer.
+    """
+    import torch
+    from composer import Trainer
+    from composer.utils import dist, reproducibility
+
+    from lacy_stream.train.model import build_model
+    from lacy_stream.train.resume import mend_save_folder
+
+    save_folder = _local_save_folder(recipe)
+    if recipe.autoresume and save_folder is not None and dist.get_global_rank() == 0:
+        mend_save_folder(save_folder, pool.report)
+    reproducibility.seed_all(recipe.seed)  # the model's first weights, too
+    ranks = dist.get_world_size()
+    gpu = torch.cuda.is_available()
+    if recipe.fsdp_config and not gpu:
+        raise RecipeError("fsdp_config: Composer shards models on GPUs only, and there is none: set fsdp_config=null")
+    if not gpu and recipe.precision != "fp32":
+        warnings.warn(f"no GPU: precision fp32 instead of {recipe.precision}", stacklevel=1)
+    batch_size = recipe.global_train_batch_size // ranks
+    microbatch = recipe.device_train_microbatch_size
+    if isinstance(microbatch, int):
+        microbatch = min(microbatch, batch_size)
+    elif not gpu:  # "auto" looks for the largest that fits the GPU
+        microbatch = batch_size
+    train_loader = _loader(recipe.train_loader, pool, recipe, batch_size, repeat=True)
+    eval_loader = None
+    if recipe.eval_loader is not None:
+        eval_loader = _loader(recipe.eval_loader, pool, recipe, recipe.device_eval_batch_size, repeat=False)
+    model = build_model(
+        recipe.model,
+        vocab_size=call_token_id + 1,
+        max_seq_len=recipe.max_seq_len,
+        call_token_id=call_token_id,
+        eos_id=open_tokenizer(pool.settings.tokenizer).eos_id,
+        call_fraction=recipe.algorithms.call_mask.call_fraction,
+        rank_calls_by=recipe.algorithms.call_mask.rank_calls_by,
+        mask_from=_mask_model(recipe, pool, call_token_id),
+    )
+    optimizer = torch.optim.AdamW(
+        model.parameters(),
+        lr=recipe.optimizer.lr,
+        betas=(recipe.optimizer.betas[0], recipe.optimizer.betas[1]),
+        eps=recipe.optimizer.eps,
+        weight_decay=recipe.optimizer.weight_decay,
+    )
+    return Trainer(
+        model=model,
+        train_dataloader=train_loader,
+        eval_dataloader=eval_loader,
+        optimizers=optimizer,
+        schedulers=_scheduler(recipe),
+        algorithms=_algorithms(recipe, pool, call_token_id),
+        callbacks=_callbacks(recipe),
+        loggers=_loggers(recipe),
+        max_duration=recipe.max_duration.replace("_", ""),
+        # Composer warns of settings for an evaluation that there is not.
+        eval_interval=recipe.eval_interval.replace("_", "") if eval_loader is not None else 0,
+        eval_subset_num_batches=recipe.eval_subset_num_batches if eval_loader is not None else -1,
+        device_train_microbatch_size=microbatch,
+        precision=recipe.precision if gpu else "fp32",
+        parallelism_config={"fsdp": recipe.fsdp_config} if recipe.fsdp_config else None,
+        run_name=recipe.run_name,
+        progress_bar=recipe.progress_bar,
+        log_to_console=recipe.log_to_console,
+        console_log_interval=recipe.console_log_interval.replace("_", ""),
+        save_folder=recipe.save_folder,
+        save_interval=recipe.save_interval.replace("_", ""),
+        save_num_checkpoints_to_keep=recipe.save_num_checkpoints_to_keep,
+        save_overwrite=recipe.save_overwrite,
+        load_path=recipe.load_path,
+        autoresume=recipe.autoresume,
+        seed=recipe.seed,
+        dist_timeout=recipe.dist_timeout,
+    )
+
+
+def _loader(loader: Loader, pool: AnnotationPool, recipe: Recipe, batch_size: int, repeat: bool) -> DataLoader:
+    from lacy_stream.stream.batches import annotated_dataloader
+    from lacy_stream.train.recipe_data import corpus_arguments
+
+    return annotated_dataloader(
+        pool=pool,
+        batch_size=batch_size,
+        max_seq_len=recipe.max_seq_len,
+        repeat=repeat,
+        lanes=loader.lanes,
+        prefetch_rows=loader.prefetch_rows,
+        accept_changes=loader.accept_changes,
+        **corpus_arguments(loader.dataset),
+    )
+
+
+def _scheduler(recipe: Recipe) -> Any:
+    from composer.optim import ConstantScheduler, ConstantWithWarmupScheduler
+
+    warmup = recipe.scheduler.t_warmup.replace("_", "")
+    return ConstantScheduler() if int(warmup.rstrip("batoksp")) == 0 else ConstantWithWarmupScheduler(warmup)
+
+
+def _algorithms(recipe: Recipe, pool: AnnotationPool, call_token_id: int) -> list[Any]:
+    from composer.algorithms import GradientClipping
+
+    from lacy_stream.train.call_mask import CallMask
+
+    mask, clipping = recipe.algorithms.call_mask, recipe.algorithms.gradient_clipping
+    reference = _other_model("algorithms.call_mask.reference", recipe, pool)
+    algorithms: list[Any] = [
+        CallMask(
+            call_token_id,
+            mask.call_fraction,
+            mask.method,
+            mask.scope,
+            ignore_fraction=mask.ignore_fraction,
+            call_fraction_warmup=mask.call_fraction_warmup,
+            reference=reference,
+            objective=mask.objective,
+            rank_calls_by=mask.rank_calls_by,
+            accept_changes=recipe.train_loader.accept_changes,
+            seed=recipe.seed,
+        )
+    ]
+    if clipping is not None:
+        algorithms.append(GradientClipping(clipping.clipping_type, clipping.clipping_threshold))
+    return algorithms
+
+
+def _mask_model(recipe: Recipe, pool: AnnotationPool, call_token_id: int) -> MaskModel | None:
+    from lacy_stream.objective.metrics import MaskModel
+
+    model = _other_model("eval_mask_from", recipe, pool)
+    if model is None:
+        return None
+    if model.config.vocab_size <= call_token_id:
+        raise RecipeError(f"eval_mask_from: {recipe.eval_mask_from!r} has no entry for <CALL> in its vocabulary")
+    return MaskModel(model, call_token_id, recipe.algorithms.call_mask.rank_calls_by)
+
+
+def _other_model(key: str, recipe: Recipe, pool: AnnotationPool) -> PreTrainedModel | None:
+    """The model that a key of the recipe names; None where it names none."""
+    from lacy_stream.train.reference import load_reference
+
+    if (path := _other_models(recipe).get(key)) is None:
+        return None
+    try:
+        return load_reference(path, Path(pool.settings.tokenizer), recipe.max_seq_len)
+    except UsageError as error:
+        raise RecipeError(f"{key}: {error}") from None
+
+
+def _callbacks(recipe: Recipe) -> list[Any]:
+    import torch
+    from composer.callbacks import LRMonitor, MemoryMonitor, RuntimeEstimator, SpeedMonitor
+
+    from lacy_stream.train.monitor import StreamMonitor
+    from lacy_stream.train.record import RunRecord
+
+    wanted = recipe.callbacks
+    callbacks: list[Any] = [StreamMonitor(), RunRecord(dump_recipe(recipe))]
+    if wanted.speed_monitor is not None:
+        callbacks.append(SpeedMonitor(window_size=wanted.speed_monitor.window_size))
+    callbacks += [LRMonitor()] if wanted.lr_monitor is not None else []
+    callbacks += [MemoryMonitor()] if wanted.memory_monitor is not None and torch.cuda.is_available() else []
+    callbacks += [RuntimeEstimator()] if wanted.runtime_estimator is not None else []
+    return callbacks
+
+
+def _loggers(recipe: Recipe) -> list[Any]:
+    from composer.loggers import FileLogger, TensorboardLogger, WandBLogger
+
+    wanted = recipe.loggers
+    loggers: list[Any] = []
+    if wanted.tensorboard is not None:
+        loggers.append(TensorboardLogger(log_dir=wanted.tensorboard.log_dir))
+    if wanted.wandb is not None:
+        loggers.append(
+            WandBLogger(
+                project=wanted.wandb.project,
+                entity=wanted.wandb.entity,
+                group=wanted.wandb.group,
+                name=wanted.wandb.name,
+                tags=wanted.wandb.tags,
+            )
+        )
+    if wanted.file is not None:
+        # Without capturing: the progress bar's redraws would break up the lines.
+        loggers.append(
+            FileLogger(
+                filename=wanted.file.filename,
+                flush_interval=wanted.file.flush_interval,
+                capture_stdout=False,
+                capture_stderr=False,
+                log_traces=False,  # a line for each algorithm at each event
+            )
+        )
+    return loggers
+
+
+def _fit(trainer: Trainer, recipe: Recipe) -> None:
+    try:
+        trainer.fit()
+    except FileExistsError as error:  # Composer's, before the first batch; it advises a key of its own
+        raise RecipeError(
+            f"save_folder: {recipe.save_folder!r} has checkpoints of an earlier run "
+            f"({error.args[0].split(' may ')[0]}). "
+            "Go on with that run: autoresume=true; replace it: save_overwrite=true; or name another folder"
+        ) from None
+
+
+def _announce(recipe: Recipe, trainer: Trainer, pool: AnnotationPool) -> None:
+    """What is about to run, once, before the progress bar."""
+    from composer.utils import dist
+    from rich.console import Console
+    from rich.markup import escape
+
+    if dist.get_global_rank() == 0:
+        parameters = sum(parameter.numel() for parameter in trainer.state.model.parameters())
+        tokens = recipe.global_train_batch_size * recipe.max_seq_len
+        console = Console(stderr=True, highlight=False)
+        console.print(
+            f"{_new_line(console)}[bold]{escape(trainer.state.run_name)}[/]: {parameters / 1e6:,.1f}M parameters, "
+            f"{tokens:,} tokens a batch, "
+            f"{dist.get_world_size()} rank(s) with {pool.num_workers} annotation worker(s) each"
+        )
+
+
+def _new_line(console: Console) -> str:
+    """Composer's progress bar leaves the cursor of a terminal at the end of its line."""
+    return "\n" if console.is_terminal else ""
+
+
+def _conclude(trainer: Trainer, pool: AnnotationPool) -> None:
+    from composer.utils import dist
+    from rich.console import Console
+
+    from lacy_stream.train.monitor import StreamMonitor, describe_rate
+
+    if dist.get_global_rank() == 0:
+        console = Console(stderr=True, highlight=False)
+        console.print(_new_line(console) + describe_rate(pool.stats(), parsed=pool.settings.finds_facts), markup=False)
+        for monitor in trainer.state.callbacks:
+            if isinstance(monitor, StreamMonitor):
+                console.print(monitor.summary, markup=False)
+        for document, reason in pool.quarantine.items():
+            console.print(f"no fact labels for {document!r}: {reason}", markup=False)
+        for name, value in trainer.state.eval_metric_values.items():
+            console.print(f"held-out {name}: {value:.3f} nats")

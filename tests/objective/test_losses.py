@@ -1,0 +1,152 @@
+"""The losses against equations A.2 to A.4 in float64, gradients included."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from equations import equation_a2, equation_a4
+
+from lacy_stream.objective import losses as losses_module
+from lacy_stream.objective.losses import TokenLosses, token_losses, training_loss, true_losses
+from lacy_stream.objective.methods import OBJECTIVES
+
+VOCABULARY, CALL = 41, 40
+
+
+@pytest.mark.parametrize("equation", ["A.2", "A.3", "A.4"])
+@pytest.mark.parametrize("call_token_id", [0, 17, 40])
+def test_loss_and_gradient_are_those_of_the_equations(equation: str, call_token_id: int) -> None:
+    """Value and gradient agree with the slow float64 reference, wherever <CALL> stands in the vocabulary; a target
+    that is ignored sends none."""
+    generator = torch.Generator().manual_seed(1)
+    logits = (torch.randn(60, VOCABULARY, dtype=torch.float64, generator=generator) * 3).requires_grad_()
+    targets = torch.randint(0, VOCABULARY, (60,), generator=generator)
+    targets[targets == call_token_id] = (call_token_id + 1) % VOCABULARY
+    draw = torch.rand(60, generator=generator)
+    call, ignore = draw < 0.3, draw > 0.6
+    if equation == "A.2":
+        expected, masks = equation_a2(logits, targets, ignore, call_token_id), (None, ignore)
+    elif equation == "A.3":
+        ignore = torch.zeros_like(ignore)
+        expected, masks = equation_a4(logits, targets, call, ignore, call_token_id), (call, None)
+    else:
+        expected, masks = equation_a4(logits, targets, call, ignore, call_token_id), (call, ignore)
+    (expected_gradient,) = torch.autograd.grad(expected, logits)
+
+    losses = token_losses(logits[None], targets[None], call_token_id)
+    masks = [None if mask is None else mask[None] for mask in masks]
+    loss = training_loss(losses, torch.ones(1, 60, dtype=torch.bool), *masks, objective="paper")
+    (gradient,) = torch.autograd.grad(loss, logits)
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-12)
+    torch.testing.assert_close(gradient, expected_gradient, rtol=1e-10, atol=1e-13)
+    assert (gradient[ignore] == 0).all()
+
+
+def test_defer_is_cross_entropy_on_replaced_targets() -> None:
+    """The loss is cross-entropy over the whole vocabulary everywhere, <CALL> being the target on the mask. It lowers
+    the logit of <CALL> where that is not the target, and the paper's objective does not."""
+    generator = torch.Generator().manual_seed(4)
+    logits = (torch.randn(60, VOCABULARY, dtype=torch.float64, generator=generator) * 3).requires_grad_()
+    targets = torch.randint(0, CALL, (60,), generator=generator)
+    call, valid = torch.rand(60, generator=generator) < 0.3, torch.ones(60, dtype=torch.bool)
+    gradients = {}
+    for objective in OBJECTIVES:
+        loss = training_loss(token_losses(logits, targets, CALL), valid, call, objective=objective)
+        (gradients[objective],) = torch.autograd.grad(loss, logits)
+    expected = F.cross_entropy(logits, torch.where(call, CALL, targets))
+    (expected_gradient,) = torch.autograd.grad(expected, logits)
+    torch.testing.assert_close(gradients["defer"], expected_gradient, rtol=1e-9, atol=1e-12)
+    assert (gradients["defer"][~call, CALL] > 0).all() and (gradients["paper"][~call, CALL] == 0).all()
+
+
+def test_parts_of_a_mini_batch_add_up_to_its_mean() -> None:
+    """A.2 over two parts, weighed by their valid targets and with the share of the whole, is A.2 of the whole."""
+    generator = torch.Generator().manual_seed(2)
+    losses = TokenLosses(*torch.rand(2, 50, dtype=torch.float64, generator=generator))
+    ignore, valid = torch.arange(50) % 7 < 3, torch.ones(50, dtype=torch.bool)
+    valid[40:45] = False
+    whole = training_loss(losses, valid, None, ignore, objective="paper")
+    share = (valid & ~ignore).sum() / valid.sum()
+    parts = [slice(0, 20), slice(20, 50)]
+    added = sum(
+        valid[part].sum()
+        * training_loss(
+            TokenLosses(*(loss[part] for loss in losses)), valid[part], None, ignore[part], share, objective="paper"
+        )
+        for part in parts
+    )
+    torch.testing.assert_close(added / valid.sum(), whole)
+
+
+def test_loss_with_call_in_the_softmax() -> None:
+    """The loss of the true token over the whole vocabulary is cross-entropy, also where <CALL> has almost all of it."""
+    logits = torch.randn(1, 30, VOCABULARY, dtype=torch.float64)
+    logits[0, :3, CALL] = torch.tensor([-90.0, 30.0, 60.0], dtype=torch.float64)
+    targets = torch.randint(0, CALL, (1, 30))
+    expected = F.cross_entropy(logits[0], targets[0], reduction="none")
+    torch.testing.assert_close(token_losses(logits, targets, CALL).true_with_call[0], expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_log_odds_of_call(dtype: torch.dtype) -> None:
+    """They are the logit of <CALL> against the log-sum-exp of the others, where p(<CALL>) rounds to 0 or 1, too."""
+    logits = torch.zeros(1, 7, VOCABULARY, dtype=dtype)
+    logits[0, :, CALL] = torch.tensor([-1e4, -80.0, -5.0, 0.0, 5.0, 40.0, 80.0], dtype=dtype)
+    expected = logits[..., CALL] - torch.logsumexp(logits[..., :CALL].double(), dim=-1).to(dtype)
+    found = token_losses(logits, torch.zeros(1, 7, dtype=torch.long), CALL).call_log_odds
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_losses_of_a_model_without_call() -> None:
+    """A vocabulary that ends before <CALL> gives plain cross-entropy; one that has it leaves it out."""
+    logits, targets = torch.randn(2, 9, VOCABULARY), torch.randint(0, CALL, (2, 9))
+    expected = F.cross_entropy(logits[..., :CALL].flatten(0, 1), targets.flatten(), reduction="none").view(2, 9)
+    torch.testing.assert_close(true_losses(logits[..., :CALL], targets, CALL), expected)
+    torch.testing.assert_close(true_losses(logits, targets, CALL), expected)
+
+
+def test_chunks_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Handling three positions at a time gives the numbers of handling all at once."""
+    logits = torch.randn(2, 10, VOCABULARY, dtype=torch.float64, requires_grad=True)
+    targets = torch.randint(0, CALL, (2, 10))
+    weights = torch.rand(2, 2, 10, dtype=torch.float64)
+
+    def run() -> tuple[torch.Tensor, ...]:
+        losses = token_losses(logits, targets, CALL)
+        total = (losses.true * weights[0] + losses.call * weights[1]).sum()
+        return (*losses, *torch.autograd.grad(total, logits))
+
+    whole = run()
+    monkeypatch.setitem(losses_module._CHUNK, "cpu", 3 * VOCABULARY)
+    for one, other in zip(whole, run(), strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_extreme_logits_stay_finite() -> None:
+    """A <CALL> probability of almost 1 or 0 gives finite losses and gradients."""
+    logits = torch.zeros(1, 2, VOCABULARY)
+    logits[0, 0, CALL], logits[0, 1, CALL] = 200.0, -200.0
+    logits.requires_grad_()
+    losses = token_losses(logits, torch.zeros(1, 2, dtype=torch.long), CALL)
+    (losses.true.sum() + losses.call.sum()).backward()
+    assert torch.isfinite(torch.stack(losses)).all() and torch.isfinite(logits.grad).all()
+    assert losses.call[0].tolist() == pytest.approx([0, 203.69], abs=0.01)
+
+
+def test_bf16_logits_are_summed_in_fp32() -> None:
+    """bf16 logits give float32 losses, equal to those of the same values in float32."""
+    logits = torch.randn(1, 16, VOCABULARY).bfloat16()
+    targets = torch.randint(0, CALL, (1, 16))
+    half, full = token_losses(logits, targets, CALL), token_losses(logits.float(), targets, CALL)
+    assert half.true.dtype == torch.float32
+    torch.testing.assert_close(half.true, full.true)
+
+
+def test_padding_has_no_part_in_the_mean() -> None:
+    """The mean is over valid targets; a row of padding alone gives 0, not NaN."""
+    losses = TokenLosses(torch.tensor([1.0, 2.0, 99.0]), torch.tensor([5.0, 6.0, 99.0]))
+    call, valid = torch.tensor([False, True, False]), torch.tensor([True, True, False])
+    assert training_loss(losses, valid, call, objective="paper").item() == pytest.approx((1 + 6) / 2)
+    assert training_loss(losses, torch.zeros(3, dtype=torch.bool), call, objective="paper").item() == 0
+    assert training_loss(losses, torch.zeros(3, dtype=torch.bool), None, call, objective="paper").item() == 0

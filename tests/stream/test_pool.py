@@ -1,0 +1,257 @@
+"""The worker pool alone, with workers that need no process; test_local_worker.py has the processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from pathlib import Path
+
+import numpy as np
+import pytest
+from workers import WordWorkers, words_as_tokens
+
+from annotator import AnnotatorSettings, Document, FactClass, LabelledTokens
+from annotator.annotate import fingerprint
+from lacy_stream.stream.pool import (
+    BATCH_CHARACTERS,
+    BATCH_DOCUMENTS,
+    AnnotationError,
+    AnnotationPool,
+    default_num_workers,
+)
+from lacy_stream.stream.report import Report
+from lacy_stream.stream.workers.protocol import WorkerCannotStart, WorkerDied
+
+TEXTS = [f"Ada Lovelace was born in {1800 + i} in London. She wrote {i} notes about the engine." for i in range(40)]
+
+
+@pytest.fixture
+def settings(tokenizer_path: Path) -> AnnotatorSettings:
+    """What the pool is told to run. The tests' workers do not load it, the pool itself only for its tokens."""
+    return AnnotatorSettings(tokenizer_path)
+
+
+def submit_all(pool: AnnotationPool, texts: list[str]) -> list[Future]:
+    return [pool.submit(Document(f"doc-{number}", text)) for number, text in enumerate(texts)]
+
+
+def restarts(pool: AnnotationPool) -> int:
+    return pool.report.counts()["worker_restarted"]
+
+
+def wait_until(happened: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 30
+    while not happened():
+        assert time.monotonic() < deadline, "it did not happen within 30 s"
+        time.sleep(0.005)
+
+
+def hold(pool: AnnotationPool, workers: WordWorkers) -> Future:
+    """Keep the only worker busy with a document, so that the queue is whole before the next batch is taken."""
+    workers.waits.add("first")
+    future = pool.submit(Document("first", "x"))
+    wait_until(lambda: bool(workers.batches))
+    return future
+
+
+def release(workers: WordWorkers) -> None:
+    """End the worker that ``hold`` keeps busy; the next one annotates the document."""
+    workers.waits.clear()
+    workers.started[-1].kill()
+
+
+def assert_same(found: LabelledTokens, expected: LabelledTokens) -> None:
+    np.testing.assert_array_equal(found.ids, expected.ids)
+    np.testing.assert_array_equal(found.classes, expected.classes)
+
+
+def test_each_future_has_its_own_labels(settings: AnnotatorSettings) -> None:
+    """Each future holds the labels of its document, whichever worker and batch it was in; the workers are started
+    with the settings of the pool."""
+    workers = WordWorkers()
+    with AnnotationPool(settings, num_workers=2, start_worker=workers) as pool:
+        for future, text in zip(submit_all(pool, TEXTS), TEXTS, strict=True):
+            assert_same(future.result(timeout=30), words_as_tokens(text))
+        wait_until(lambda: len(workers.started) == 2)
+    assert sorted(worker.name for worker in workers.started) == ["annotator-0", "annotator-1"]
+    assert workers.settings == [settings] * 2 and all(worker.closed for worker in workers.started)
+    assert sorted(id for batch in workers.batches for id in batch) == sorted(f"doc-{n}" for n in range(40))
+
+
+def test_batches_are_bounded(settings: AnnotatorSettings) -> None:
+    """A batch ends at 16 documents and at 32,000 characters; its time limit grows with its length."""
+    workers = WordWorkers()
+    with AnnotationPool(settings, num_workers=1, timeout_s=7, start_worker=workers) as pool:
+        first = hold(pool, workers)
+        long, short = submit_all(pool, ["y" * (BATCH_CHARACTERS - 1)] * 4), submit_all(pool, ["z"] * 40)
+        release(workers)
+        for future in [first, *long, *short]:
+            future.result(timeout=30)
+    batches, timeouts_s = workers.started[1].batches, workers.started[1].timeouts_s
+    assert list(map(len, batches)) == [1, 2, 2, BATCH_DOCUMENTS, BATCH_DOCUMENTS, 8] and batches[0] == ["first"]
+    assert timeouts_s[1] == pytest.approx(7 + 2 * (BATCH_CHARACTERS - 1) / 1000) and timeouts_s[-1] < 7.1
+
+
+def test_identity_is_the_workers(settings: AnnotatorSettings) -> None:
+    """The pool tells by name, and as one digest, what its workers' labels come from."""
+    with AnnotationPool(settings, num_workers=2, start_worker=WordWorkers()) as pool:
+        assert pool.identity == WordWorkers.identity
+        assert pool.fingerprint == fingerprint(WordWorkers.identity)
+
+
+def test_counters(settings: AnnotatorSettings) -> None:
+    """Documents, tokens and working time are counted for each worker; an idle pool has nothing queued."""
+    with AnnotationPool(settings, num_workers=2, start_worker=WordWorkers()) as pool:
+        tokens = sum(len(future.result(timeout=30)) for future in submit_all(pool, TEXTS))
+        stats = pool.stats()
+    assert (stats.documents, stats.cached, stats.tokens) == (40, 0, tokens) and len(stats.workers) == 2
+    assert sum(worker.cpu_s for worker in stats.workers) == 40  # a second for each document
+    assert stats.tokens_per_s_per_core == pytest.approx(tokens / 40)
+    assert (stats.queued, stats.in_flight) == (0, 0)
+
+
+def test_hit_rates_are_the_means_of_the_workers(settings: AnnotatorSettings) -> None:
+    """A hit rate is the mean over the workers that have annotated."""
+    with AnnotationPool(settings, num_workers=2, start_worker=WordWorkers()) as pool:
+        for future in submit_all(pool, TEXTS):
+            future.result(timeout=30)
+        stats = pool.stats()
+    own = [worker.engine["table_hit_rate"] for worker in stats.workers if worker.engine]
+    assert own and stats.hit_rates == {"table_hit_rate": pytest.approx(sum(own) / len(own))}
+
+
+def test_document_that_makes_the_engine_fail_is_named(settings: AnnotatorSettings, tmp_path: Path) -> None:
+    """A document that spaCy had to do is counted as a fallback, and stands in the report's file with the reason."""
+    report, workers = Report(tmp_path / "rank0.jsonl"), WordWorkers(fallbacks={"doc-4": "spaCy did"})
+    with AnnotationPool(settings, num_workers=1, report=report, start_worker=workers) as pool:
+        for future, text in zip(submit_all(pool, TEXTS), TEXTS, strict=True):
+            assert_same(future.result(timeout=30), words_as_tokens(text))
+        assert not pool.quarantine
+    (event,) = map(json.loads, (tmp_path / "rank0.jsonl").read_text().splitlines())
+    assert (event["event"], event["what"], event["reason"]) == ("engine_fallback", "doc-4", "spaCy did")
+
+
+def test_document_that_cannot_be_annotated_is_named(settings: AnnotatorSettings) -> None:
+    """A document that raises an error keeps its tokens, or has none where it has no tokens; it is named, and its
+    neighbours are annotated. With a limit of 0 it ends the pool."""
+    texts = ["Anna was born in Rome.", "bad \ud800", "She died in Paris.", "Ada lived in London."]
+    errors = {"doc-1": "ValueError: lone surrogate", "doc-3": "KeyError: 'x'"}
+    with AnnotationPool(settings, num_workers=1, start_worker=WordWorkers(errors=errors)) as pool:
+        labelled = [future.result(timeout=30) for future in submit_all(pool, texts)]
+        assert [len(label) > 0 for label in labelled] == [True, False, True, True]
+        assert [(label.classes == FactClass.FACTUAL).any() for label in labelled] == [True, False, True, False]
+        assert list(pool.quarantine) == ["doc-1", "doc-3"] and "surrogate" in pool.quarantine["doc-1"]
+        counts = pool.report.counts()
+        assert counts["document_skipped"] == counts["document_quarantined"] == 1 and sum(counts.values()) == 2
+    workers = WordWorkers(errors=errors)
+    with AnnotationPool(settings, num_workers=1, quarantine_limit=0, start_worker=workers) as pool:
+        with pytest.raises(AnnotationError, match="quarantine_limit is 0: 'doc-1': .*surrogate"):
+            submit_all(pool, texts)[1].result(timeout=30)
+
+
+def test_workers_that_cannot_start_fail_every_future(settings: AnnotatorSettings) -> None:
+    """What keeps a worker from starting reaches each future and the fingerprint; no second worker is tried."""
+    workers = WordWorkers(failed_starts=[WorkerCannotStart("ValueError: no such pipeline")])
+    with AnnotationPool(settings, num_workers=1, start_worker=workers) as pool:
+        with pytest.raises(AnnotationError, match="worker 0 could not start: ValueError: no such pipeline"):
+            pool.submit(Document("x", "text")).result(timeout=30)
+        with pytest.raises(AnnotationError, match="no such pipeline"):
+            assert pool.fingerprint
+    assert not workers.started
+
+
+@pytest.mark.parametrize("deaths", [2, 3])
+def test_start_is_tried_three_times(settings: AnnotatorSettings, deaths: int) -> None:
+    """Two workers may die while they start; after the third the pool gives up and tells how each died."""
+    workers = WordWorkers(failed_starts=[WorkerDied(f"died of {number}") for number in range(deaths)])
+    with AnnotationPool(settings, num_workers=1, start_worker=workers) as pool:
+        if deaths == 2:
+            assert_same(pool.submit(Document("x", "Anna")).result(timeout=30), words_as_tokens("Anna"))
+        else:
+            with pytest.raises(AnnotationError, match="did not start: it died of 0; died of 1; died of 2"):
+                pool.submit(Document("x", "Anna")).result(timeout=30)
+
+
+def test_dead_worker_does_not_show(settings: AnnotatorSettings) -> None:
+    """A worker that dies in the middle of a batch is replaced; what it held is tried again, each document alone, and
+    every label is that of an undisturbed run."""
+    workers = WordWorkers(deaths={"doc-3": 1})
+    with AnnotationPool(settings, num_workers=1, start_worker=workers) as pool:
+        first = hold(pool, workers)
+        futures = submit_all(pool, TEXTS)
+        release(workers)
+        for future, text in zip([first, *futures], ["x", *TEXTS], strict=True):
+            assert_same(future.result(timeout=30), words_as_tokens(text))
+        assert restarts(pool) == 2 and not pool.quarantine
+    ids = [f"doc-{number}" for number in range(40)]
+    assert workers.started[1].batches == [["first"], ids[:16]]
+    assert workers.started[2].batches == [*([id] for id in ids[:16]), ids[16:32], ids[32:]]
+
+
+def test_workers_that_die_without_work_blame_no_document(settings: AnnotatorSettings) -> None:
+    """Workers that end while they wait are replaced before they get a document: none is quarantined."""
+    workers = WordWorkers()
+    with AnnotationPool(settings, num_workers=1, start_worker=workers) as pool:
+        for _ in range(3):
+            assert all(len(future.result(timeout=30)) for future in submit_all(pool, TEXTS[:4]))
+            wait_until(lambda: not pool.stats().in_flight)
+            workers.started[-1].kill()
+        assert submit_all(pool, TEXTS[:1])[0].result(timeout=30)
+        assert restarts(pool) == 3 and not pool.quarantine
+    assert all(worker.closed for worker in workers.started)
+
+
+def test_document_that_ends_its_workers_is_quarantined(settings: AnnotatorSettings, tmp_path: Path) -> None:
+    """A document whose worker dies twice is not tried a third time: it keeps its tokens, has no facts and is named,
+    also in the report's file, and the pool annotates the next documents."""
+    report, workers = Report(tmp_path / "report" / "rank0.jsonl"), WordWorkers(deaths={"doc-0": 9})
+    with AnnotationPool(settings, num_workers=1, report=report, start_worker=workers) as pool:
+        (deadly,) = submit_all(pool, ["Ada Lovelace wrote to Charles Babbage. " * 100])
+        labelled = deadly.result(timeout=30)
+        assert len(labelled) > 1000 and not (labelled.classes == FactClass.FACTUAL).any()
+        assert "exit code -9" in pool.quarantine["doc-0"] and len(pool.quarantine) == 1
+        after = pool.submit(Document("after", "Anna was born in Rome.")).result(timeout=30)
+        assert (after.classes == FactClass.FACTUAL).any() and restarts(pool) == 2
+    assert workers.deaths == {"doc-0": 7}
+    events = [json.loads(line) for line in (tmp_path / "report" / "rank0.jsonl").read_text().splitlines()]
+    assert [event["event"] for event in events] == ["worker_restarted", "worker_restarted", "document_quarantined"]
+    assert "it held doc-0" in events[1]["reason"] and events[2]["what"] == "doc-0"
+
+
+def test_text_that_is_no_string_is_refused(settings: AnnotatorSettings) -> None:
+    """A document whose text is not a str is an error at once, not a future that never ends."""
+    with AnnotationPool(settings, num_workers=1, start_worker=WordWorkers()) as pool:
+        with pytest.raises(TypeError, match="'x': its text is int, not str"):
+            pool.submit(Document("x", 5))  # type: ignore[arg-type]
+
+
+def test_close_ends_the_workers(settings: AnnotatorSettings) -> None:
+    """After close, no worker is left, open futures fail instead of waiting, and submit says why it cannot."""
+    workers = WordWorkers(waits=["slow"])
+    pool = AnnotationPool(settings, num_workers=2, start_worker=workers)
+    slow = pool.submit(Document("slow", "x"))
+    wait_until(lambda: bool(workers.batches) and len(workers.started) == 2)
+    queued = [pool.submit(Document("slow", "x")) for _ in range(5)]
+    pool.close()
+    pool.close()
+    assert all(worker.closed for worker in workers.started)
+    for future in (slow, *queued):
+        with pytest.raises(AnnotationError, match="closed"):
+            future.result(timeout=5)
+    with pytest.raises(RuntimeError, match="closed"):
+        pool.submit(Document("y", "text"))
+
+
+def test_pool_needs_a_worker(settings: AnnotatorSettings) -> None:
+    """Zero workers is an error, not a pool that waits for ever."""
+    with pytest.raises(ValueError, match="num_workers is 0"):
+        AnnotationPool(settings, num_workers=0)
+
+
+def test_default_is_the_cores_of_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers default to the cores that the process may use, shared among the ranks of a node, at least one."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(12)))
+    assert [default_num_workers(ranks) for ranks in (1, 4, 8, 100)] == [12, 3, 1, 1]

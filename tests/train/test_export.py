@@ -1,0 +1,137 @@
+"""Exported folders: what others load is the checkpoint."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from annotator.tokenizers import open_tokenizer
+from lacy_stream.cli.main import main
+from lacy_stream.recipe import check_recipe, dump_recipe
+from lacy_stream.train.checkpoint import CheckpointError, load_checkpoint, load_model
+from lacy_stream.train.export import transformers_tokenizer
+from lacy_stream.train.model import build_model
+
+RECIPE = {
+    "run_name": "small",
+    "max_seq_len": 64,
+    "model": {"name": "gpt2", "d_model": 16, "n_heads": 2, "n_layers": 1},
+    "tokenizer": {"name": "package:mistral_common/data/tokenizer.model.v1"},
+    "annotator": {"model": "en_core_web_sm"},
+    "train_loader": {"dataset": {"local": "data", "split": "train"}},
+    "optimizer": {"lr": 1e-3},
+    "max_duration": "1ba",
+    "global_train_batch_size": 64,
+}
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint file as a run's save_folder holds it, of a model with random weights."""
+    torch.manual_seed(0)
+    recipe = check_recipe(RECIPE)
+    model = build_model(recipe.model, vocab_size=32_001, max_seq_len=64, call_token_id=32_000, eos_id=2)
+    record = {"recipe": dump_recipe(recipe), "annotation": "none"}
+    path = tmp_path_factory.mktemp("run") / "latest-rank0.pt"
+    torch.save({"state": {"model": model.state_dict(), "callbacks": {"RunRecord": record}}}, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def exported(checkpoint: Path) -> Path:
+    out = checkpoint.parent / "exported"
+    assert main(["export", str(checkpoint), str(out)]) == 0
+    return out
+
+
+def test_logits_are_those_of_the_checkpoint(checkpoint: Path, exported: Path) -> None:
+    """AutoModelForCausalLM gives the logits of the checkpoint, from safetensors, without code of ours."""
+    ids = torch.arange(40)[None] * 700
+    theirs = AutoModelForCausalLM.from_pretrained(exported).eval()
+    with torch.no_grad():
+        assert torch.equal(theirs(ids).logits, load_model(checkpoint).model(ids).logits)
+    assert (exported / "model.safetensors").is_file()
+    assert not {"auto_map", "custom_code"} & set(json.loads((exported / "config.json").read_text()))
+
+
+def test_the_tokenizer_is_sentencepiece(exported: Path, tokenizer_path: Path, shared: Path) -> None:
+    """AutoTokenizer gives SentencePiece's ids on all 830 documents, and has <CALL> as id 32000."""
+    theirs, ours = AutoTokenizer.from_pretrained(exported), open_tokenizer(tokenizer_path)
+    assert theirs.convert_tokens_to_ids("<CALL>") == 32_000 and len(theirs) == 32_001
+    texts = [json.loads(line)["text"] for line in (shared / "lmlm_spans.jsonl").open(encoding="utf-8")]
+    assert len(texts) == 830
+    assert [text for text in texts if theirs(text)["input_ids"] != ours.encode(text).ids.tolist()] == []
+
+
+@pytest.mark.parametrize("text", ["", " ", "  a  b ", "a\n\nb", "\n a", "1987", "é ꙮ \x00", "<CALL> </s> <s>", "▁a"])
+def test_the_tokenizer_at_its_edges(exported: Path, tokenizer_path: Path, text: str) -> None:
+    """White space, bytes and names of special tokens are what SentencePiece makes of them."""
+    theirs = AutoTokenizer.from_pretrained(exported)
+    ids = theirs(text)["input_ids"]
+    assert ids == open_tokenizer(tokenizer_path).encode(text).ids.tolist() and 32_000 not in ids
+
+
+def test_lm_eval_loads_the_folder(exported: Path, checkpoint: Path) -> None:
+    """lm-eval's own model class gives the log-likelihood that the checkpoint's logits give."""
+    pytest.importorskip("accelerate", reason="lm-eval's model class imports it")
+    from lm_eval.api.instance import Instance
+    from lm_eval.models.huggingface import HFLM
+
+    model = HFLM(pretrained=str(exported), device="cpu", dtype="float32")  # type: ignore[abstract, call-arg]
+    request = Instance("loglikelihood", {}, ("Ada Lovelace was born", " in London"), 0)
+    [(found, _)] = model.loglikelihood([request])
+    ours = load_model(checkpoint)
+    pieces = open_tokenizer(ours.tokenizer)
+    ids = torch.from_numpy(pieces.encode("Ada Lovelace was born in London").ids).long()
+    start = len(pieces.encode("Ada Lovelace was born").ids)
+    with torch.no_grad():
+        logprobs = torch.log_softmax(ours.model(ids[None]).logits[0, :-1].double(), -1)
+    expected = logprobs.gather(1, ids[1:, None])[start - 1 :].sum().item()
+    assert found == pytest.approx(expected, abs=1e-3)
+
+
+def test_load_model_takes_both(checkpoint: Path, exported: Path) -> None:
+    """A checkpoint and its folder are the same model to the other commands."""
+    one, other = load_model(checkpoint), load_model(exported)
+    assert (one.call_token_id, one.eos_id, one.max_seq_len) == (32_000, 2, 64)
+    assert (other.call_token_id, other.eos_id, other.max_seq_len) == (32_000, 2, 64)
+    assert one.recipe == other.recipe and one.name == "small"
+    assert other.tokenizer == exported / "tokenizer.model"
+
+
+def test_the_record_of_earlier_runs_is_read(checkpoint: Path, tmp_path: Path) -> None:
+    """A checkpoint in which StreamMonitor holds the recipe is the same model."""
+    state = torch.load(checkpoint, weights_only=False)
+    callbacks = state["state"]["callbacks"]
+    callbacks["StreamMonitor"] = callbacks.pop("RunRecord")
+    torch.save(state, tmp_path / "old.pt")
+    old, new = load_checkpoint(tmp_path / "old.pt"), load_checkpoint(checkpoint)
+    assert (old.recipe, old.annotation, old.call_token_id) == (new.recipe, "none", 32_000)
+
+
+def test_what_cannot_be_exported(checkpoint: Path, exported: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """An existing folder, a file that is no checkpoint, and another <CALL> id are refused, and nothing is written."""
+    assert main(["export", str(checkpoint), str(exported)]) == 2
+    assert "exists" in capsys.readouterr().err
+    out = exported.parent / "other"
+    assert main(["export", str(exported / "config.json"), str(out)]) == 2
+    assert "no checkpoint" in capsys.readouterr().err and not out.exists()
+    with pytest.raises(ValueError, match="would be id 32000 instead of 5"):
+        transformers_tokenizer(replace(load_model(exported), call_token_id=5))
+
+
+def test_folders_that_are_no_model(tmp_path: Path, exported: Path) -> None:
+    """A missing folder, one without a model, and one without a tokenizer are named."""
+    with pytest.raises(FileNotFoundError, match="no file or folder"):
+        load_model(tmp_path / "none")
+    with pytest.raises(CheckpointError, match="no causal language model"):
+        load_model(tmp_path)
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / name).write_bytes((exported / name).read_bytes())
+    with pytest.raises(CheckpointError, match="has no tokenizer"):
+        load_model(tmp_path)
