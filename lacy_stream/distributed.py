@@ -61,7 +61,7 @@ def _is_parallel() -> bool:
         return False
     if not _is_initialized():
         raise RuntimeError(
-            f"this process is one of {get_world_size()} ranks (WORLD_SIZE), but torch.distributed has no process group: "
+            f"WORLD_SIZE says that there are {get_world_size()} ranks, but torch.distributed has no process group: "
             "call torch.distributed.init_process_group, or composer.utils.dist.initialize_dist, first"
         )
     return True

@@ -63,7 +63,8 @@ def filled(folder: Path, count: int, tokens: int | None = None, fingerprint: str
 
 def child(call: str, *wrapper: str) -> subprocess.Popen[str]:
     """Start a process that calls a function of this module."""
-    code = f"import sys; sys.path[:0] = {[str(folder) for folder in Path(__file__).parents[:2]]!r}; import test_label_cache as t; t.{call}"
+    folders = [str(folder) for folder in Path(__file__).parents[:2]]
+    code = f"import sys; sys.path[:0] = {folders!r}; import test_label_cache as t; t.{call}"
     command = [*wrapper, sys.executable, "-c", code]
     return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
