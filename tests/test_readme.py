@@ -69,7 +69,7 @@ def test_selector_of_ones_own() -> None:
     names = run_example("def hardest_words")
     loss = torch.tensor([5.0, 1.0, 4.0, 9.0, 3.0])
     targets = Targets(loss, torch.tensor([1, 2, 1, 0, 1]), torch.ones(5, dtype=torch.bool), torch.rand(5))
-    call, ignore = names["call_mask"].method.select(targets, torch.tensor(2), torch.tensor(1))
+    call, ignore = names["call_mask"].objective.method.select(targets, torch.tensor(2), torch.tensor(1))
     assert call.nonzero().flatten().tolist() == [0, 2] and ignore.nonzero().flatten().tolist() == [1]
 
 
@@ -113,9 +113,11 @@ def test_model_of_ones_own() -> None:
 
 
 def test_no_example_is_left_out() -> None:
-    """Every Python example is one of those above, or the labeller that test_labellers.py runs."""
+    """Every Python example is one of those above, the labeller that test_labellers.py runs, or one of the two loops of
+    test_any_trainer.py."""
     tested = Path(__file__).read_text(encoding="utf-8")
-    markers = [*re.findall(r'run_example\("([^"]+)"', tested), "def formulas_and_quantities"]
+    elsewhere = ["def formulas_and_quantities", "objective.begin_step(step", "class CallTrainer"]
+    markers = [*re.findall(r'run_example\("([^"]+)"', tested), *elsewhere]
     assert [[marker in code for marker in markers].count(True) for _, code in EXAMPLES] == [1] * len(markers)
 
 

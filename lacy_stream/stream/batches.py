@@ -359,11 +359,29 @@ def _collate_with_mask(rows: Sequence[Row]) -> dict[str, torch.Tensor]:
     return collate(rows, mask_padding=True)
 
 
-class UnsizedDataLoader(DataLoader):
-    """A DataLoader that does not claim to have a length: nobody knows the rows before the text is tokenised.
-    Composer refuses to evaluate on all of a loader that has ``__len__`` and then cannot say it."""
+class AnnotatedDataLoader(DataLoader):
+    """A DataLoader of an ``AnnotatedDataset``, with the protocol of torchdata's StatefulDataLoader.
 
+    It does not claim to have a length: nobody knows the rows before the text is tokenised. Composer refuses to evaluate
+    on all of a loader that has ``__len__`` and then cannot say it.
+    """
+
+    dataset: AnnotatedDataset
     __len__ = None  # type: ignore[assignment]
+
+    def state_dict(self) -> dict[str, str]:
+        """The position after the last batch that was taken, on all ranks. Collective where there are several ranks; the
+        rows are loaded in this process, so that none are ahead of the position."""
+        return self.dataset.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, str]) -> None:
+        """Let the next iteration continue at a saved position, on any number of ranks that divides ``lanes`` and the
+        saved rows.
+
+        Raises:
+            PositionError: the state belongs to another stream; the message names what differs.
+        """
+        self.dataset.load_state_dict(state_dict)
 
 
 def annotated_dataloader(
@@ -377,8 +395,10 @@ def annotated_dataloader(
     prefetch_rows: int = 0,
     accept_changes: bool = False,
     **corpus: Any,
-) -> DataLoader:
-    """A DataLoader for Composer's Trainer (or any loop) over MDS shards.
+) -> AnnotatedDataLoader:
+    """A DataLoader over MDS shards, for any trainer.
+
+    Composer's checkpoints hold its position. Other loops save ``state_dict()`` and load it again.
 
     Args:
         data, corpus: see ``open_corpus``: a folder, with ``split``, ``remote``, ``shuffle`` and so on; or several
@@ -397,7 +417,7 @@ def annotated_dataloader(
         repeat=repeat,
         accept_changes=accept_changes,
     )
-    return UnsizedDataLoader(
+    return AnnotatedDataLoader(
         dataset,
         batch_size=batch_size,
         collate_fn=collate if repeat else _collate_with_mask,
