@@ -28,7 +28,7 @@ from lacy_stream.stream.workers.protocol import Answer, StartWorker, Worker, Wor
 
 if TYPE_CHECKING:
     from annotator import AnnotatorSettings, Document, LabelledTokens
-    from lacy_stream.stream.label_cache import LabelCache
+    from lacy_stream.stream.labels.cache import LabelCache
 
 log = logging.getLogger(__name__)
 
@@ -356,7 +356,7 @@ class AnnotationPool:
         fingerprint = self.fingerprint
         with self._cache_lock:
             if self._cache is None and self._cache_settings is not None:
-                from lacy_stream.stream.label_cache import LabelCache
+                from lacy_stream.stream.labels.cache import LabelCache
 
                 folder, limit = self._cache_settings
                 self._cache = LabelCache(folder, fingerprint, limit, self.report)
