@@ -34,7 +34,7 @@ def test_import_contracts() -> None:
         "lacy_stream.cascade.settings",
         "lacy_stream.objective.methods",
         "lacy_stream.stream.pool",
-        "lacy_stream.stream.label_cache",
+        "lacy_stream.stream.labels.cache",
         "lacy_stream.recipe",
         "lacy_stream.stream.packing",
     ],

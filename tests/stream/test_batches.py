@@ -250,7 +250,7 @@ def test_resume_with_another_annotator_is_refused_by_name(
         other = saved | {"identity": saved["identity"] | {name: "another"}}
         with pytest.raises(PositionError, match=f"another stream; {name}: 'another' in the checkpoint"):
             train_loader(corpus, pool).dataset.load_state_dict({"lacy_stream": json.dumps(other)})
-    with pytest.raises(PositionError, match="one cursor a lane"):
+    with pytest.raises(PositionError, match="a cursor for each lane"):
         train_loader(corpus, pool, lanes=4, accept_changes=True).dataset.load_state_dict(state)
 
 
@@ -260,7 +260,8 @@ def test_ranks_that_cannot_share_a_position(corpus: Path, pool: AnnotationPool, 
     take(loader, 1)
     state = loader.dataset.state_dict()
     monkeypatch.setattr("lacy_stream.stream.batches.dist.get_world_size", lambda: 4)
-    with pytest.raises(PositionError, match=r"row 6, which 4 ranks cannot share; these can: \[1, 2\]"):
+    message = r"row 6, which 4 ranks cannot share; use one of these numbers of ranks: \[1, 2\]"
+    with pytest.raises(PositionError, match=message):
         train_loader(corpus, pool).dataset.load_state_dict(state)
 
 

@@ -110,7 +110,7 @@ def test_document_that_makes_the_engine_fail_is_named(
         assert not pool.quarantine
     assert report.counts()["engine_fallback"] == 1 and sum(report.counts().values()) == 1
     (event,) = map(json.loads, (tmp_path / "rank0.jsonl").read_text().splitlines())
-    assert (event["event"], event["what"]) == ("engine_fallback", "doc-4") and "spaCy did" in event["reason"]
+    assert (event["event"], event["what"]) == ("engine_fallback", "doc-4") and "spaCy annotated them" in event["reason"]
 
 
 def test_document_that_cannot_be_annotated_is_named(tokenizer_path: Path) -> None:

@@ -211,7 +211,7 @@ def test_index_that_contradicts_the_shard(tmp_path: Path) -> None:
     """A number of samples that is not the shard's own, and a table that leads out of the file, name the shard."""
     folder = write(tmp_path / "data")
     change_index(folder, lambda entry: entry.update(samples=entry["samples"] - 1))
-    with pytest.raises(DataError, match=r"shard.00000.mds has \d+ samples, the index says \d+"):
+    with pytest.raises(DataError, match=r"shard.00000.mds has \d+ samples, but the index says \d+"):
         ids(Shards(folder))
     change_index(folder, lambda entry: entry.update(samples=entry["samples"] + 1))
     data = bytearray((folder / "shard.00000.mds").read_bytes())
