@@ -21,6 +21,8 @@ from hypothesis import strategies as st
 from annotator import Annotator, Document, FactClass, LabelledTokens
 from annotator.facts import Rule
 
+pytestmark = pytest.mark.parser
+
 CURIE = (
     "Marie Curie\n\nMarie Curie (born 7 November 1867) was a Polish physicist and a chemist by training. "
     "She studied physics at the University of Paris.\nIn 1867, Curie was born in Warsaw."

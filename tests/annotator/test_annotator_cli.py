@@ -13,6 +13,8 @@ import pytest
 from annotator.__main__ import main
 from annotator.terminal import printable
 
+pytestmark = pytest.mark.process
+
 TEXT = "Marie Curie was born in Warsaw in 1867. She was a physicist, and Curie won 1867 prizes.\n"
 
 

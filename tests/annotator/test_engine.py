@@ -27,6 +27,8 @@ from annotator.records import FactClass, Words
 from annotator.tokenizers.sentencepiece import SentencePieceTokenizer, _total_offsets
 from annotator.words import MAX_SEGMENT, Parser, lexical_flags
 
+pytestmark = pytest.mark.parser
+
 ARTICLE = (
     "Ada Lovelace\n\nAugusta Ada King, Countess of Lovelace (10 December 1815 – 27 November 1852), was an English "
     "mathematician who didn't stop at Babbage's machine: there were, she said, uses beyond pure calculation. "

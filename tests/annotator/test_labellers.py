@@ -65,6 +65,7 @@ def facts(text: str, tokens: LabelledTokens) -> str:
 # --- the example of docs/labels.md --------------------------------------------------------------------------------
 
 
+@pytest.mark.process
 def test_example_in_a_pool(install: Install, tokenizer_path: Path) -> None:
     """Installed under a name, the page's labeller marks formulas and quantities in real workers, in texts and in rows
     of ids, and leaves alone what is not to be annotated or comes with spans."""
@@ -88,6 +89,7 @@ def test_example_in_a_pool(install: Install, tokenizer_path: Path) -> None:
     assert identity["labeller_package"] == "chemistry 1.0" and "model" not in identity
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("output", ["terminal", "--json", "--html"])
 def test_example_on_the_command_line(tmp_path: Path, output: str) -> None:
     """`python -m annotator FILE --labeller MODULE:FUNCTION` shows what it marks, and needs no installed package."""
@@ -146,6 +148,7 @@ def test_control_ids_are_never_facts(install: Install, tokenizer_path: Path) -> 
     assert row.classes.tolist() == [control, *word, control, *word]
 
 
+@pytest.mark.process
 def test_workers_load_neither_spacy_nor_torch(install: Install, tokenizer_path: Path) -> None:
     """A labeller stands in for the parser, which is not loaded; what the labeller imports is its own business."""
     install(
@@ -234,6 +237,7 @@ def label(text):
 """
 
 
+@pytest.mark.process
 def test_faults_of_a_labeller_cost_their_document_only(install: Install, tokenizer_path: Path) -> None:
     """A text for which the labeller raises, gives no spans or spans outside, or ends its process, keeps its tokens,
     goes without facts and is named with the reason; its neighbours have theirs."""
@@ -251,6 +255,7 @@ def test_faults_of_a_labeller_cost_their_document_only(install: Install, tokeniz
         assert pool.report.counts()["document_quarantined"] == 4
 
 
+@pytest.mark.process
 def test_labels_of_another_version_are_not_taken_from_the_cache(
     install: Install, tokenizer_path: Path, tmp_path: Path
 ) -> None:

@@ -19,6 +19,8 @@ from lacy_stream.cascade.output import from_record, record
 from lacy_stream.cascade.vocabulary import Vocabulary, open_vocabulary
 from lacy_stream.train.checkpoint import CallingModel, load_model
 
+pytestmark = pytest.mark.model
+
 PROMPTS = ["Marie Curie was born in", "Tell me a bio of Ada Lovelace. Ada Lovelace is", "In 1987, the"]
 
 

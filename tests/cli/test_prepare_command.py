@@ -43,6 +43,7 @@ def fails(capfd: pytest.CaptureFixture[str], *arguments: object) -> str:
     return message
 
 
+@pytest.mark.process
 def test_help_is_light_and_says_what_comes_first():
     """`--help` imports nothing heavy and names both steps in the order of their use."""
     heavy = "('torch', 'streaming', 'datasets', 'pyarrow', 'rich', 'numpy', 'spacy')"
@@ -165,6 +166,7 @@ def test_columns_and_splits_of_other_sources_are_checked(tmp_path: Path, capfd: 
     assert "no split 'dev' (--hf-split); it has 'train', 'test'" in message
 
 
+@pytest.mark.process
 def test_a_missing_extra_says_what_to_install(tmp_path: Path):
     """Without pyarrow or datasets the message is the pip command, not an ImportError."""
     (tmp_path / "a.parquet").write_bytes(b"PAR1")
@@ -199,6 +201,7 @@ def test_progress_without_a_terminal_is_a_line_every_ten_seconds(
     assert 2 <= len(lines) <= 3 and "450 documents, " in lines[-1]
 
 
+@pytest.mark.process
 def test_a_hub_that_does_not_answer_is_a_user_error(tmp_path: Path):
     """A hub name that cannot be loaded says that it is no path either, and writes nothing."""
     out = tmp_path / "out"
@@ -208,6 +211,7 @@ def test_a_hub_that_does_not_answer_is_a_user_error(tmp_path: Path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.process
 def test_ctrl_c_ends_with_130_and_leaves_nothing(tmp_path: Path):
     """SIGINT in the middle of a run: a short message, exit code 130, no folder of any kind."""
     source = tmp_path / "a.jsonl"

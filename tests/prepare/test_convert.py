@@ -345,6 +345,7 @@ def start_run(tmp_path: Path) -> tuple[subprocess.Popen[bytes], Path, Path]:
 BIG = Options(size_limit=64 << 10)
 
 
+@pytest.mark.process
 @pytest.mark.timeout(120)
 def test_sigkill_leaves_nothing_behind_that_counts(tmp_path: Path):
     """A run killed between two shards leaves OUT absent; the next run clears up, says so and completes."""
@@ -359,6 +360,7 @@ def test_sigkill_leaves_nothing_behind_that_counts(tmp_path: Path):
     assert prepare([source], out, options=BIG).warnings == []
 
 
+@pytest.mark.process
 @pytest.mark.timeout(120)
 def test_a_second_run_at_the_same_time_is_turned_away(tmp_path: Path):
     """While one process writes, another is told so, and the first one's data set is whole."""

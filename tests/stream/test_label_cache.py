@@ -290,6 +290,7 @@ def test_another_fingerprint_misses(tmp_path: Path) -> None:
     same.close()
 
 
+@pytest.mark.process
 def test_fingerprint_that_shares_the_folder_name(tmp_path: Path) -> None:
     """Of two fingerprints that begin alike, the second does not get the labels of the first: its store is made anew,
     or, while the first is in use, is an error."""
@@ -370,6 +371,7 @@ def test_impossible_arguments(tmp_path: Path, arguments: tuple[str, int]) -> Non
     assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.process
 def test_imports_stay_light() -> None:
     """The cache brings in neither torch nor composer nor Streaming nor spaCy."""
     code = "import sys, lacy_stream.stream.label_cache; print(*{name.split('.')[0] for name in sys.modules})"
@@ -401,6 +403,7 @@ def test_many_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cache.close()
 
 
+@pytest.mark.process
 def test_close_while_threads_read(tmp_path: Path) -> None:
     """Closing waits for the threads that read: the map that they read from does not vanish under them."""
     filled(tmp_path, 20, tokens=100_000)
@@ -420,6 +423,7 @@ def test_two_caches_of_a_process_share_a_store(tmp_path: Path) -> None:
     third.close()
 
 
+@pytest.mark.process
 def test_two_processes(tmp_path: Path) -> None:
     """Two processes that write and read one folder at once each get what the other has written."""
     processes = [child(f"write_and_read({str(tmp_path)!r}, {part})") for part in (0, 1)]
@@ -431,6 +435,7 @@ def test_two_processes(tmp_path: Path) -> None:
     cache.close()
 
 
+@pytest.mark.process
 def test_killed_while_writing(tmp_path: Path) -> None:
     """A process that is killed while it writes, again and again, leaves a store that opens and holds whole labels:
     all that was flushed, and of the rest what its last transactions wrote."""
@@ -480,6 +485,7 @@ def test_size_limit(tmp_path: Path) -> None:
     cache.close()
 
 
+@pytest.mark.process
 def test_idle_stores_of_other_annotators_make_room(tmp_path: Path) -> None:
     """When a cache is opened in a folder above its limit, stores of other fingerprints go, the least recently used
     first and no more than needed; but none that a living process has open, until it is dead."""
@@ -540,12 +546,14 @@ def test_nothing_else_in_the_folder_is_removed(tmp_path: Path) -> None:
     assert (tmp_path / "0123456789abcdef" / "thesis.tex").exists() and (tmp_path / "notes.removed").exists()
 
 
+@pytest.mark.process
 def test_disk_full(tmp_path: Path) -> None:
     """On a disk of 2 MB the cache stops adding, says so once, and what it has is read on, also by the next run."""
     output = finish(child(f"fill_the_disk({str(tmp_path)!r})", *mounted(tmp_path, "size=2m")))
     assert "'cache_full': 1" in output and "'cache_entry_damaged': 0" in output
 
 
+@pytest.mark.process
 def test_folder_that_cannot_be_written(tmp_path: Path) -> None:
     """A read-only file system, and a file in the folder's place, are errors at start that name the folder."""
     wrapper = mounted(tmp_path, "size=1m,ro")
@@ -601,6 +609,7 @@ def test_damaged_index(tmp_path: Path, place: str) -> None:
     cache.close()
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("damage", ["no LMDB file", "zeroed", "cut off", "empty", "index page"])
 def test_damaged_store(tmp_path: Path, damage: str) -> None:
     """Where LMDB itself cannot read the file, the run goes on without crash, and the store is made anew, at the

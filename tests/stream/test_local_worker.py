@@ -21,6 +21,8 @@ from lacy_stream.stream.pool import AnnotationError, AnnotationPool
 from lacy_stream.stream.report import Report
 from lacy_stream.stream.workers.local import LocalWorker
 
+pytestmark = pytest.mark.process
+
 TEXTS = [f"Ada Lovelace was born in {1800 + i} in London. She wrote {i} notes about the engine." for i in range(40)]
 
 

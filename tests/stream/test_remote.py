@@ -28,6 +28,8 @@ from lacy_stream.stream import download
 from lacy_stream.stream.report import Report
 from lacy_stream.stream.shards import DataError, Shards
 
+pytestmark = pytest.mark.process
+
 DOCUMENTS = 60
 SHARD_1 = "shard.00001.mds.zstd"
 ENVIRONMENT = {

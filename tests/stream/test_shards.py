@@ -337,6 +337,7 @@ def test_what_a_killed_process_leaves(tmp_path: Path) -> None:
     assert report.counts()["shard_fetched_again"] == 1  # the compressed one that was cut
 
 
+@pytest.mark.process
 def test_killed_while_writing(tmp_path: Path) -> None:
     """A process that is killed in the middle of every write to its cache leaves nothing that another believes."""
     remote, local = write(tmp_path / "remote", compression="zstd"), tmp_path / "local"
@@ -371,6 +372,7 @@ def test_threads_share_one_object(tmp_path: Path) -> None:
         assert list(threads.map(lambda _: ids(shards), range(8))) == [IDS] * 8
 
 
+@pytest.mark.process
 def test_two_processes_share_a_cache(tmp_path: Path) -> None:
     """Two processes that fill the same cache at the same time both read every document."""
     remote = write(tmp_path / "remote", compression="zstd", size_limit=400)
@@ -386,6 +388,7 @@ print(*[shards.read(sample)["id"] for sample in range(len(shards))])
         assert output.split() == IDS
 
 
+@pytest.mark.process
 def test_a_stopped_process_does_not_stop_others(tmp_path: Path) -> None:
     """A lock whose holder does not get on is waited for as long as fetching can take, and then ignored."""
     remote, local = write(tmp_path / "remote"), tmp_path / "local"
@@ -422,6 +425,7 @@ for name in ("raw", "zstd"):
 """
 
 
+@pytest.mark.process
 def test_full_disk(tmp_path: Path) -> None:
     """When the disk of the cache is full, while downloading or while decompressing, the error says so and names the
     folder and the shard, at once; nothing is left that could be taken for the shard."""

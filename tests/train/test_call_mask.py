@@ -26,6 +26,8 @@ from lacy_stream.objective.scores import call_scores
 from lacy_stream.objective.selectors import METHODS, Selection, Targets, highest
 from lacy_stream.train.call_mask import CallMask, ObjectiveError, _check_call_token
 
+pytestmark = pytest.mark.model
+
 VOCABULARY, CALL, LENGTH, ROWS = 41, 40, 24, 8
 
 

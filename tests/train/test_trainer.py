@@ -17,6 +17,8 @@ import psutil
 import pytest
 import torch
 
+pytestmark = pytest.mark.process
+
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 BIN = Path(sys.executable).parent
 
