@@ -208,7 +208,7 @@ def free_port() -> int:
 
 
 def _wait_for(port: int, server: subprocess.Popen[bytes], log: Path) -> None:
-    end = time.monotonic() + 20
+    end = time.monotonic() + 120
     while True:
         try:
             return socket.create_connection(("127.0.0.1", port), 1).close()

@@ -434,9 +434,9 @@ def test_cold_starts_at_once(tmp_path: Path) -> None:
         )
 
     for process in [start(), start()]:
-        out, err = process.communicate(timeout=300)
+        out, err = process.communicate(timeout=900)
         assert (process.returncode, out.split()) == (0, ["4", "0"]), err
         assert "compiling the annotation engine" in err
-    out, err = start().communicate(timeout=100)
+    out, err = start().communicate(timeout=300)
     assert out.split() == ["4", "0"]
     assert "compiling" not in err

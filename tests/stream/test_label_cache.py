@@ -76,7 +76,7 @@ def line_of(process: subprocess.Popen[str]) -> str:
 
 def finish(process: subprocess.Popen[str]) -> str:
     """Its output, once it has ended well."""
-    output, _ = process.communicate(timeout=120)
+    output, _ = process.communicate(timeout=300)
     assert process.returncode == 0, output
     return output.strip()
 
@@ -100,7 +100,7 @@ def write_and_read(folder: str, part: int) -> None:
         other = document(number ^ 1)
         cache.get(other[0])
     cache.flush()
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 240
     for number in range(400):
         expected = document(number)
         while (found := cache.get(expected[0])) is None and time.monotonic() < deadline:
@@ -342,10 +342,9 @@ def test_puts_are_written_together(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         cache.put(*document(number, 1000))
         added.append(cache.stats().added)
     assert added == [0, 0, 0, 0, 5, 5, 5, 5, 5, 10]
-    monkeypatch.setattr(label_cache, "COMMIT_S", 0.05)
     cache.put(*document(10, 10))
     assert cache.stats().added == 10
-    time.sleep(0.1)
+    monkeypatch.setattr(label_cache, "COMMIT_S", 0)
     cache.put(*document(11, 10))
     assert cache.stats().added == 12
     cache.close()

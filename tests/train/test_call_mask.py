@@ -439,7 +439,7 @@ if __name__ == "__main__":
         [sys.executable, "-m", "composer.cli.launcher", "-n", "2", str(script)],
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=900,
     )
     assert run.returncode == 0, run.stdout + run.stderr
     for rank in (0, 1):
