@@ -45,6 +45,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, corpus: Path, tokenize
 
 
 @pytest.mark.slow
+@pytest.mark.process
 def test_plugging_in(here: Path) -> None:
     """The Trainer example runs with a user's own GPT-2, trains, and calls 15% of the tokens."""
     torch.manual_seed(0)
@@ -58,6 +59,7 @@ def test_plugging_in(here: Path) -> None:
     assert not torch.equal(before, model.model.transformer.wte.weight)
 
 
+@pytest.mark.parser
 def test_annotator_alone(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The annotator example prints the ids of the facts of its sentence."""
     run_example("Annotator(")
@@ -91,6 +93,7 @@ def test_labeller_that_is_a_class() -> None:
     assert labeller.version
 
 
+@pytest.mark.model
 def test_model_of_ones_own() -> None:
     """The example of a model is trained by the call mask, on batches of the form that the page describes."""
     model = run_example("class Bigrams")["Bigrams"](vocab_size=11)

@@ -119,6 +119,7 @@ def test_reference_recipe() -> None:
     assert recipe.algorithms.call_mask.method == "baseline"
 
 
+@pytest.mark.model
 @pytest.mark.parametrize(("name", "expected"), [("lacy_334m", 334e6), ("lacy_1b", 1.27e9)])
 def test_model_sizes(name: str, expected: float) -> None:
     """The built models have 334M and 1.27B parameters within 1.5%, embeddings counted once."""
@@ -362,6 +363,7 @@ def test_base_that_cannot_be_extended(tmp_path: Path, base: str, message: str) -
         load_recipe(tmp_path / "mine.yaml")
 
 
+@pytest.mark.process
 def test_python_runs_a_recipe_that_extends_another(tmp_path: Path) -> None:
     """``python recipe.yaml``, which is what `composer recipe.yaml` runs, finds the base from any working directory."""
     command = [sys.executable, DEMO.with_name("spacy_334m.yaml"), "train_loader.lanes=0"]
@@ -455,6 +457,7 @@ def test_missing_tokenizer(name: str) -> None:
         tokenizer_path(name)
 
 
+@pytest.mark.process
 def test_mistake_stops_the_run_before_anything_is_loaded() -> None:
     """`python -m lacy_stream` answers a mistake at once, on one line, with exit code 2."""
     run = subprocess.run(

@@ -136,6 +136,7 @@ def test_losses_do_not_depend_on_the_batches() -> None:
         torch.testing.assert_close(single.compute(), whole.compute(), rtol=1e-12, atol=0)
 
 
+@pytest.mark.process
 def test_two_ranks_have_the_value_of_one(tmp_path: Path) -> None:
     """Two processes with a batch each, of different sizes, agree on the value that one process finds."""
     alone = {kind.__name__: kind(CALL, 0.15) for kind in (TotalLoss, NonCallLoss, CallLoss)}

@@ -51,6 +51,7 @@ def test_size_limit(tmp_path: Path) -> None:
     cache.close()
 
 
+@pytest.mark.process
 def test_idle_stores_of_other_annotators_make_room(tmp_path: Path) -> None:
     """When a cache is opened in a folder above its limit, stores of other fingerprints go, the least recently used
     first and no more than needed; but none that a living process has open, until it is dead."""
@@ -111,12 +112,14 @@ def test_nothing_else_in_the_folder_is_removed(tmp_path: Path) -> None:
     assert (tmp_path / "0123456789abcdef" / "thesis.tex").exists() and (tmp_path / "notes.removed").exists()
 
 
+@pytest.mark.process
 def test_disk_full(tmp_path: Path) -> None:
     """On a disk of 2 MB the cache stops adding, says so once, and what it has is read on, also by the next run."""
     output = finish(child(f"fill_the_disk({str(tmp_path)!r})", *mounted(tmp_path, "size=2m")))
     assert "'cache_full': 1" in output and "'cache_entry_damaged': 0" in output
 
 
+@pytest.mark.process
 def test_folder_that_cannot_be_written(tmp_path: Path) -> None:
     """A read-only file system, and a file in the folder's place, are errors at start that name the folder."""
     wrapper = mounted(tmp_path, "size=1m,ro")
@@ -172,6 +175,7 @@ def test_damaged_index(tmp_path: Path, place: str) -> None:
     cache.close()
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("damage", ["no LMDB file", "zeroed", "cut off", "empty", "index page"])
 def test_damaged_store(tmp_path: Path, damage: str) -> None:
     """Where LMDB itself cannot read the file, the run goes on without crash, and the store is made anew, at the

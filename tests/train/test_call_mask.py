@@ -26,6 +26,8 @@ from lacy_stream.objective.scores import call_scores, own_call_mask
 from lacy_stream.objective.selectors import METHODS, Selection, Targets, highest
 from lacy_stream.train.call_mask import CallMask, _check_call_token
 
+pytestmark = pytest.mark.model
+
 VOCABULARY, CALL, LENGTH, ROWS = 41, 40, 24, 8
 
 
@@ -439,7 +441,7 @@ if __name__ == "__main__":
         [sys.executable, "-m", "composer.cli.launcher", "-n", "2", str(script)],
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=900,
     )
     assert run.returncode == 0, run.stdout + run.stderr
     for rank in (0, 1):
