@@ -19,6 +19,8 @@ from composer.models import HuggingFaceModel
 
 from lacy_stream import CallMask
 
+pytestmark = [pytest.mark.process, pytest.mark.model]
+
 ROOT = Path(__file__).resolve().parents[2]
 STEPS, BREAK = 4, 2
 PAGE = (ROOT / "docs" / "any_trainer.md").read_text(encoding="utf-8")
