@@ -46,7 +46,8 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark each test with its kinds. For pytest-xdist's loadgroup, the tests of a file stay together, since they share
-    fixtures; slow tests, which share none, are free. What takes longest comes first, so that it does not end last."""
+    fixtures; slow tests, which share few, are free. There, what takes longest comes first, so that it does not end
+    last."""
     files: dict[Path, list[bool]] = {}
     for item in items:
         for fixture in getattr(item, "fixturenames", ()):
@@ -59,7 +60,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         elif item.get_closest_marker("slow") is None:
             item.add_marker(pytest.mark.xdist_group(item.path.relative_to(item.config.rootpath).as_posix()))
             files[item.path] = min(files.get(item.path, [True]), weight(item))
-    items.sort(key=lambda item: weight(item) if "slow" in kinds(item) else files.get(item.path, weight(item)))
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        items.sort(key=lambda item: weight(item) if "slow" in kinds(item) else files.get(item.path, weight(item)))
 
 
 def weight(item: pytest.Item) -> list[bool]:

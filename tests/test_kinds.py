@@ -9,6 +9,7 @@ import kinds
 import pytest
 
 from annotator import Annotator, AnnotatorSettings
+from annotator.pipelines import find_model
 from lacy_stream.stream.workers.local import LocalWorker
 
 
@@ -29,9 +30,9 @@ def test_unit_tests_start_no_process(refused: list[str], tokenizer_path: Path) -
 
 
 def test_unit_tests_load_no_parser(refused: list[str], tokenizer_path: Path) -> None:
-    """An annotator with its parser is refused, one without is not."""
+    """Its first step, which looks for the pipeline, is refused; an annotator without a parser is not."""
     with pytest.raises(kinds.NotAUnitTest, match="loads the parser: mark it with @pytest.mark.parser"):
-        Annotator(tokenizer_path)
+        find_model("en_core_web_sm")
     Annotator(tokenizer_path, model=None)
     assert len(refused) == 1
 

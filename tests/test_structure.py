@@ -54,6 +54,7 @@ def test_pool_does_not_load_numpy() -> None:
     assert "numpy" not in modules_after("import lacy_stream.stream.pool")
 
 
+@pytest.mark.model
 def test_public_names_exist() -> None:
     """Every name that `lacy_stream` lists can be imported from it, and an unknown one is an AttributeError."""
     import lacy_stream

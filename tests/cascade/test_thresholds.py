@@ -49,8 +49,8 @@ def test_several_pieces_count() -> None:
 
 def test_the_papers_estimator_drifts_away() -> None:
     """A plain quantile of all scores holds the rate without drift, and calls too often where scores rise."""
-    assert rate(PaperThreshold(0.15), DRIFTS["none"]) == pytest.approx(0.15, abs=0.02)
-    assert rate(PaperThreshold(0.15), DRIFTS["up without end"]) > 0.5
+    assert rate(PaperThreshold(0.15), DRIFTS["none"], tokens=2560) == pytest.approx(0.15, abs=0.02)
+    assert rate(PaperThreshold(0.15), DRIFTS["up without end"], tokens=2560) > 0.5
 
 
 def test_high_scores_are_called() -> None:
