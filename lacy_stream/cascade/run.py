@@ -1,4 +1,4 @@
-"""The run of `lacy-stream generate`: texts on the terminal as they grow, JSONL that is gone on with, a page."""
+"""The command `lacy-stream generate`: texts on the terminal, in a JSONL file for resuming, and on an HTML page."""
 
 from __future__ import annotations
 
@@ -25,28 +25,36 @@ from lacy_stream.train.checkpoint import load_model
 
 @dataclass(frozen=True)
 class Options:
-    """What the command was told; see its help and ``generate``.
+    """The options of the command; see its help and ``generate``.
 
-    prompts: texts, or ``prompts_file``. out, html: files. knowledge: store of the articles that the partner reads;
-    title: of the article for ``prompts``. template: file of the text around an article. Texts are shown as they grow
-    where they are written one at a time, and otherwise when they are finished.
+    Texts are shown as they grow if they are written one at a time, and otherwise when they are finished.
     """
 
     model: str
+    """Checkpoint or exported folder."""
     prompts: Sequence[str] = ()
+    """Texts to continue."""
     prompts_file: str | None = None
+    """File of prompts, instead of ``prompts``."""
     partner: str | None = None
+    """Name of the partner, see ``open_partner``; None for no calls."""
     delegation: Delegation = Delegation()
     decoding: Decoding = Decoding()
     knowledge: str | None = None
+    """Store of the articles that the partner reads first."""
     title: str | None = None
+    """Title of the article for ``prompts``; None to take it from the prompt."""
     template: str | None = None
+    """File with the text around an article."""
     out: str | None = None
+    """File for the texts, from which the command can be resumed."""
     html: str | None = None
+    """File for the page."""
     device: str = "cpu"
+    """Torch device."""
 
     def settings(self) -> dict[str, object]:
-        """What the texts depend on, beside the prompts."""
+        """Everything that the texts depend on, except the prompts, as JSON values."""
         files = {"knowledge": self.knowledge, "template": self.template}
         prints = {name: file and file_fingerprint(file) for name, file in files.items()}
         texts = {"model": file_fingerprint(self.model), "partner": self.partner, "title": self.title}
@@ -54,7 +62,10 @@ class Options:
 
 
 def run(options: Options) -> int:
-    """Generate, show and write. Returns how many prompts were skipped.
+    """Generate texts, show them and write them.
+
+    Returns:
+        The number of skipped prompts.
 
     Raises:
         LacyStreamError: the options, the prompts, the model or the partner cannot be used.
@@ -126,8 +137,11 @@ def _generations(
 
 @contextmanager
 def _display(console: Console, prompts: Sequence[Prompt], done: int, options: Options):
-    """Yields what is told of tokens and of texts. Few prompts: their texts, as they grow where it is one at a time; a
-    file of them: a bar."""
+    """Yield two callbacks: ``on_token`` (or None), for each token, and ``on_text``, for each finished text.
+
+    For a file of prompts they move a progress bar. Otherwise they print the texts: token by token if texts are written
+    one at a time, and else when they are finished.
+    """
     if options.prompts_file is not None:
         with progress("texts", len(prompts), done, together=options.decoding.batch_size) as advance:
             yield None, lambda generation: advance(1)
@@ -154,7 +168,7 @@ def _display(console: Console, prompts: Sequence[Prompt], done: int, options: Op
 
 
 def _summarise(console: Console, generations: Sequence[Generation], options: Options) -> None:
-    """How many texts and calls, and what went wrong."""
+    """Print the numbers of texts and calls, and what went wrong."""
     written = [generation for generation in generations if not generation.skipped]
     tokens = sum(len(generation.tokens) for generation in written)
     rate = sum(generation.call_rate * len(generation.tokens) for generation in written) / max(tokens, 1)
@@ -165,7 +179,7 @@ def _summarise(console: Console, generations: Sequence[Generation], options: Opt
     console.print(line)
     fallbacks = sum(generation.fallbacks for generation in written)
     if fallbacks:
-        console.print(f"{fallbacks:,} calls brought nothing that can be expressed; the small model wrote there")
+        console.print(f"{fallbacks:,} calls gave no token that can be expressed; the small model wrote instead")
     for number, generation in enumerate(generations, start=1):
         if generation.skipped:
             console.print(f"skipped: prompt {number}: {printable(generation.skipped)}", style="yellow", markup=False)

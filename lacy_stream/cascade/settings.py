@@ -1,5 +1,5 @@
-"""What decides the texts of a cascade, said once for `generate`, `evaluate` and the code. It stands outside the folder
-``cascade``, whose imports take seconds, so that `--help` answers at once."""
+"""Settings of a cascade, for `generate`, `evaluate` and the Python interface. This file does not import torch, so that
+`--help` answers at once."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from lacy_stream.objective.methods import RANKS
 DELEGATION_METHODS = ("call", "random", "ilacy-logprob", "ilacy-entropy")
 ESTIMATORS = ("tracking", "paper")
 MANY_TEXTS = 8
-"""Batch size where many texts are written, and nobody watches them grow."""
+"""Batch size for writing many texts that nobody watches as they grow."""
 
 
 @dataclass(frozen=True)
@@ -19,23 +19,23 @@ class Delegation:
     """What the small model delegates.
 
     Raises:
-        UsageError: a value that means nothing.
+        UsageError: a value is not one of the known ones or out of range.
     """
 
     method: str = "call"
     """Who decides: "call" (the score of <CALL>), "random", "ilacy-logprob" or "ilacy-entropy"."""
 
     call_rate: float = 0.15
-    """Share of the tokens that the partner writes, 0 to 1; 0 for no calls."""
+    """Share of the tokens that the partner writes, 0 to 1. With 0 there are no calls."""
 
     estimator: str = "tracking"
-    """Of the threshold: "tracking" or "paper", see ``cascade.thresholds``."""
+    """How the threshold is estimated: "tracking" or "paper", see ``cascade.thresholds``."""
 
     seed: int = 0
-    """Of random delegation."""
+    """Seed of random delegation."""
 
     rank_calls_by: str | None = None
-    """The score of <CALL>, see ``methods.Rank``; None for that of the model's run. Of method "call" only."""
+    """How <CALL> is scored, see ``methods.Rank``; None for the way of the model's run. Only for method "call"."""
 
     def __post_init__(self) -> None:
         if self.method not in DELEGATION_METHODS:
@@ -58,18 +58,18 @@ class Decoding:
     """How texts are written.
 
     Raises:
-        UsageError: a value that means nothing.
+        UsageError: a value is out of range.
     """
 
     max_new_tokens: int = 256
-    """At most, in the small model's tokens; the last call may go over by what belongs to it."""
+    """Maximum number of tokens of the small model in a text. The last call is not cut, and so it may exceed this."""
 
     repetition_penalty: float = 1.2
-    """Of the small model, and of a partner that is loaded here; 1 for none."""
+    """Repetition penalty for the small model and for a partner in this process; 1 for none."""
 
     batch_size: int = 1
-    """Texts that the small model writes at once; the partner answers one at a time. Rounding, and where the threshold
-    stands, depend on it."""
+    """Number of texts that the small model writes at once; the partner answers one at a time. The texts depend on it,
+    through rounding and through the order of decisions that the threshold sees."""
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
@@ -83,6 +83,6 @@ class Decoding:
 
 
 def flat_settings(delegation: Delegation, decoding: Decoding) -> dict[str, object]:
-    """Both as JSON values, by the names of the command line's options."""
+    """Both settings as one mapping of JSON values, with the option names of the command line."""
     values = asdict(delegation)
     return {"delegate": values.pop("method")} | values | asdict(decoding)

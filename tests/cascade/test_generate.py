@@ -13,7 +13,7 @@ from transformers import AutoTokenizer
 
 from lacy_stream.cascade import Decoding, Delegation, Generation, TransformersPartner, open_partner
 from lacy_stream.cascade import generate as generate_texts
-from lacy_stream.cascade.bridge import Proposal
+from lacy_stream.cascade.bridge import Candidate
 from lacy_stream.cascade.decoder import BatchDecoder, Decoder
 from lacy_stream.cascade.output import from_record, record
 from lacy_stream.cascade.vocabulary import Vocabulary, open_vocabulary
@@ -62,9 +62,9 @@ class Scripted:
         self.preambles.append(preamble)
         return self
 
-    def propose(self, text: str, ids: Sequence[int] | None = None) -> Iterator[Proposal]:
+    def propose(self, text: str, ids: Sequence[int] | None = None) -> Iterator[Candidate]:
         self.texts.append(text)
-        return (Proposal(spelling) for spelling in self.spellings)
+        return (Candidate(spelling) for spelling in self.spellings)
 
 
 def plain(model: CallingModel, prompt: str, tokens: int) -> str:
