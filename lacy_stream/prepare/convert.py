@@ -25,18 +25,9 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from lacy_stream.files import file_errors
-from lacy_stream.prepare.inputs import (
-    RECORD,
-    REFUSED,
-    Input,
-    PrepareError,
-    ReadOptions,
-    RefusedRows,
-    Row,
-    find_inputs,
-    read_rows,
-)
+from lacy_stream.prepare.inputs import RECORD, REFUSED, Input, RefusedRows, Row, find_inputs, read_rows
 from lacy_stream.prepare.lmlm import Placed
+from lacy_stream.prepare.settings import Options, PrepareError
 from lacy_stream.progress import SourceProgress
 
 if TYPE_CHECKING:
@@ -51,27 +42,6 @@ DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # such an error names n
 
 
 # ---------------------------------------------------------------- what goes in and what comes out
-
-
-@dataclass(frozen=True)
-class Options(ReadOptions):
-    """Everything that decides which bytes are written; kept in prepare.json.
-
-    `val_fraction` is the share of documents held out; `size_limit` is in bytes before compression.
-    """
-
-    val_fraction: float = 0.1
-    size_limit: int = 1 << 26
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 <= self.val_fraction < 1:
-            raise PrepareError(
-                f"--val-fraction is {self.val_fraction}; it is the share of documents held out for "
-                "validation, from 0 up to but not including 1"
-            )
-        if not 0 < self.size_limit < 1 << 32:
-            raise PrepareError(f"--size-limit is {self.size_limit} bytes; it must lie between 1 and 2^32 - 1")
 
 
 @dataclass

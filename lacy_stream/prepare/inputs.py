@@ -25,9 +25,9 @@ from typing import IO, Any
 import zstandard
 
 from annotator.spans import read_spans
-from lacy_stream.errors import UsageError
 from lacy_stream.files import file_errors, is_hub_name
 from lacy_stream.prepare.lmlm import Placed, convert
+from lacy_stream.prepare.settings import PrepareError, ReadOptions
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")
 SPLIT_NAMES = ("train", "validation", "test")  # split names that files carry whatever --hf-split says
@@ -38,57 +38,6 @@ NAMED = 5  # how many of a long list a message names
 # What a reader yields: row number, share of the input read, and the columns or why they cannot be read.
 RawRow = tuple[int, float, dict[str, Any] | str]
 EXAMPLES = 5  # of refused rows
-
-
-class PrepareError(UsageError):
-    """The user has to change something; the message says what and how."""
-
-
-@dataclass(frozen=True)
-class ReadOptions:
-    """Which columns are read, and which part of a Hugging Face data set.
-
-    `id_column` and `title_column` None: the column "id" or "title" where a source has it. Named: every
-    source must have it. `title_column` "": no title. `spans_column`: labels, as spans of the text column (see
-    `annotator.spans`). `inline_calls` "lmlm": the text column holds lookup calls (see `lmlm`), which become spans.
-    """
-
-    id_column: str | None = None
-    title_column: str | None = None
-    text_column: str = "text"
-    hf_config: str | None = None
-    hf_split: str = "train"
-    spans_column: str | None = None
-    inline_calls: str | None = None
-
-    def __post_init__(self) -> None:
-        if self.inline_calls not in (None, "lmlm"):
-            raise PrepareError(f"--inline-calls is {self.inline_calls!r}; known is 'lmlm'")
-        if self.inline_calls and self.spans_column:
-            raise PrepareError(
-                "--spans-column and --inline-calls both say which characters are facts; give one of them"
-            )
-
-    @property
-    def labelled(self) -> bool:
-        """Whether documents come with spans."""
-        return bool(self.spans_column or self.inline_calls)
-
-    @property
-    def columns(self) -> tuple[str, str, str]:
-        """Names of the id, title and text column."""
-        title = "title" if self.title_column is None else self.title_column
-        return self.id_column or "id", title, self.text_column
-
-    @property
-    def required(self) -> dict[str, str]:
-        """Option -> column that every source must have."""
-        wanted = {
-            "--id-column": self.id_column,
-            "--title-column": self.title_column,
-            "--spans-column": self.spans_column,
-        }
-        return {"--text-column": self.text_column} | {o: c for o, c in wanted.items() if c}
 
 
 @dataclass(frozen=True)
