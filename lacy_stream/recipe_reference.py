@@ -21,6 +21,7 @@ A recipe is a YAML file that describes a run: `composer recipes/lacy_334m.yaml`.
   recipe then holds only what differs. Mappings are merged key by key; any other value, a list or `null`, replaces that
   of the base. The base must be a complete recipe, without an `extends` of its own.
 - Values are plain data: `${...}` is refused.
+- The keys of a section are listed under its name. *section or `null`* says that the section can be turned off.
 - Everything is checked before anything is loaded. Each mistake is named with its key, its value and the way out.
 """
 

@@ -7,8 +7,18 @@ import typing
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    GetJsonSchemaHandler,
+    ValidationError,
+)
 from pydantic.fields import FieldInfo
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
 
 
 class Section(BaseModel):
@@ -35,9 +45,16 @@ def _at_least_one_or_all(value: int) -> int:
 PositiveOrAll = Annotated[int, Field(strict=True), AfterValidator(_at_least_one_or_all)]
 
 
+class _NullMeans(BeforeValidator):
+    """A validator that shows in the JSON schema: the section or null."""
+
+    def __get_pydantic_json_schema__(self, core_schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        return {"anyOf": [handler(core_schema), {"type": "null"}]}
+
+
 def null_means(**values: Any) -> BeforeValidator:
     """Let ``key=null`` turn a section off: null stands for these values."""
-    return BeforeValidator(lambda value: values if value is None else value)
+    return _NullMeans(lambda value: values if value is None else value)
 
 
 def mistakes(error: ValidationError, schema: type[Section]) -> list[str]:

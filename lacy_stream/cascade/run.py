@@ -6,7 +6,6 @@ import itertools
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 from rich.console import Console
 from rich.text import Text
@@ -16,52 +15,14 @@ from lacy_stream.cascade.articles import TEMPLATE, Articles
 from lacy_stream.cascade.generation import Generation, OnToken, Prompt, Token, generate
 from lacy_stream.cascade.open import open_partner
 from lacy_stream.cascade.output import PARTNER_STYLE, as_prompt, from_record, read_prompts, record, styled, write_page
-from lacy_stream.cascade.settings import Decoding, Delegation, flat_settings
-from lacy_stream.files import file_fingerprint, read_text
+from lacy_stream.cascade.settings import GenerateOptions
+from lacy_stream.files import read_text
 from lacy_stream.journal import Journal, JournalError
 from lacy_stream.progress import progress
 from lacy_stream.train.checkpoint import load_model
 
 
-@dataclass(frozen=True)
-class Options:
-    """The options of the command; see its help and ``generate``.
-
-    Texts are shown as they grow if they are written one at a time, and otherwise when they are finished.
-    """
-
-    model: str
-    """Checkpoint or exported folder."""
-    prompts: Sequence[str] = ()
-    """Texts to continue."""
-    prompts_file: str | None = None
-    """File of prompts, instead of ``prompts``."""
-    partner: str | None = None
-    """Name of the partner, see ``open_partner``; None for no calls."""
-    delegation: Delegation = Delegation()
-    decoding: Decoding = Decoding()
-    knowledge: str | None = None
-    """Store of the articles that the partner reads first."""
-    title: str | None = None
-    """Title of the article for ``prompts``; None to take it from the prompt."""
-    template: str | None = None
-    """File with the text around an article."""
-    out: str | None = None
-    """File for the texts, from which the command can be resumed."""
-    html: str | None = None
-    """File for the page."""
-    device: str = "cpu"
-    """Torch device."""
-
-    def settings(self) -> dict[str, object]:
-        """Everything that the texts depend on, except the prompts, as JSON values."""
-        files = {"knowledge": self.knowledge, "template": self.template}
-        prints = {name: file and file_fingerprint(file) for name, file in files.items()}
-        texts = {"model": file_fingerprint(self.model), "partner": self.partner, "title": self.title}
-        return texts | flat_settings(self.delegation, self.decoding) | prints
-
-
-def run(options: Options) -> int:
+def run(options: GenerateOptions) -> int:
     """Generate texts, show them and write them.
 
     Returns:
@@ -91,16 +52,16 @@ def run(options: Options) -> int:
     return sum(bool(generation.skipped) for generation in finished)
 
 
-def _prompts(options: Options) -> list[Prompt]:
+def _prompts(options: GenerateOptions) -> list[Prompt]:
     articles: Articles | None = None
     template = TEMPLATE if options.template is None else read_text(options.template)
     if options.knowledge is not None:
         from lacy_stream.prepare.knowledge import Knowledge
 
         articles = Knowledge(options.knowledge)
-    if options.prompts_file is not None:
-        return read_prompts(options.prompts_file, articles, template)
-    return [as_prompt(text, options.title, articles, template) for text in options.prompts]
+    if options.prompts is not None:
+        return read_prompts(options.prompts, articles, template)
+    return [as_prompt(text, options.title, articles, template) for text in options.prompt]
 
 
 def _check_same(prompts: Sequence[Prompt], done: Sequence[Generation], out: str | None) -> None:
@@ -115,7 +76,7 @@ def _check_same(prompts: Sequence[Prompt], done: Sequence[Generation], out: str 
 
 
 def _generations(
-    options: Options, prompts: Sequence[Prompt], done: Sequence[Generation], on_token: OnToken | None
+    options: GenerateOptions, prompts: Sequence[Prompt], done: Sequence[Generation], on_token: OnToken | None
 ) -> Iterator[Generation]:
     model = load_model(options.model)
     model.model.to(options.device)  # type: ignore[arg-type]
@@ -136,13 +97,13 @@ def _generations(
 
 
 @contextmanager
-def _display(console: Console, prompts: Sequence[Prompt], done: int, options: Options):
+def _display(console: Console, prompts: Sequence[Prompt], done: int, options: GenerateOptions):
     """Yield two callbacks: ``on_token`` (or None), for each token, and ``on_text``, for each finished text.
 
     For a file of prompts they move a progress bar. Otherwise they print the texts: token by token if texts are written
     one at a time, and else when they are finished.
     """
-    if options.prompts_file is not None:
+    if options.prompts is not None:
         with progress("texts", len(prompts), done, together=options.decoding.batch_size) as advance:
             yield None, lambda generation: advance(1)
         return
@@ -167,7 +128,7 @@ def _display(console: Console, prompts: Sequence[Prompt], done: int, options: Op
     yield on_token if options.decoding.batch_size == 1 else None, on_text
 
 
-def _summarise(console: Console, generations: Sequence[Generation], options: Options) -> None:
+def _summarise(console: Console, generations: Sequence[Generation], options: GenerateOptions) -> None:
     """Print the numbers of texts and calls, and what went wrong."""
     written = [generation for generation in generations if not generation.skipped]
     tokens = sum(len(generation.tokens) for generation in written)

@@ -3,7 +3,6 @@ page with the loss of each token."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -19,6 +18,7 @@ from annotator.page import Token, token_page
 from annotator.pipelines import OFFICIAL
 from annotator.terminal import printable
 from lacy_stream.errors import UsageError
+from lacy_stream.evaluate.settings import ShowCallsOptions
 from lacy_stream.files import read_text, write_text
 from lacy_stream.objective.methods import Rank
 from lacy_stream.objective.scores import TokenScores, joined, own_call_mask, token_scores
@@ -177,33 +177,16 @@ def _trimmed(text: str, start: int, end: int) -> tuple[int, int]:
     return start + len(inside) - len(inside.lstrip()), end - len(inside) + len(inside.rstrip())
 
 
-def show_calls(
-    checkpoint_path: str,
-    files: Sequence[str] = (),
-    html: str | os.PathLike[str] | None = None,
-    documents: int = 1,
-    sample: int = 0,
-    beside: str | None = None,
-) -> None:
-    """Print, and write to ``html`` where given, what the model of a checkpoint delegates.
-
-    Args:
-        files: texts; where there are none, the first documents of the run's held-out data are taken.
-        documents: how many of these are shown.
-        sample: how many of these the threshold and the shares are taken from; at least those that are shown.
-        beside: another checkpoint with the same tokenizer, shown beside the first on the page.
+def show_calls(options: ShowCallsOptions) -> None:
+    """Print what the model of a checkpoint delegates, and write it to a page where one is named.
 
     Raises:
-        UsageError: an argument, or checkpoints that do not fit together.
+        UsageError: checkpoints that do not fit together.
     """
-    if documents < 1:
-        raise UsageError(f"--documents is {documents}: show at least one")
-    if beside is not None and html is None:
-        raise UsageError("--beside shows two models on a page: name it by --html")
     console = Console(highlight=False)
-    checkpoint = load_checkpoint(checkpoint_path)
-    chosen = _chosen(checkpoint.recipe, files, max(documents, sample))
-    shown = len(chosen) if files else documents
+    checkpoint = load_checkpoint(options.checkpoint)
+    chosen = _chosen(checkpoint.recipe, options.files, max(options.documents, options.sample))
+    shown = len(chosen) if options.files else options.documents
     marked = _marked(checkpoint, chosen)
     for one in marked[:shown]:
         console.rule(Text(printable(one.document.id)))
@@ -213,17 +196,19 @@ def show_calls(
         console.print("this model was not trained to delegate (method: baseline): its <CALL> logits mean nothing")
     console.print(f"the run: {describe_training(checkpoint.recipe)}; {checkpoint.annotation}")
     other, captions = None, ["", ""]
-    if beside is not None:
-        second = load_checkpoint(beside)
+    if options.beside is not None:
+        second = load_checkpoint(options.beside)
         if second.tokenizer.read_bytes() != checkpoint.tokenizer.read_bytes():
-            raise UsageError(f"{beside} has another tokenizer than {checkpoint_path}: their tokens cannot be compared")
+            raise UsageError(
+                f"{options.beside} has another tokenizer than {options.checkpoint}: their tokens cannot be compared"
+            )
         other = _marked(second, chosen)
         console.print(f"beside it, {describe_training(second.recipe)}:")
         _print_shares(console, other)
         other, captions = other[:shown], [describe_training(one.recipe) for one in (checkpoint, second)]
-    if html is not None:
-        write_text(html, to_html(marked[:shown], other, captions))
-        console.print(f"page: {html}")
+    if options.html is not None:
+        write_text(options.html, to_html(marked[:shown], other, captions))
+        console.print(f"page: {options.html}")
 
 
 def _chosen(recipe: Recipe, files: Sequence[str], count: int) -> list[Document]:

@@ -23,18 +23,9 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from lacy_stream.files import file_errors
-from lacy_stream.prepare.inputs import (
-    RECORD,
-    REFUSED,
-    Input,
-    PrepareError,
-    ReadOptions,
-    RefusedRows,
-    Row,
-    find_inputs,
-    read_rows,
-)
+from lacy_stream.prepare.inputs import RECORD, REFUSED, Input, RefusedRows, Row, find_inputs, read_rows
 from lacy_stream.prepare.lmlm import ValueLocation
+from lacy_stream.prepare.settings import Options, PrepareError
 from lacy_stream.progress import SourceProgress
 
 if TYPE_CHECKING:
@@ -48,31 +39,7 @@ LOCK_TRIES, LOCK_PAUSE = 100, 0.01  # seconds
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # the text of such an error does not name a file
 
 
-# ---------------------------------------------------------------- options and results
-
-
-@dataclass(frozen=True)
-class Options(ReadOptions):
-    """Everything beside the sources that the written bytes depend on. The options are kept in prepare.json.
-
-    Raises:
-        PrepareError: a value is out of range.
-    """
-
-    val_fraction: float = 0.1
-    """Share of the documents that are held out for validation, 0 <= share < 1."""
-    size_limit: int = 1 << 26
-    """Bytes in a shard, before compression."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 <= self.val_fraction < 1:
-            raise PrepareError(
-                f"--val-fraction is {self.val_fraction}; it is the share of documents held out for "
-                "validation, from 0 up to but not including 1"
-            )
-        if not 0 < self.size_limit < 1 << 32:
-            raise PrepareError(f"--size-limit is {self.size_limit} bytes; it must lie between 1 and 2^32 - 1")
+# ---------------------------------------------------------------- results
 
 
 @dataclass

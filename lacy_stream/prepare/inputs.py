@@ -24,9 +24,9 @@ from typing import IO, Any
 import zstandard
 
 from annotator.spans import read_spans
-from lacy_stream.errors import UsageError
 from lacy_stream.files import file_errors, is_hub_name
 from lacy_stream.prepare.lmlm import ValueLocation, remove_calls
+from lacy_stream.prepare.settings import PrepareError, ReadOptions
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")
 SPLIT_NAMES = ("train", "validation", "test")  # names of splits that are recognised in file names, beside --hf-split
@@ -37,64 +37,6 @@ EXAMPLES = 5  # number of refused rows that are named for each reason
 
 # What a reader yields: row number, share of the input read, and the columns or why they are unreadable.
 RawRow = tuple[int, float, dict[str, Any] | str]
-
-
-class PrepareError(UsageError):
-    """A source, option or output folder cannot be used; the message says what to change."""
-
-
-@dataclass(frozen=True)
-class ReadOptions:
-    """Which columns are read, and which part of a Hugging Face data set.
-
-    Raises:
-        PrepareError: the options contradict one another.
-    """
-
-    id_column: str | None = None
-    """Column of the ids, which every source must have. None: the column "id", if a source has it."""
-    title_column: str | None = None
-    """Column of the titles, which every source must have. None: the column "title", if a source has it. "": no
-    titles."""
-    text_column: str = "text"
-    """Column of the texts."""
-    hf_config: str | None = None
-    """Configuration of a data set on the hub."""
-    hf_split: str = "train"
-    """The split to read."""
-    spans_column: str | None = None
-    """Column of labels, as spans of the text column (see `annotator.spans`)."""
-    inline_calls: str | None = None
-    """"lmlm" if the text column has lookup calls (see `lmlm`), which become spans."""
-
-    def __post_init__(self) -> None:
-        if self.inline_calls not in (None, "lmlm"):
-            raise PrepareError(f"--inline-calls is {self.inline_calls!r}; known is 'lmlm'")
-        if self.inline_calls and self.spans_column:
-            raise PrepareError(
-                "--spans-column and --inline-calls both say which characters are facts; give one of them"
-            )
-
-    @property
-    def labelled(self) -> bool:
-        """Whether documents come with spans."""
-        return bool(self.spans_column or self.inline_calls)
-
-    @property
-    def columns(self) -> tuple[str, str, str]:
-        """Names of the id, title and text columns."""
-        title = "title" if self.title_column is None else self.title_column
-        return self.id_column or "id", title, self.text_column
-
-    @property
-    def required(self) -> dict[str, str]:
-        """Option -> the column that it names, which every source must have."""
-        wanted = {
-            "--id-column": self.id_column,
-            "--title-column": self.title_column,
-            "--spans-column": self.spans_column,
-        }
-        return {"--text-column": self.text_column} | {o: c for o, c in wanted.items() if c}
 
 
 @dataclass(frozen=True)

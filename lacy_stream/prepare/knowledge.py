@@ -20,7 +20,8 @@ from pathlib import Path
 
 from lacy_stream.errors import UsageError
 from lacy_stream.files import replaced_file
-from lacy_stream.prepare.inputs import ReadOptions, RefusedRows, find_inputs, read_rows
+from lacy_stream.prepare.inputs import RefusedRows, find_inputs, read_rows
+from lacy_stream.prepare.settings import ReadOptions
 from lacy_stream.progress import SourceProgress
 
 APPLICATION_ID = 0x4C614379  # "LaCy" in ASCII, in the header of every store

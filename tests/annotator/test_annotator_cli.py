@@ -113,7 +113,7 @@ def test_what_cannot_be_labelled_is_skipped(tmp_path: Path, output: str):
     *skips, summary = done.stderr.splitlines()
     assert summary == "skipped 4 of 6 documents"
     assert skips[0].startswith("skipped: -, line 2, document 'b\\x1b': text: lone surrogate U+D800 at code point 2")
-    assert skips[1:] == [f'skipped: -, line {n}: not a JSON object with a "text"' for n in (3, 4, 5)]
+    assert skips[1:] == [f'skipped: -, line {n}: it is not a JSON object with a "text"' for n in (3, 4, 5)]
     shown = page.read_text(encoding="utf-8") if output == "html" else done.stdout
     assert "Ada" in shown and "Zoe" in shown and "Bo" not in shown
     if output == "html":

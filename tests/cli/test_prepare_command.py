@@ -138,7 +138,7 @@ def test_user_errors_are_one_message(source: Path, tmp_path: Path, capfd: pytest
         ((source, *out, "--val-fraction=-0.1"), "--val-fraction is -0.1"),
         ((source, *out, "--val-fraction", "nan"), "--val-fraction is nan"),
         ((source, *out, "--size-limit", "0"), "--size-limit is 0"),
-        ((source, *out, "--size-limit", "big"), "'big' is no size"),
+        ((source, *out, "--size-limit", "big"), "'big' is not a size"),
         ((source, "--out", tmp_path / "file"), "was not written by"),
         ((source, "--out", tmp_path / "file" / "below"), f"cannot make {tmp_path / 'file'}: File exists"),
         ((source, "--out", "/proc/lacy"), "cannot make /proc/.lacy.prepare: "),
