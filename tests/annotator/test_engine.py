@@ -344,8 +344,10 @@ def test_disagreement_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
 
     right = module.parse
 
-    def wrong(features, bias, *rest):
-        return right(features, bias + np.float32(3) * np.arange(len(bias), dtype=np.float32), *rest)
+    def wrong(features, weights, *rest):
+        bias = weights.state_bias
+        raised = bias + np.float32(3) * np.arange(len(bias), dtype=np.float32)
+        return right(features, weights._replace(state_bias=raised), *rest)
 
     monkeypatch.setattr(module, "parse", wrong)
     with pytest.warns(RuntimeWarning, match="disagree on the sample"):
