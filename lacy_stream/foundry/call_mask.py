@@ -10,7 +10,6 @@ from composer.core import Algorithm, Event, State
 from composer.loggers import Logger
 from composer.models import HuggingFaceModel
 from llmfoundry.callbacks import HuggingFaceCheckpointer  # pyright: ignore[reportMissingImports]
-from llmfoundry.layers_registry import ffns_with_megablocks  # pyright: ignore[reportMissingImports]
 from transformers import PreTrainedTokenizerBase
 
 from lacy_stream.errors import UsageError
@@ -24,6 +23,10 @@ from lacy_stream.train.reference import load_reference
 log = logging.getLogger(__name__)
 
 KEY = "algorithms.call_mask"
+MEGABLOCKS = ("mb_moe", "mb_dmoe")
+"""Kinds of ``ffn_config.ffn_type`` with which an MPT's loss is a mapping. Foundry registers them only on machines that
+have MegaBlocks."""
+
 OURS = ("call_token", "call_token_id", "reference", "seed")
 """Keys that are not handed on as they are."""
 
@@ -148,7 +151,7 @@ def _check_is_no_piece(key: str, number: int, tokenizer: PreTrainedTokenizerBase
 
 def _check_loss(model: HuggingFaceModel) -> None:
     kind = getattr(model.config, "ffn_config", None) or {}
-    if kind.get("ffn_type") in ffns_with_megablocks:
+    if kind.get("ffn_type") in MEGABLOCKS:
         raise UsageError(
             f"{KEY}: the model's loss is a mapping, since ffn_config.ffn_type {kind['ffn_type']!r} adds a "
             "load-balancing loss of MegaBlocks, which the call mask would drop: train this model without call_mask, or "

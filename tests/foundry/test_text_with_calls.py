@@ -15,9 +15,11 @@ import pytest
 pytest.importorskip("llmfoundry", reason="LLM Foundry is in an environment of its own: make test-foundry")
 
 import numpy as np
+import torch
 from foundry_runs import CALLS, weights
 
 from annotator import Annotator
+from lacy_stream.foundry import pools
 
 
 @pytest.mark.slow
@@ -99,6 +101,10 @@ def on_two_ranks(train: Callable[..., Any], *changes: Any) -> list[tuple[list[st
         ranks = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "NODE_RANK": 0}
         os.environ |= {name: str(value) for name, value in ranks.items()}
         os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        if torch.distributed.is_initialized():  # by the runs before
+            torch.distributed.destroy_process_group()
+        torch.set_num_threads(1)  # a fork has none of its parent's threads, nor those of its pools
+        pools._pools.clear()
         trainer = train({"device_train_microbatch_size": 2}, *changes)
         fractions = trainer.metrics.get("call_mask/call_fraction", [])
         results.put((rank, trainer.record.digests, [float(value) for _, value in fractions]))
