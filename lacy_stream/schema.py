@@ -7,7 +7,7 @@ import typing
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 
 
@@ -15,6 +15,28 @@ class Section(BaseModel):
     """A mapping with known keys. The docstring under a field says what its key means."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, coerce_numbers_to_str=True, use_attribute_docstrings=True)
+
+
+class OpenSection(Section):
+    """A mapping that may have keys of its own beside the known ones: arguments of what it names."""
+
+    model_config = ConfigDict(extra="allow")
+
+    @property
+    def further(self) -> dict[str, Any]:
+        """The keys that are not known, but for those that are null."""
+        return {key: value for key, value in (self.model_extra or {}).items() if value is not None}
+
+
+class Components(OpenSection):
+    """A mapping of names to arguments. The names that are not known are Composer's, or ``package.module:Class``."""
+
+    @model_validator(mode="after")
+    def _check_arguments(self) -> Components:
+        for key, value in self.further.items():
+            if not isinstance(value, Mapping):
+                raise ValueError(f"{key}: {value!r} is not a mapping of arguments to values")
+        return self
 
 
 # Numbers are strict: without it, `true` would be 1.

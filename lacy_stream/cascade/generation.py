@@ -269,7 +269,7 @@ class _Cascade:
         scores_V = penalised(logits_V, text.row, self.repetition_penalty)
         if self.model.call_token_id is not None:
             scores_V = scores_V.clone()
-            scores_V[self.model.call_token_id] = -torch.inf
+            scores_V[self.model.call_token_id :] = -torch.inf  # with the rows that pad the vocabulary
         return int(scores_V.argmax())
 
     def _ask(self, text: _Text, session: Session, same_vocabulary: bool) -> list[int] | None:

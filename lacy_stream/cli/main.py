@@ -93,6 +93,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_prepare(commands)
     _add_show_calls(commands)
     _add_export(commands)
+    _add_add_call(commands)
     _add_generate(commands)
     _add_knowledge(commands)
     add_evaluate(commands)
@@ -213,6 +214,44 @@ def _export(args: argparse.Namespace) -> int:
 
     written = export(args.checkpoint, args.out)
     print(f"{args.out}: {written.model.num_parameters():,} parameters, <CALL> = {written.call_token_id}")
+    return 0
+
+
+def _add_add_call(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser(
+        "add-call",
+        help="give a checkpoint of a run without <CALL> a row for it, so that a run with it can continue",
+        description="Write a Composer checkpoint again with a row for <CALL> in the embeddings and in the optimizer's "
+        "moments. It may come from any Composer run with a model of transformers. A recipe continues from OUT by "
+        "load_path and train_loader.accept_changes: true. A checkpoint is a pickle, which can run code: use only your "
+        "own.",
+    )
+    parser.set_defaults(run=_add_call, prog=parser.prog)
+    add = parser.add_argument
+    add("checkpoint", metavar="CHECKPOINT", help="file in the run's save_folder, such as latest-rank0.pt")
+    add("out", metavar="OUT", help="the file to write; it must not exist")
+    add(
+        "--tokenizer", metavar="FILE", help="of the run: <CALL> is the first id after its ids, which may be a spare row"
+    )
+    add("--text", metavar="FILE", help="text by which the row is set so that p(<CALL>) starts near the call fraction")
+    add("--call-fraction", type=float, default=0.15, metavar="F", help="of the run that continues (default: 0.15)")
+    add("--pad-to-multiple-of", type=int, default=1, metavar="N", help="rows are a multiple of this (default: 1)")
+
+
+def _add_call(args: argparse.Namespace) -> int:
+    from annotator.tokenizers import open_tokenizer
+    from lacy_stream.train.add_call import add_call
+
+    done = add_call(
+        args.checkpoint,
+        args.out,
+        tokenizer=None if args.tokenizer is None else open_tokenizer(args.tokenizer),
+        text=args.text,
+        call_fraction=args.call_fraction,
+        pad_to_multiple_of=args.pad_to_multiple_of,
+    )
+    started = "" if done.probability is None else f", p(<CALL>) starts at {done.probability:.3f}"
+    print(f"{args.out}: <CALL> = {done.call_token_id}, rows: {done.rows_before} -> {done.rows}{started}")
     return 0
 
 

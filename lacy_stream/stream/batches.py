@@ -226,14 +226,17 @@ class AnnotatedDataset(IterableDataset):
         }
         return {"lacy_stream": json.dumps(state)}
 
-    def load_state_dict(self, state_dict: dict[str, str]) -> None:
+    def load_state_dict(self, state_dict: Mapping[str, Any] | None) -> None:
         """Go on at a saved position, on any number of ranks that divides ``lanes`` and the saved rows.
+
+        The state of another loader has no position: with ``accept_changes``, the stream starts at its beginning.
 
         Raises:
             PositionError: the state belongs to another stream; the message names what differs.
         """
         if not state_dict or "lacy_stream" not in state_dict:
-            raise PositionError("the checkpoint holds no position of this stream: it was written by another loader")
+            self._begin_after_another_loader()
+            return
         state = json.loads(state_dict["lacy_stream"])
         if state["version"] != STATE_VERSION:
             raise PositionError(
@@ -249,6 +252,15 @@ class AnnotatedDataset(IterableDataset):
         self._cursors = {lane: Cursor(*state["cursors"][lane]) for lane in self._cursors}
         self._rows = state["rows"] // self._ranks
         self._resumed = True
+
+    def _begin_after_another_loader(self) -> None:
+        message = "the checkpoint holds no position of this stream: it was written by another loader"
+        if not self._accept_changes:
+            raise PositionError(
+                f"{message}. To take its weights, optimizer and step, and start this stream at its beginning, set "
+                "accept_changes: true for the loader; to take its weights alone, set load_weights_only: true"
+            )
+        log.warning("%s. The stream starts at its beginning (accept_changes)", message)
 
     def _check_identity(self, saved: Mapping[str, Any]) -> None:
         now = self._identity()

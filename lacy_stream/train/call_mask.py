@@ -33,6 +33,7 @@ from lacy_stream.objective.losses import IGNORED_LABEL, TokenLosses, token_losse
 from lacy_stream.objective.methods import OBJECTIVES, RANKS, SCOPES, Objective, Rank, Scope, check_fractions
 from lacy_stream.objective.minibatch import gathered, own_part, uniform
 from lacy_stream.objective.selectors import METHODS, Method, Selection, Selector, Targets, budget
+from lacy_stream.train.auxiliary_loss import auxiliary_loss
 
 log = logging.getLogger(__name__)
 
@@ -230,9 +231,10 @@ class CallMask(Algorithm):
             masks = self._select(Targets(losses.true.detach(), classes_BT, valid_BT, random_BT, reference_BT))
         self._row += rows
         self._statistics.add(losses, self._score(logits_BTV, losses), masks.selection, classes_BT, valid_BT)
-        return training_loss(
+        loss = training_loss(
             losses, valid_BT, *masks.selection, learned_share=masks.learned_share, objective=self.objective
         )
+        return loss + auxiliary_loss(self._model, outputs)
 
     def _score(self, logits_BTV: Tensor, losses: TokenLosses) -> Tensor:
         """How much the model wants to call at each position, [B, T]; without a pass of its own over the logits."""
