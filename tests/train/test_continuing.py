@@ -16,12 +16,15 @@ from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
 from annotator import AnnotatorSettings
 from lacy_stream.cli.main import main
+from lacy_stream.objective.batch import shifted
 from lacy_stream.objective.losses import token_losses, training_loss
 from lacy_stream.objective.selectors import METHODS, Targets, budget
 from lacy_stream.stream.batches import PositionError, annotated_dataloader
 from lacy_stream.stream.pool import AnnotationPool
-from lacy_stream.train.call_mask import CallMask, _shifted
+from lacy_stream.train.call_mask import CallMask
 from lacy_stream.train.hugging_face import model_of_config
+
+pytestmark = pytest.mark.model
 
 PIECES, LENGTH, ROWS, RATE = 32_000, 16, 4, 1e-2
 SIZES = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
@@ -117,7 +120,7 @@ def test_grown_run_continues_batch_by_batch(
             algorithms=[CallMask(PIECES)],
         )
         assert run.state.timestamp.batch == 3
-        said = [record for record in caplog.records if "written by another loader" in record.message]
+        said = [record for record in caplog.records if "another loader has written it" in record.message]
         assert len(said) == 1 and "starts at its beginning" in said[0].message
         run.fit()
         assert run.state.timestamp.batch == 3 + batches
@@ -136,7 +139,7 @@ def plain_loop(checkpoint: Path, loader: DataLoader, batches: int) -> Iterator[d
     named = [moments["state"][f"model.{name}"] for name, _ in model.named_parameters()]
     optimizer.load_state_dict({"state": dict(enumerate(named)), "param_groups": optimizer.state_dict()["param_groups"]})
     for _, batch in zip(range(batches), loader):
-        labels_BT, classes_BT = _shifted(batch)
+        labels_BT, classes_BT = shifted(batch["labels"], batch["token_class"])
         losses = token_losses(model(input_ids=batch["input_ids"]).logits, labels_BT, PIECES)
         valid_BT = labels_BT != -100
         targets = Targets(losses.true.detach(), classes_BT, valid_BT, torch.zeros_like(losses.true), None)

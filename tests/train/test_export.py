@@ -17,6 +17,8 @@ from lacy_stream.train.checkpoint import CheckpointError, load_checkpoint, load_
 from lacy_stream.train.export import transformers_tokenizer
 from lacy_stream.train.model import build_model
 
+pytestmark = pytest.mark.model
+
 RECIPE = {
     "run_name": "small",
     "max_seq_len": 64,

@@ -28,6 +28,8 @@ from lacy_stream.train.checkpoint import load_model
 from lacy_stream.train.hugging_face import causal_model, check_causal
 from lacy_stream.train.model import build_model, for_composer
 
+pytestmark = pytest.mark.model
+
 PIECES, LENGTH, ROWS = 40, 24, 8
 SIZES = {
     "llama": {
