@@ -34,7 +34,7 @@ def reference() -> str:
     for name, place in _places(schema, "", schema["$defs"]):
         places.setdefault(name, []).append(place)
     parts = [INTRODUCTION, _part("The whole recipe", schema)]
-    parts += [_part(_title(places[name]), sections[name]) for name in places if name in sections]
+    parts += [_part(_title(places[name], sections[name]), sections[name]) for name in places if name in sections]
     return "\n".join(parts)
 
 
@@ -55,8 +55,10 @@ def _references(field: dict[str, Any], place: str) -> Iterator[tuple[str, str]]:
         yield from _references(named, f"{place}.NAME")
 
 
-def _title(places: list[str]) -> str:
-    return " and ".join(f"`{place}`" for place in places)
+def _title(places: list[str], section: dict[str, Any]) -> str:
+    """The keys where a section stands, and its name where several may stand there."""
+    name = section["properties"].get("name", {}).get("const")
+    return " and ".join(f"`{place}`" for place in places) + (f", `name: {name}`" if name else "")
 
 
 def _part(title: str, section: dict[str, Any]) -> str:

@@ -15,6 +15,7 @@ from pydantic import (
     Field,
     GetJsonSchemaHandler,
     ValidationError,
+    model_validator,
 )
 from pydantic.fields import FieldInfo
 from pydantic.json_schema import JsonSchemaValue
@@ -25,6 +26,28 @@ class Section(BaseModel):
     """A mapping with fixed keys. The docstring under a field explains its key."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, coerce_numbers_to_str=True, use_attribute_docstrings=True)
+
+
+class OpenSection(Section):
+    """A mapping that may have keys of its own beside the known ones: arguments of what it names."""
+
+    model_config = ConfigDict(extra="allow")
+
+    @property
+    def further(self) -> dict[str, Any]:
+        """The keys that are not known, but for those that are null."""
+        return {key: value for key, value in (self.model_extra or {}).items() if value is not None}
+
+
+class Components(OpenSection):
+    """A mapping of names to arguments. The names that are not known are Composer's, or ``package.module:Class``."""
+
+    @model_validator(mode="after")
+    def _check_arguments(self) -> Components:
+        for key, value in self.further.items():
+            if not isinstance(value, Mapping):
+                raise ValueError(f"{key}: {value!r} is not a mapping of arguments to values")
+        return self
 
 
 # Numbers are strict: otherwise `true` would count as 1.

@@ -117,7 +117,7 @@ class InferenceTimeLacy:
     def __call__(self, logits_V: Tensor, proposal: int, text: str) -> float:
         logits_V = logits_V.float().clone()
         if self._call_token_id is not None:
-            logits_V[self._call_token_id] = -torch.inf
+            logits_V[self._call_token_id :] = -torch.inf
         unsure = uncertainty(logits_V, entropy=self._entropy)
         spelling = self._vocabulary.spellings[proposal]
         if spelling is None:

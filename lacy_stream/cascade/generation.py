@@ -320,7 +320,7 @@ class _Text:
         scores_V = penalised(logits_V, self.row, self._cascade.repetition_penalty)
         if self._model.call_token_id is not None:
             scores_V = scores_V.clone()
-            scores_V[self._model.call_token_id] = -torch.inf
+            scores_V[self._model.call_token_id :] = -torch.inf  # with the rows that pad the vocabulary
         return int(scores_V.argmax())
 
     def _ask(self, session: Session, same_vocabulary: bool) -> list[int] | None:

@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from lacy_stream.cli.checkpoints import add_export, add_show_calls
+from lacy_stream.cli.checkpoints import add_add_call, add_export, add_show_calls
 from lacy_stream.cli.evaluate import add_evaluate
 from lacy_stream.cli.generate import add_generate
 from lacy_stream.cli.options import Parser
@@ -57,6 +57,7 @@ def _parser() -> Parser:
     add_prepare(commands)
     add_show_calls(commands)
     add_export(commands)
+    add_add_call(commands)
     add_generate(commands)
     add_knowledge(commands)
     add_evaluate(commands)

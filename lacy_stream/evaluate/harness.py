@@ -56,7 +56,7 @@ class LacyLM(_HFLM):
     def _model_call(self, inps: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         logits = super()._model_call(inps, *args, **kwargs)
         if self._call_token_id is not None:
-            logits[..., self._call_token_id] = -torch.inf
+            logits[..., self._call_token_id :] = -torch.inf
         return logits
 
     def _loglikelihood_tokens(self, requests: list[Any], **kwargs: Any) -> list[tuple[float, bool]]:
@@ -66,7 +66,7 @@ class LacyLM(_HFLM):
 
     def _model_generate(self, context: torch.Tensor, max_length: int, stop: list[str], **kwargs: Any) -> torch.Tensor:
         if self._call_token_id is not None:
-            kwargs["bad_words_ids"] = [[self._call_token_id]]
+            kwargs["bad_words_ids"] = [[id] for id in range(self._call_token_id, self.model.config.vocab_size)]
         return super()._model_generate(context, max_length, stop, **kwargs)
 
 

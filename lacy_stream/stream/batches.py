@@ -246,15 +246,18 @@ class AnnotatedDataset(IterableDataset):
         }
         return {"lacy_stream": json.dumps(state)}
 
-    def load_state_dict(self, state_dict: dict[str, str]) -> None:
+    def load_state_dict(self, state_dict: Mapping[str, Any] | None) -> None:
         """Continue at a saved position. The number of ranks may differ from the saved run's, as long as it divides
         ``lanes`` and the number of saved rows.
+
+        The state of another loader has no position: with ``accept_changes``, the stream starts at its beginning.
 
         Raises:
             PositionError: the state belongs to another stream, or the ranks cannot share its rows.
         """
         if not state_dict or "lacy_stream" not in state_dict:
-            raise PositionError("the checkpoint holds no position of this stream: another loader has written it")
+            self._begin_after_another_loader()
+            return
         state = json.loads(state_dict["lacy_stream"])
         if state["version"] != STATE_VERSION:
             raise PositionError(
@@ -270,6 +273,15 @@ class AnnotatedDataset(IterableDataset):
         self._cursors = {lane: Cursor(*state["cursors"][lane]) for lane in self._cursors}
         self._rows = state["rows"] // self._ranks
         self._resumed = True
+
+    def _begin_after_another_loader(self) -> None:
+        message = "the checkpoint holds no position of this stream: another loader has written it"
+        if not self._accept_changes:
+            raise PositionError(
+                f"{message}. To take its weights, optimizer and step, and start this stream at its beginning, set "
+                "accept_changes: true for the loader; to take its weights alone, set load_weights_only: true"
+            )
+        log.warning("%s. The stream starts at its beginning (accept_changes)", message)
 
     def _check_identity(self, saved: Mapping[str, Any]) -> None:
         now = self._identity()
@@ -409,7 +421,7 @@ class AnnotatedDataLoader(DataLoader):
         rows are loaded in this process, so that none are ahead of the position."""
         return self.dataset.state_dict()
 
-    def load_state_dict(self, state_dict: dict[str, str]) -> None:
+    def load_state_dict(self, state_dict: Mapping[str, Any] | None) -> None:
         """Let the next iteration continue at a saved position, on any number of ranks that divides ``lanes`` and the
         saved rows.
 

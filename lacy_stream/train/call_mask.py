@@ -9,12 +9,14 @@ from composer.core.data_spec import default_split_batch
 from composer.core.precision import get_precision_context
 from composer.loggers import Logger
 from composer.models import HuggingFaceModel
+from torch import Tensor
 
 from lacy_stream.errors import UsageError
 from lacy_stream.objective.batch import check_batch
 from lacy_stream.objective.call_objective import CallObjective
 from lacy_stream.objective.methods import Scope
 from lacy_stream.objective.selectors import Selector
+from lacy_stream.train.auxiliary_loss import auxiliary_loss
 
 
 class CallMask(Algorithm):
@@ -70,11 +72,11 @@ class CallMask(Algorithm):
         if event == Event.INIT:
             self._model = state.model  # before DDP wraps it; Composer calls this object's `loss`
             self._original_loss = self._model.__dict__.get("loss")
-            if isinstance(getattr(self._original_loss, "__self__", None), CallObjective):
+            if isinstance(getattr(self._original_loss, "__self__", None), CallMask):
                 self._original_loss = None  # left by a fit that was broken off
         elif event == Event.FIT_START:
             _check_call_token(self.objective.call_token_id, getattr(state.train_dataloader, "dataset", None))
-            self._model.loss = self.objective.mean_loss
+            self._model.loss = self._loss
         elif event == Event.BEFORE_TRAIN_BATCH:  # again after an out-of-memory retry: the step starts over
             self._begin_step(state)
         elif event == Event.BEFORE_FORWARD:
@@ -99,6 +101,10 @@ class CallMask(Algorithm):
             ObjectiveError: it was, and ``accept_changes`` is not set.
         """
         self.objective.load_state_dict(state)
+
+    def _loss(self, outputs: Any, batch: Any) -> Tensor:
+        """Takes the place of ``ComposerModel.loss``."""
+        return self.objective.mean_loss(outputs, batch) + auxiliary_loss(self._model, outputs)
 
     def _begin_step(self, state: State) -> None:
         check_batch(state.batch)

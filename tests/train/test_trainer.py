@@ -278,7 +278,7 @@ def test_model_is_built_without_all_others(monkeypatch: pytest.MonkeyPatch) -> N
 
     monkeypatch.setattr(modeling_auto, "MODEL_FOR_CAUSAL_LM_MAPPING", Mapping())
     config = GPT2(name="gpt2", d_model=16, n_heads=2, n_layers=1)
-    model = build_model(config, vocab_size=101, max_seq_len=8, call_token_id=100, eos_id=2)
+    model = build_model(config, max_seq_len=8, call_token_id=100, eos_id=2)
     assert model.shift_labels
     with pytest.raises(Imported):
         huggingface.HuggingFaceModel(model.model)
