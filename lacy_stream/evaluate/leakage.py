@@ -1,4 +1,4 @@
-"""Fact leakage: facts that a model tells although it may not call (section 5.3, appendix B, figure 2 right)."""
+"""Fact leakage: facts that a model states by itself when it must not call (section 5.3, appendix B, figure 2)."""
 
 from __future__ import annotations
 
@@ -26,15 +26,18 @@ def evaluate_leakage(
     batch_size: int = 8,
     limit: int | None = None,
 ) -> None:
-    """Share of the questions whose answer each model gives by itself; writes leakage.json, .md and .png.
+    """Measure the share of questions whose answer each model gives by itself. Writes leakage.json, .md and .png.
 
     Args:
         models: label -> path.
+        out: folder for the results, and for the cache of the models' answers.
         data: folder of the two data files, see ``tasks/answers.py``.
-        limit: items of each task.
+        device: torch device.
+        batch_size: sequences at a time.
+        limit: number of items of each task; None for all.
 
     Raises:
-        UsageError: the folder lacks a file.
+        UsageError: a data file is missing.
     """
     manager = TaskManager(include_path=FOLDER, include_defaults=False, metadata={"data": data})
     cache = Path(out) / "answers"
