@@ -1,4 +1,4 @@
-"""Accuracy and acceptability of what a model proposes, by loss, facts against the rest (section 3, figure 3).
+"""Accuracy and acceptability of the tokens that a model proposes, by loss, for facts and other tokens (figure 3).
 
 validation documents --model--> loss and greedy proposal of each token --annotator--> class
                                 --judge--> acceptable or not --bins--> figure
@@ -65,27 +65,28 @@ Proposal: {proposal}    Original: {reference}
 
 @dataclass(frozen=True)
 class Proposal:
-    """What a model proposes for one token.
-
-    Args:
-        start: place in the document's text, code points, where the token begins.
-        loss: of the true token, nats, <CALL> left out of the softmax.
-        acceptable: the verdict; None where there is none, `why` says how that came. A proposal that is the true token
-            is acceptable without a question.
-    """
+    """What a model proposes for one token."""
 
     start: int
+    """Place where the token begins, in code points of the document's text."""
     reference: str
+    """The true token."""
     proposal: str
+    """The token that the model proposes."""
     loss: float
+    """Loss of the true token in nats, with <CALL> left out of the softmax."""
     factual: bool
+    """Whether the true token is a fact."""
     correct: bool
+    """Whether the model proposes the true token."""
     acceptable: bool | None = None
+    """The judge's verdict; None without one. The true token is acceptable without a question."""
     why: str = ""
+    """Why there is no verdict; "" if there is one."""
 
 
 class Scored(NamedTuple):
-    """The proposals for a document."""
+    """A document and a model's proposals for its tokens."""
 
     document: Document
     proposals: list[Proposal]
@@ -95,7 +96,7 @@ class Scored(NamedTuple):
 
 
 def read_documents(path: str, count: int) -> list[Document]:
-    """The first documents of a JSONL or Parquet file."""
+    """Read the first documents of a JSONL or Parquet file."""
     inputs, _ = find_inputs([path], ReadOptions())
     rows = (row for source in inputs for row in read_rows(source, ReadOptions()) if not row.refused)
     return [Document(row.id, row.text) for row, _ in zip(rows, range(count))]
@@ -103,10 +104,13 @@ def read_documents(path: str, count: int) -> list[Document]:
 
 @torch.no_grad()
 def propose(model: CallingModel, annotator: Annotator, document: Document) -> list[Proposal]:
-    """Loss and greedy proposal of each token of a document but the first, up to the model's context; <CALL> is banned.
+    """Compute the loss and the greedy proposal for each token of a document except the first, as far as the context of
+    the model reaches. <CALL> is banned.
 
     Args:
-        annotator: with the model's tokenizer.
+        model: the model.
+        annotator: an annotator with the model's tokenizer.
+        document: a document with text.
     """
     labelled = annotator.annotate([document.text])[0]
     ids, classes = labelled.ids[: model.max_seq_len - 1], labelled.classes[: model.max_seq_len - 1]
@@ -131,17 +135,21 @@ def propose(model: CallingModel, annotator: Annotator, document: Document) -> li
 
 
 def _spelled(tokenizer: Tokenizer, before: int, id: int) -> str:
-    """What a piece adds to the text behind another one."""
+    """The text that a piece adds after another piece."""
     text, start = (tokenizer.decode(np.array(ids, np.int32)).text for ids in ([before, id], [before]))
     return text[len(start) :]
 
 
 def score_documents(label: str, path: str, texts: str | None, count: int, pipeline: str, device: str) -> list[Scored]:
-    """What the model at `path` proposes for the first documents of a file, or of its run's held-out data.
+    """Compute what a model proposes for the first documents of a file, or of the held-out data of its run.
 
     Args:
-        label: of the model.
-        pipeline: name of the spaCy pipeline that tells facts.
+        label: name of the model in messages.
+        path: its checkpoint or folder.
+        texts: file of the documents; None for the held-out data.
+        count: number of documents.
+        pipeline: name of the spaCy pipeline that finds facts.
+        device: torch device.
 
     Raises:
         UsageError: there are no documents.
@@ -166,7 +174,7 @@ def score_documents(label: str, path: str, texts: str | None, count: int, pipeli
 
 
 def question(text: str, proposal: Proposal) -> str:
-    """What the judge is asked about a proposal. The prompt is our own; the paper's is in its appendix A.1."""
+    """The question for the judge about a proposal. This prompt is not that of the paper's appendix A.1."""
     context, proposed, reference = (
         f'"{part}"' for part in (text[: proposal.start], proposal.proposal, proposal.reference)
     )
@@ -174,13 +182,13 @@ def question(text: str, proposal: Proposal) -> str:
 
 
 def parse_verdict(answer: str) -> bool | None:
-    """The last verdict of an answer, or an answer that is one digit; None where there is neither."""
+    """Read the last verdict of an answer, or an answer that is only a digit; None if there is neither."""
     said = re.findall(r"verdict\W*([01])\b", answer, re.IGNORECASE) or re.findall(r"^\W*([01])\W*$", answer)
     return said[-1] == "1" if said else None
 
 
 def judge_proposal(text: str, proposal: Proposal, judge: Judge) -> Proposal:
-    """The proposal with its verdict.
+    """Judge one proposal for a token of ``text``; returns the proposal with its verdict.
 
     Raises:
         JudgeError: the endpoint cannot be used any more.
@@ -194,7 +202,7 @@ def judge_proposal(text: str, proposal: Proposal, judge: Judge) -> Proposal:
 
 
 def judge_all(label: str, scored: Sequence[Scored], judge: Judge, threads: int) -> list[Scored]:
-    """The same documents, every proposal with its verdict."""
+    """Judge all proposals, several at a time; returns the same documents with verdicts."""
     total = sum(len(one.proposals) for one in scored)
     judged = []
     with progress(f"{label}: proposals judged", total) as advance:
@@ -211,20 +219,23 @@ def judge_all(label: str, scored: Sequence[Scored], judge: Judge, threads: int) 
 
 @dataclass(frozen=True)
 class Bin:
-    """Tokens of one class with a loss in [low, high) nats. Shares in percent, None where there are no tokens; the
-    acceptability is that of the tokens with a verdict."""
+    """Tokens of one class with a loss in [low, high) nats."""
 
     low: float
     high: float
     factual: bool
     tokens: int
+    """Number of tokens."""
     judged: int
+    """Number of tokens with a verdict."""
     accuracy: float | None
+    """Share of the tokens that the model proposes correctly, in percent; None without tokens."""
     acceptability: float | None
+    """Share of the tokens with a verdict that are acceptable, in percent; None without verdicts."""
 
 
 def bins(proposals: Sequence[Proposal]) -> list[Bin]:
-    """Accuracy and acceptability in each bin of LOSS_BINS, facts first, then the rest."""
+    """Compute accuracy and acceptability in each bin of LOSS_BINS, first for facts, then for other tokens."""
     return [
         _bin([p for p in proposals if p.factual == factual and low <= p.loss < high], low, high, factual)
         for factual in CLASSES.values()
@@ -243,7 +254,7 @@ def _percent(values: Sequence[bool]) -> float | None:
 
 
 def draw(path: Path, binned: Mapping[str, Sequence[Bin]]) -> None:
-    """Figure 3: accuracy left, acceptability right, a row for each model."""
+    """Draw figure 3: accuracy on the left, acceptability on the right, and a row for each model."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 3.5 * len(binned)), layout="constrained")
@@ -279,10 +290,13 @@ def evaluate_acceptability(
 
     Args:
         scored: label of the model -> its proposals.
-        training: sentences on how the models were trained to call, for the page.
+        judge: the judge.
+        out: folder for the three files.
+        threads: number of questions that are asked at once.
+        training: sentences for the page about how the models were trained to call.
 
     Raises:
-        JudgeError: the endpoint cannot be used; its answers so far are in its cache.
+        JudgeError: the endpoint cannot be used; the answers so far are kept in its cache.
     """
     judged = {label: judge_all(label, documents, judge, threads) for label, documents in scored.items()}
     proposals = {label: [p for one in documents for p in one.proposals] for label, documents in judged.items()}
@@ -312,7 +326,7 @@ def evaluate_acceptability(
 
 
 def _rows(proposals: Sequence[Proposal], binned: Sequence[Bin]) -> list[list[str | float | None]]:
-    """The table's rows of one model: each class as a whole, then its bins that hold tokens."""
+    """Make the rows of one model: each class as a whole, and then its bins with tokens."""
     rows: list[list[str | float | None]] = []
     for name, factual in CLASSES.items():
         whole = _bin([p for p in proposals if p.factual == factual], 0.0, LOSS_BINS[-1], factual)

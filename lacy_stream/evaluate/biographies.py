@@ -1,4 +1,4 @@
-"""Names -> biographies, written by a model and its partner (section 5.2), or read from a file."""
+"""Biographies by a model and its partner (section 5.2), or from a file."""
 
 from __future__ import annotations
 
@@ -20,70 +20,72 @@ if TYPE_CHECKING:
     from lacy_stream.cascade import Generation, Prompt
 
 PROMPT = "Tell me a bio of {name}. {name} is"
-"""For models that follow no instructions (appendix B); "NAME is" belongs to the text that is judged."""
+"""Prompt for models that do not follow instructions (appendix B). "NAME is" is part of the judged text."""
 
 
 @dataclass(frozen=True)
 class Biography:
-    """A text about a person.
-
-    call_rate: share of its tokens that came from a partner, 0 to 1; None: unknown.
-    skipped: why there is no text; "" where there is.
-    """
+    """A text about a person."""
 
     name: str
     text: str
     call_rate: float | None = None
+    """Share of its tokens that the partner wrote, 0 to 1; None if unknown."""
     skipped: str = ""
+    """Why there is no text; "" if there is one."""
 
 
 @dataclass(frozen=True)
 class Cascade:
-    """How a model writes, and with which partner.
-
-    Args:
-        partner: as ``open_partner`` takes it; None, no calls.
-        delegation: what is delegated. decoding: how the texts are written.
-        articles: store that the partner reads the person's article in first (RAG, appendix A.5); None: it reads none.
-        template: file of the text around the article; None: the paper's, for Qwen 3.
-    """
+    """How a model writes, and with which partner."""
 
     partner: str | None = None
+    """Name of the partner, see ``open_partner``; None for no calls."""
     delegation: Delegation = Delegation()
+    """What is delegated."""
     decoding: Decoding = Decoding(batch_size=MANY_TEXTS)
+    """How the texts are written."""
     articles: str | None = None
+    """Store from which the partner reads the person's article first (RAG, appendix A.5); None for no articles."""
     template: str | None = None
+    """File with the text around the article; None for that of the paper, for Qwen 3."""
 
     def record(self) -> dict[str, Any]:
-        """All of it as JSON values."""
+        """All fields as JSON values."""
         files = {"partner": self.partner, "articles": self.articles, "template": self.template}
         return files | flat_settings(self.delegation, self.decoding)
 
     def settings(self) -> dict[str, Any]:
-        """What the texts depend on, files by their fingerprints."""
+        """What the texts depend on, as JSON values, with fingerprints in place of files."""
         files = {"articles": self.articles, "template": self.template}
         return self.record() | {name: file and file_fingerprint(file) for name, file in files.items()}
 
 
 def read_names(path: str | os.PathLike[str], limit: int | None = None) -> list[str]:
-    """The names of a file, one a line; blank lines are none.
+    """Read the names of a file, one a line. Blank lines and repetitions are left out.
+
+    Args:
+        limit: maximum number of names; None for all.
 
     Raises:
-        UsageError: it holds none.
+        UsageError: the file holds no names.
     """
     lines = (line.strip() for line in read_text(path).splitlines())
     names = list(dict.fromkeys(line for line in lines if line))[:limit]
     if not names:
-        raise UsageError(f"{os.fspath(path)} holds no names; it wants one a line")
+        raise UsageError(f"{os.fspath(path)} holds no names; write one a line")
     return names
 
 
 def read_biographies(path: str | os.PathLike[str], limit: int | None = None) -> list[Biography]:
-    """Texts that exist: JSONL with ``name`` and ``text``, with FActScore's ``topic`` and ``output``, or what
-    `lacy-stream generate` has made of prompts as PROMPT.
+    """Read biographies from a JSONL file. Its lines have ``name`` and ``text`` or FActScore's ``topic`` and ``output``,
+    or come from `lacy-stream generate` for prompts like PROMPT.
+
+    Args:
+        limit: maximum number of biographies; None for all.
 
     Raises:
-        UsageError: a line is none of these, or there is none.
+        UsageError: the file has no biographies, or a line of another form.
     """
     biographies = []
     with file_errors(path, "read"), open(path, encoding="utf-8") as file:
@@ -104,7 +106,7 @@ def read_biographies(path: str | os.PathLike[str], limit: int | None = None) -> 
 
 
 def _read(row: dict[str, Any]) -> Biography:
-    """KeyError, TypeError: the row is no biography."""
+    """Read one row. Raises KeyError, TypeError or ValueError if it is not a biography."""
     if "prompt" in row:
         (name,) = re.findall(r"^Tell me a bio of (.+)\. \1 is$", row["prompt"])
         return _biography(name, row["text"], row.get("call_rate"), row.get("skipped", ""))
@@ -115,25 +117,28 @@ def _read(row: dict[str, Any]) -> Biography:
 
 
 def _biography(name: str, text: str, call_rate: float | None, skipped: str) -> Biography:
-    """The text begins with the end of its prompt, "NAME is", as in FActScore's protocol for base models."""
+    """Put the end of the prompt, "NAME is", before the text, as in FActScore's protocol for base models."""
     return Biography(name, f"{name} is{text}", call_rate, skipped)
 
 
 def write_biographies(
     label: str, path: str, names: Sequence[str], cascade: Cascade, journal: str | os.PathLike[str], device: str
 ) -> list[Biography]:
-    """Let a model write about each name. Texts that the journal holds are not written again; the threshold of the calls
-    goes on from them, so that the others are what an uninterrupted run would have written.
+    """Let a model write about each name. Texts in the journal are not written again. They count for the threshold of
+    the calls, so the other texts are those of an uninterrupted run.
 
     Args:
-        label: of the model; path: its checkpoint or folder.
+        label: name of the model in messages.
+        path: its checkpoint or folder.
+        names: the names.
+        cascade: how the model writes.
         journal: file of the texts, token by token.
         device: torch device.
 
     Raises:
-        JournalError: the journal was made by another model, in another way, or about other names.
+        JournalError: the journal was written with another model, other settings or other names.
         PartnerError: the partner cannot be used; what was written is kept.
-        UsageError: the model cannot delegate so.
+        UsageError: the model cannot delegate in this way.
     """
     from lacy_stream.cascade.output import from_record, record
 

@@ -1,11 +1,11 @@
-"""FActScore (Min et al. 2023; section 5.2, appendix B): how much of a biography its subject's article supports.
+"""FActScore (Min et al. 2023; section 5.2, appendix B): the share of a biography's facts that an article supports.
 
     biography --sentences--> sentence --judge--> atomic facts --knowledge--> passages --judge--> verdict --> score
 
-The protocol is that of FActScore's code (retrieval and ChatGPT): its instructions, its parsing, its length penalty.
-Where it differs: passages are found by bm25 instead of a GTR encoder; sentences are cut by spaCy's rules instead of
-NLTK's; the demonstrations are our own (``--demonstrations`` takes others); and an answer that says neither true nor
-false is no verdict, where FActScore counts it as support unless it says "not" or "unknown".
+Instructions, parsing and length penalty are those of FActScore's code (retrieval and ChatGPT). There are four
+differences. Passages are found by bm25 instead of a GTR encoder. Sentences are split by spaCy's rules instead of
+NLTK's. The demonstrations are other ones (``--demonstrations`` takes yours). And an answer that says neither true nor
+false is no verdict, whereas FActScore counts it as support unless it says "not" or "unknown".
 """
 
 from __future__ import annotations
@@ -34,73 +34,88 @@ from lacy_stream.prepare.knowledge import Knowledge
 from lacy_stream.progress import progress
 
 GAMMA = FactCheckOptions.gamma
+"""Number of facts below which a biography is penalised for being short."""
 PASSAGES = 5
+"""Number of passages that the judge is shown for a fact."""
 FACT_TOKENS, VERDICT_TOKENS = 256, 32
 PAPER = {"Baseline 334M": 15.89, "LaCy 334M": 22.71, "LaCy 334M, RAG partner": 31.67, "Llama 3.2 1B alone": 34.20}
 
 
 @dataclass(frozen=True)
 class Fact:
-    """An atomic fact. supported: the judge's verdict; None where it gave none, `why` says how that came."""
+    """An atomic fact."""
 
     text: str
     sentence: str
+    """The sentence that states it."""
     supported: bool | None
+    """The judge's verdict; None without one."""
     why: str = ""
+    """Why there is no verdict; "" if there is one."""
 
 
 @dataclass
 class Judged:
-    """A biography with its facts. skipped: why it has none that could be judged; "" where it has.
-
-    unanswered: sentences for which the endpoint failed, so that facts are missing.
-    """
+    """A biography with its facts and their verdicts."""
 
     name: str
     text: str
     call_rate: float | None = None
+    """As in ``Biography``."""
     facts: list[Fact] = field(default_factory=list)
     skipped: str = ""
+    """Why no fact could be judged; "" if some could."""
     unanswered: int = 0
+    """Number of sentences for which the endpoint failed, so that their facts are missing."""
 
 
 @dataclass(frozen=True)
 class Score:
-    """FActScore over biographies that have verdicts, in percent, and what became of the others.
-
-    score: mean over biographies of the supported share, times the length penalty; unpenalised: without it.
-    responded: share of the biographies with an article that have facts, in percent.
-    """
+    """FActScore over the biographies that have verdicts. Shares are in percent; None if nothing was counted."""
 
     score: float | None
+    """Mean over biographies of the supported share of facts, times the length penalty."""
     unpenalised: float | None
+    """The same without the length penalty."""
     responded: float | None
+    """Share of the biographies with an article that have facts."""
     biographies: int
+    """Number of all biographies."""
     scored: int
+    """Number of biographies with verdicts."""
     facts: int
+    """Number of facts with a verdict."""
     facts_per_biography: float | None
+    """Mean number of facts with a verdict."""
     call_rate: float | None
+    """Mean share of the tokens that the partner wrote."""
     without_verdict: int
+    """Number of facts without a verdict."""
     unanswered_sentences: int
+    """Number of sentences for which the endpoint failed."""
     skipped: dict[str, list[str]]
+    """Reason -> names of the biographies without a score."""
 
 
 @dataclass(frozen=True)
 class Jury:
-    """What judges biographies: an endpoint, the articles, the demonstrations, and how many questions run at once."""
+    """Everything that is needed to judge biographies."""
 
     judge: Judge
     knowledge: Knowledge
+    """The articles."""
     demonstrations: Demonstrations
     threads: int = JudgeOptions.threads
+    """Number of biographies that are judged at once."""
     gamma: int = GAMMA
+    """Number of facts of the length penalty."""
 
 
 # ---------------------------------------------------------------- facts and verdicts
 
 
 def judge_biography(biography: Biography, jury: Jury) -> Judged:
-    """Atomic facts of a biography, each with a verdict.
+    """Split a biography into atomic facts, and judge each of them.
 
     Raises:
         JudgeError: the endpoint cannot be used any more.
@@ -132,7 +147,7 @@ def judge_biography(biography: Biography, jury: Jury) -> Judged:
 
 
 def judge_biographies(label: str, biographies: Sequence[Biography], jury: Jury) -> list[Judged]:
-    """All of a model, in order, several at a time."""
+    """Judge all biographies of a model, several at a time; returns them in order."""
     judged = []
     with progress(f"{label}: biographies judged", len(biographies)) as advance:
 
@@ -154,11 +169,12 @@ def length_penalty(facts: int, gamma: int = GAMMA) -> float:
 
 
 def aggregate(judged: Sequence[Judged], gamma: int = GAMMA) -> Score:
-    """FActScore of judged biographies. Facts without a verdict count for nothing; biographies without one are left out
-    of the mean, as in FActScore, and named by reason.
+    """Compute FActScore over judged biographies. Facts without a verdict are not counted. Biographies without a verdict
+    are left out of the mean, as in FActScore, and are named with the reason.
 
     Args:
-        gamma: of the length penalty.
+        judged: the biographies of one model.
+        gamma: number of facts of the length penalty.
     """
     verdicts = [[fact.supported for fact in one.facts if fact.supported is not None] for one in judged]
     shares = [(sum(v) / len(v), len(v)) for v in verdicts if v]
@@ -188,14 +204,14 @@ def _percent(shares: Sequence[float]) -> float | None:
 
 
 def notes(label: str, score: Score) -> list[str]:
-    """What a reader of the score should know, a sentence each."""
+    """Write sentences for the reader of a score: how many were scored, what was left out, and why."""
     said = [f"{label}: {score.scored} of {score.biographies} biographies scored, on {score.facts:,} facts."]
     for reason, names in score.skipped.items():
         shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
         said.append(f"{label}: {len(names)} left out, {reason}: {shown}.")
     if score.without_verdict:
         share = score.without_verdict / (score.facts + score.without_verdict)
-        said.append(f"{label}: {score.without_verdict:,} facts ({share:.0%}) without a verdict count for nothing.")
+        said.append(f"{label}: {score.without_verdict:,} facts ({share:.0%}) without a verdict are not counted.")
     if score.unanswered_sentences:
         said.append(
             f"{label}: the endpoint failed for {score.unanswered_sentences} sentences; run the same command again to "
@@ -217,10 +233,12 @@ def evaluate_factscore(
 
     Args:
         biographies: label of the model -> its texts.
-        training: sentences on how the models were trained to call, for the page.
+        jury: judges them.
+        out: folder for the three files.
+        training: sentences for the page about how the models were trained to call.
 
     Raises:
-        JudgeError: the endpoint cannot be used; its answers so far are in its cache.
+        JudgeError: the endpoint cannot be used; the answers so far are kept in its cache.
     """
     judged = {label: judge_biographies(label, texts, jury) for label, texts in biographies.items()}
     scores = {label: aggregate(items, jury.gamma) for label, items in judged.items()}
@@ -245,7 +263,7 @@ def evaluate_factscore(
 
 
 def jury_settings(jury: Jury) -> dict[str, Any]:
-    """What the verdicts depend on, and what asking for them took."""
+    """What the verdicts depend on, and the numbers of questions, as JSON values."""
     return {
         "judge": jury.judge.model,
         "knowledge": f"{jury.knowledge.path.name}, {jury.knowledge.articles:,} articles",
@@ -256,6 +274,7 @@ def jury_settings(jury: Jury) -> dict[str, Any]:
 
 
 def judge_note(jury: Jury) -> str:
+    """Write a sentence about the judge, its questions and the articles."""
     counts = jury.judge.counts
     return (
         f"Judge: {jury.judge.model}; {counts['asked']:,} questions asked, {counts['from_cache']:,} answered before, "

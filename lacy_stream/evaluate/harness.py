@@ -1,7 +1,7 @@
-"""lm-eval's model class for our models, and a run of its tasks that goes on where it was stopped.
+"""A model class for lm-eval, and a run of its tasks that can be resumed.
 
-<CALL> is banned: its logit is -inf, so that log-likelihoods are those of the other tokens, renormalised, and it is
-never generated (section 5.3).
+<CALL> is banned (section 5.3). Its logit is -inf, so the log-likelihoods of the other tokens are renormalised, and
+<CALL> is never generated.
 """
 
 from __future__ import annotations
@@ -31,11 +31,12 @@ _HFLM: Any = HFLM  # its own decorator hides its type
 
 @register_model("lacy")
 class LacyLM(_HFLM):
-    """A checkpoint of a run or an exported folder, <CALL> banned.
+    """A checkpoint of a run or an exported folder, with <CALL> banned.
 
     Args:
-        model: loaded, or its path (what ``lm_eval --model lacy --model_args model=PATH`` gives).
-        batch_size: sequences at a time. device: torch device.
+        model: a loaded model, or a path, as in ``lm_eval --model lacy --model_args model=PATH``.
+        batch_size: sequences at a time.
+        device: torch device; None for the CPU.
     """
 
     def __init__(
@@ -60,7 +61,7 @@ class LacyLM(_HFLM):
         return logits
 
     def _loglikelihood_tokens(self, requests: list[Any], **kwargs: Any) -> list[tuple[float, bool]]:
-        # lm-eval cuts contexts that are too long, and fails at answers that are: they are scored by their end.
+        # lm-eval cuts contexts that are too long, but fails on answers that are. These are scored by their end.
         cut = [(key, context, answer[-self.max_length :]) for key, context, answer in requests]
         return super()._loglikelihood_tokens(cut, **kwargs)
 
@@ -71,11 +72,11 @@ class LacyLM(_HFLM):
 
 
 def hf_tokenizer(path: Path) -> PreTrainedTokenizerBase:
-    """Hugging Face's view of a SentencePiece file, or of the tokenizer.json of a model that is not ours.
+    """Open a SentencePiece file or a tokenizer.json as a tokenizer of transformers.
 
-    Of the two classes for SentencePiece this one calls SentencePiece itself; the fast one converts the file, which
-    needs a protobuf that fits, and encodes white space otherwise unless it is told not to. Names of special tokens in a
-    text are text.
+    transformers has two classes for SentencePiece. The one used here calls SentencePiece itself. The fast one converts
+    the file, which needs a matching protobuf, and by default it encodes white space in another way. Names of special
+    tokens in a text are read as text.
     """
     if is_tokenizer_json(path):
         return AutoTokenizer.from_pretrained(path.parent)
@@ -84,30 +85,30 @@ def hf_tokenizer(path: Path) -> PreTrainedTokenizerBase:
 
 @dataclass(frozen=True)
 class TaskResult:
-    """Mean metrics of a task, 0 to 1, and its items as lm-eval logs them.
-
-    cut: answers that are longer than the model's context, and were scored by their end.
-    """
+    """The result of a task."""
 
     metrics: dict[str, float]
+    """Mean metrics, 0 to 1."""
     items: list[dict[str, Any]]
+    """The items as lm-eval logs them."""
     cut: int = 0
+    """Number of answers that are longer than the model's context, and were scored by their end."""
 
 
 def run_tasks(
     path: str, tasks: Sequence[str], manager: TaskManager, options: BenchmarkOptions
 ) -> dict[str, TaskResult]:
-    """Run tasks on one model. lm-eval shows how far it is and how long it will take. Its answers are kept in the folder
-    answers of ``options.out``, where an interrupted run finds them again.
+    """Run tasks on one model. lm-eval shows the progress. The answers are kept in the folder ``answers`` of
+    ``options.out``, from which an interrupted run is resumed.
 
     Args:
-        path: of the model.
-        tasks: names that the manager knows.
+        path: checkpoint or folder of the model.
+        tasks: names of tasks that the manager knows.
 
     Raises:
-        UsageError: the data of a task are on the hub, which cannot be reached.
+        UsageError: the data of a task is on the hub, and the hub cannot be reached.
     """
-    logging.getLogger("lm_eval").setLevel(logging.ERROR)  # it warns of a model that is an object
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)  # it warns if the model is an object
     cache = Path(options.out) / "answers"
     cache.mkdir(parents=True, exist_ok=True)
     model: Any = LacyLM(path, batch_size=options.batch_size, device=options.device)  # type: ignore[call-arg]
@@ -133,12 +134,12 @@ def run_tasks(
 
 
 def _is_cut(model: Any, context: str, answer: Any) -> bool:
-    """Whether an answer that was to be scored is longer than the model's context."""
+    """Whether an answer to be scored is longer than the model's context."""
     return isinstance(answer, str) and len(model.tok_encode(answer)) > model.max_length
 
 
 def _metrics(row: dict[str, Any]) -> dict[str, float]:
-    """lm-eval's "acc,none" -> acc; without its errors and counts."""
+    """Select the metrics of lm-eval's row, without errors and counts, and shorten "acc,none" to "acc"."""
     return {
         name.split(",")[0]: float(value)
         for name, value in row.items()

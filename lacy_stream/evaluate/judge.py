@@ -1,6 +1,6 @@
-"""A language model behind an OpenAI-style endpoint that answers questions; every answer is kept on disk.
+"""A language model at an OpenAI-style endpoint that answers questions. Every answer is kept on disk.
 
-Nothing that was answered is asked again, so a run that ends early, however it does, goes on where it was.
+An answered question is not asked again, so an interrupted run can be resumed, no matter how it ended.
 """
 
 from __future__ import annotations
@@ -22,31 +22,35 @@ from lacy_stream.evaluate.settings import JudgeOptions
 from lacy_stream.files import file_errors
 
 Item = TypeVar("Item")
-Answer = TypeVar("Answer")
+Result = TypeVar("Result")
 
 PATIENCE = 3
-"""Failures in a row, each after all its retries, after which the endpoint is taken for dead."""
+"""Number of failures in a row, each after all its retries, after which the endpoint counts as dead."""
 HOPELESS = (openai.AuthenticationError, openai.PermissionDeniedError, openai.NotFoundError)
 
 
 class JudgeError(UsageError):
-    """The endpoint cannot be used; the message says why. What was answered before is kept."""
+    """The endpoint cannot be used; the message says why. Earlier answers are kept."""
 
 
 class Judge:
-    """Asks a chat endpoint, greedily (temperature 0). Safe to use from several threads.
+    """Asks a chat endpoint at temperature 0. Safe to use from several threads.
 
     Args:
-        url: base URL, as ``http://localhost:8000/v1``.
-        model: name that the endpoint knows the model by.
-        cache: SQLite file of the answers, made where it is missing. Several judges may share it: an answer belongs to
-            the model's name and the question, not to the URL.
-        api_key: for the endpoint; None is the environment's OPENAI_API_KEY. Endpoints of one's own need none.
-        timeout_s: for one attempt.
-        retries: further attempts after one that failed, with growing pauses or the ones that the endpoint asks for.
+        url: base URL, such as ``http://localhost:8000/v1``.
+        model: name of the model at the endpoint.
+        cache: SQLite file of the answers; made if missing. Several judges may share it, since an answer is filed under
+            the name of the model and the question, and not under the URL.
+        api_key: key for the endpoint; None takes OPENAI_API_KEY from the environment, if it is set.
+        timeout_s: seconds for one attempt.
+        retries: further attempts after the first, with growing pauses or those that the endpoint asks for.
 
     Attributes:
-        counts: ``asked``, ``from_cache``, ``retried``, ``failed`` so far.
+        counts: numbers of questions ``asked`` and ``from_cache``, of attempts ``retried``, of questions ``failed``.
+
+    Raises:
+        JudgeError: the cache is not a file of answers.
+        FileError: the cache cannot be written.
     """
 
     def __init__(
@@ -73,15 +77,18 @@ class Judge:
                 "CREATE TABLE IF NOT EXISTS answers (key TEXT PRIMARY KEY, model TEXT, question TEXT, answer TEXT)"
             )
         except sqlite3.DatabaseError as error:
-            raise JudgeError(f"{os.fspath(cache)} is no cache of answers: {error}") from error
+            raise JudgeError(f"{os.fspath(cache)} is not a cache of answers: {error}. Give another file") from error
 
     def ask(self, question: str, max_tokens: int, examples: Sequence[tuple[str, str]] = ()) -> str | None:
-        """The answer, from the cache or the endpoint; None where the endpoint failed for this question, after all
-        retries. That is counted, and the next run asks again.
+        """Answer a question from the cache or by the endpoint.
 
         Args:
-            max_tokens: of the answer.
-            examples: questions with the answers that they should have; the endpoint is shown them as earlier turns.
+            question: the question.
+            max_tokens: maximum length of the answer.
+            examples: questions with good answers, which the endpoint is shown as earlier turns of the chat.
+
+        Returns:
+            The answer. None if the endpoint failed on this question after all retries; the next run asks it again.
 
         Raises:
             JudgeError: the endpoint refuses the key or the model, or failed PATIENCE times in a row.
@@ -96,7 +103,7 @@ class Judge:
             answer, retried = self._request([*examples, (question, "")], max_tokens)
         except HOPELESS as error:
             raise JudgeError(f"the judge at {self.url} refuses the model {self.model!r} or the key: {error}") from error
-        except (openai.OpenAIError, ValueError) as error:  # ValueError: a body that is no JSON
+        except (openai.OpenAIError, ValueError) as error:  # ValueError: the body is not JSON
             return self._failed(error)
         with self._lock:
             self._failed_in_a_row = 0
@@ -107,6 +114,7 @@ class Judge:
         return answer
 
     def close(self) -> None:
+        """Close the cache and the connection."""
         self._cache.close()
         self._client.close()
 
@@ -119,13 +127,13 @@ class Judge:
         )
         choices = getattr(raw.parse(), "choices", None)
         if not choices:
-            raise ValueError(f"no chat completion but {raw.text[:80]!r}")
+            raise ValueError(f"the answer is not a chat completion: {raw.text[:80]!r}")
         return choices[0].message.content or "", raw.retries_taken
 
     def _failed(self, error: Exception) -> None:
         with self._lock:
             self.counts["failed"] += 1
-            if not isinstance(error, openai.BadRequestError):  # it answers, but not to this question: too long, say
+            if not isinstance(error, openai.BadRequestError):  # it refuses this question only
                 self._failed_in_a_row += 1
             if isinstance(error, openai.APIConnectionError | openai.InternalServerError | openai.RateLimitError):
                 self.counts["retried"] += self._retries
@@ -134,12 +142,13 @@ class Judge:
             cause = f" ({error.__cause__})" if error.__cause__ else ""
             raise JudgeError(
                 f"the judge at {self.url} failed {PATIENCE} times in a row, after up to {self._retries} retries each: "
-                f"{error}{cause}. The answers so far are kept: the same command goes on from there"
+                f"{error}{cause}. The answers so far are kept: run the same command again to continue"
             ) from error
 
 
-def in_parallel(function: Callable[[Item], Answer], items: Iterable[Item], threads: int) -> Iterator[Answer]:
-    """The function's answers in the order of the items. Where one raises, or the caller stops, nothing new is begun."""
+def in_parallel(function: Callable[[Item], Result], items: Iterable[Item], threads: int) -> Iterator[Result]:
+    """Apply a function to items in several threads, and yield the results in the order of the items. If a call raises,
+    or the caller stops, no further calls are begun."""
     pool = ThreadPoolExecutor(threads)
     try:
         for future in [pool.submit(function, item) for item in items]:

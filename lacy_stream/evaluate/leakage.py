@@ -1,4 +1,4 @@
-"""Fact leakage: facts that a model tells although it may not call (section 5.3, appendix B, figure 2 right)."""
+"""Fact leakage: facts that a model states by itself when it must not call (section 5.3, appendix B, figure 2)."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ FOLDER = Path(__file__).parent / "tasks"
 
 
 def evaluate_leakage(options: LeakageOptions) -> None:
-    """Share of the questions whose answer each model gives by itself; writes leakage.json, .md and .png.
+    """Measure the share of questions whose answer each model gives by itself. Writes leakage.json, .md and .png.
 
     Raises:
-        UsageError: the folder lacks one of its files, see ``tasks/answers.py``.
+        UsageError: a data file is missing, see ``tasks/answers.py``.
     """
     models, out = labels(options.models), Path(options.out)
     manager = TaskManager(include_path=FOLDER, include_defaults=False, metadata={"data": options.data})

@@ -1,4 +1,4 @@
-"""Held-out losses on each model's own call mask, and of a baseline on that mask (A.4.3, figure 5)."""
+"""Held-out losses of each model on its own call mask, and of a baseline on the same mask (A.4.3, figure 5)."""
 
 from __future__ import annotations
 
@@ -37,17 +37,17 @@ COLUMNS = (
     "facts that are called, %",
 )
 PART_BATCHES = 50
-"""Batches between two that are kept: a run that is stopped loses no more than these."""
+"""Batches in a part. Finished parts are kept, so an interrupted run loses at most this many batches."""
 
 
 def evaluate_losses(options: LossesOptions) -> None:
-    """Losses of models on the same held-out rows, side by side; writes losses.json, .md and .png.
+    """Compute the losses of models on the same held-out rows. Writes losses.json, .md and .png.
 
-    Each model has <CALL>, and all have one tokenizer. The losses of the baseline are those on the others' call masks
+    All models have <CALL> and the same tokenizer. The losses of the baseline are computed on the call masks of the others
     ("matched").
 
     Raises:
-        UsageError: a model without <CALL>, other tokenizers, or no data.
+        UsageError: a model has no <CALL>, the tokenizers differ, or there is no data.
     """
     models, out, baseline = labels(options.models), Path(options.out), options.baseline
     everyone = models | ({"baseline": baseline} if baseline else {})
@@ -117,7 +117,7 @@ def _table(
     options: LossesOptions,
     journal: Journal,
 ) -> TokenTable:
-    """What a model does at each target: from the parts that are there, and from the model for the rest."""
+    """Make the token table of a model. Parts that an earlier run has finished are read, and the others computed."""
     from lacy_stream.stream.batches import annotated_dataloader
     from lacy_stream.train.recipe_data import corpus_arguments
 
@@ -164,7 +164,7 @@ def _of_batch(network: Any, model: CallingModel, batch: Mapping[str, torch.Tenso
 
 
 def _keep(pending: list[TokenTable], folder: Path, journal: Journal) -> None:
-    """Write the pending tables as one part, and forget them."""
+    """Write the pending tables as one part, and clear the list."""
     name = f"part-{len(journal.results):05d}.npz"
     with open(folder / name, "wb") as file:
         np.savez(file, **joined(pending)._asdict())
@@ -173,14 +173,14 @@ def _keep(pending: list[TokenTable], folder: Path, journal: Journal) -> None:
 
 
 def _objective(recipe: Recipe | None) -> str | None:
-    """That a run trained its model to call with; None where it is not known, or where there were no calls."""
+    """The objective with which a run trained its model to call; None if unknown, or if it trained without calls."""
     if recipe is None or recipe.algorithms.call_mask.method == "baseline":
         return None
     return recipe.algorithms.call_mask.objective
 
 
 def _figures(table: TokenTable, fraction: float, rank: str, baseline: TokenTable | None) -> dict[str, float]:
-    """The losses of one model and, on its mask, of the baseline; what the calls are."""
+    """Compute the losses of a model and, on its mask, of the baseline, and the classes of its calls."""
     call = own_mask(table, fraction, rank)  # type: ignore[arg-type]
     found = losses(table, call) | calls_by_class(table, call)
     if baseline is not None:
@@ -196,7 +196,7 @@ def _row(found: Mapping[str, float]) -> list[str | None]:
 
 
 def draw(path: Path, found: Mapping[str, Sequence[Mapping[str, float]]]) -> None:
-    """Figure 5 as PNG: for each model the mean over its runs, with their spread, beside the baseline on its mask."""
+    """Draw figure 5: for each model the mean over its runs with their spread, beside the baseline on its mask."""
     from matplotlib.figure import Figure
 
     figure, places = Figure(figsize=(4 + 1.1 * len(found), 4.5), layout="constrained"), np.arange(len(found))

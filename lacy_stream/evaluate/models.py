@@ -1,4 +1,4 @@
-"""The models of one evaluation, and what they are called in its tables."""
+"""The models of an evaluation: their labels in tables, and how they were trained."""
 
 from __future__ import annotations
 
@@ -12,8 +12,16 @@ from lacy_stream.train.checkpoint import describe_training, read_recipe
 
 
 def labels(paths: Sequence[str]) -> dict[str, str]:
-    """Label -> path. The label is the name of the folder, file or hub model, of a checkpoint (.pt) that of its run;
-    several checkpoints of one run are told apart by their own names.
+    """Make a label for each model.
+
+    The label is the name of the folder, of the file or of the hub model. For a checkpoint (.pt) it is the name of the
+    run. If several checkpoints are of one run, their own names are added.
+
+    Args:
+        paths: checkpoints, folders, files of texts or hub names.
+
+    Returns:
+        Label -> path.
 
     Raises:
         UsageError: a model does not exist and cannot be a hub name, or is given twice.
@@ -36,10 +44,10 @@ def labels(paths: Sequence[str]) -> dict[str, str]:
 
 
 def training_notes(models: Mapping[str, str]) -> list[str]:
-    """A sentence on how each model was trained to call, where that is known.
+    """Write a sentence about each model on how it was trained to call, if that is known.
 
     Args:
-        models: label -> path. Texts and models of the hub are passed over.
+        models: label -> path. Files of texts and hub models are left out.
     """
     recipes = {label: read_recipe(path) for label, path in models.items() if not path.endswith(".jsonl")}
     return [f"{label}: {describe_training(recipe)}." for label, recipe in recipes.items() if recipe is not None]

@@ -32,7 +32,7 @@ FILES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "piqa": ("piqa_valid.jsonl", "validation", {}),
     "social_iqa": ("siqa_dev.jsonl", "validation", {}),
 }
-"""Task -> local file, the split that it stands for, and what its columns ask for beside."""
+"""Task -> local file, the split that it replaces, and further changes of the task that its columns need."""
 PAPER = {
     "Random chance": (25.0, 25.0, 50.0, 33.3, 33.3),
     "Baseline": (34.8, 28.8, 59.0, 35.9, 39.6),
@@ -44,11 +44,11 @@ PAPER = {
 
 
 def evaluate_nlu(options: NluOptions) -> None:
-    """Accuracy of each model on ARC-Easy, HellaSwag, PIQA and SIQA; writes nlu.json and nlu.md. Without a folder with
-    FILES, the data sets are those of lm-eval, from the hub.
+    """Measure the accuracy of each model on ARC-Easy, HellaSwag, PIQA and SIQA. Writes nlu.json and nlu.md. Without a
+    folder with FILES, the data sets are those of lm-eval on the hub.
 
     Raises:
-        UsageError: the folder lacks a file, or the hub cannot be reached.
+        UsageError: a data file is missing, or the hub cannot be reached.
     """
     models, data = labels(options.models), options.data
     with tempfile.TemporaryDirectory() as folder:
@@ -78,17 +78,27 @@ def evaluate_nlu(options: NluOptions) -> None:
 
 
 def hub_tasks() -> TaskManager:
-    """lm-eval's own tasks, without its scan of all the others, which takes half a minute."""
+    """Load lm-eval's own tasks, without its scan of all other tasks, which takes half a minute."""
     return TaskManager(include_path=[file.parent for file in TASKS.values()], include_defaults=False)
 
 
 def local_tasks(data: Path, folder: Path) -> TaskManager:
-    """The same tasks, their data from files. Their definitions are written to a folder: lm-eval merges a change into
-    a task of its own only in YAML that includes it."""
+    """Load the same tasks with data from files.
+
+    Their definitions are written to a folder, because lm-eval merges changes into one of its own tasks only in a YAML
+    file that includes the task.
+
+    Args:
+        data: folder of the data files.
+        folder: folder for the definitions.
+
+    Raises:
+        UsageError: a data file is missing.
+    """
     for task, (name, split, changes) in FILES.items():
         if not (data / name).is_file():
             names = ", ".join(name for name, *_ in FILES.values())
-            raise UsageError(f"{data / name} does not exist; --data names a folder with {names}; without it, the hub")
+            raise UsageError(f"{data / name} does not exist; give --data a folder with {names}, or leave it out")
         definition = {
             "include": str(TASKS[task]),
             "task": task,

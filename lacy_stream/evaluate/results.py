@@ -1,4 +1,4 @@
-"""What an evaluation leaves: NAME.json with every item, NAME.md with a table beside the paper's figures, NAME.png."""
+"""Files of an evaluation: NAME.json with all items, NAME.md with a table beside the paper's figures, and NAME.png."""
 
 from __future__ import annotations
 
@@ -17,24 +17,23 @@ OURS, PAPER = "#3b6ea5", "#c9c9c9"
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of scores, then the paper's.
-
-    Args:
-        title: of the page.
-        columns: names; the first is that of the models.
-        rows: ours. Numbers are percentages, shown with one decimal; None is a dash.
-        paper: the paper's rows, of the same columns; source: where they stand.
-        notes: what a reader should know, a sentence each.
-    """
+    """A table of scores with the scores of the paper below."""
 
     title: str
+    """Title of the page."""
     columns: Sequence[str]
+    """Names of the columns. The first column names the models."""
     rows: Sequence[Sequence[Cell]]
+    """The measured rows. Numbers are shown with one decimal, and None as a dash."""
     paper: Sequence[Sequence[Cell]] = ()
+    """The rows of the paper, with the same columns."""
     source: str = ""
+    """Where the paper has them, such as "table 1"."""
     notes: Sequence[str] = field(default=())
+    """Sentences for the reader."""
 
     def markdown(self) -> str:
+        """The table and the notes as a page in Markdown."""
         lines = [f"# {self.title}", "", _line(self.columns), _line(["---"] * len(self.columns))]
         lines += [_line([cell_text(cell) for cell in row]) for row in self.rows]
         lines += [_line([f"*{row[0]}* (paper)", *map(cell_text, row[1:])]) for row in self.paper]
@@ -43,7 +42,7 @@ class Table:
         return "\n".join([*lines, *(f"\n{note}" for note in self.notes)]) + "\n"
 
     def show(self) -> None:
-        """Print it, the paper's rows dimmed."""
+        """Print the table, with the paper's rows dimmed, and the notes."""
         from rich.console import Console
         from rich.markup import escape
         from rich.table import Table as Grid
@@ -64,7 +63,7 @@ class Table:
 
 
 def cell_text(cell: Cell) -> str:
-    """A cell as people read it."""
+    """Format a cell for people."""
     if cell is None:
         return "–"
     return cell if isinstance(cell, str) else f"{cell:.1f}"
@@ -85,7 +84,7 @@ def publish(out: str | os.PathLike[str], name: str, content: Mapping[str, Any], 
 
 
 def bars(path: Path, title: str, ylabel: str, ours: Mapping[str, float], paper: Mapping[str, float]) -> None:
-    """A bar for each of our models, then for the paper's, with the values above them."""
+    """Draw a bar for each measured model and then for each of the paper's, with the values above them."""
     from matplotlib.figure import Figure  # without pyplot: no display, no global state
 
     labels = [*ours, *(f"{name}\n(paper)" for name in paper)]

@@ -1,5 +1,5 @@
-"""What a trained model would delegate, and what its run ignored: text with these tokens marked, in the terminal or as a
-page with the loss of each token."""
+"""Shows the tokens of a text that a trained model would delegate, and those that its run would ignore: marked in the
+terminal, or on a page with the loss of each token."""
 
 from __future__ import annotations
 
@@ -33,25 +33,26 @@ CALLED, IGNORED = "delegated to a larger model", "ignored in training"
 
 @dataclass(frozen=True)
 class Marked:
-    """One document, token by token, [n].
-
-    offsets: int32 [n, 2], code points. loss: float32, of the true token, nats, <CALL> excluded. call_probability:
-    float32. call, ignored, factual: bool: what the model delegates, what its run's method would ignore in training of
-    what is left, and the facts of the annotator. wanted: bool, what its run's method would delegate in training; None
-    where that is not known.
-    """
+    """A document of n tokens with its marks."""
 
     document: Document
     offsets: NDArray[np.int32]
+    """int32 [n, 2]: spans of the tokens, in code points."""
     loss: NDArray[np.float32]
+    """float32 [n]: loss of the true token in nats, <CALL> excluded."""
     call_probability: NDArray[np.float32]
+    """float32 [n]: probability of <CALL>."""
     call: NDArray[np.bool_]
+    """bool [n]: tokens that the model delegates."""
     ignored: NDArray[np.bool_]
+    """bool [n]: other tokens that the method of its run would ignore in training."""
     factual: NDArray[np.bool_]
+    """bool [n]: tokens that are facts to the annotator."""
     wanted: NDArray[np.bool_] | None = None
+    """bool [n]: tokens that the method of its run would delegate in training; None if unknown."""
 
     def spans(self, mask: NDArray[np.bool_]) -> list[tuple[int, int]]:
-        """The marked tokens in code points, neighbours joined, without the space at their ends."""
+        """The spans of the tokens in a mask, in code points. Neighbours are joined; outer white space is cut."""
         joined: list[tuple[int, int]] = []
         for start, end in self.offsets[mask].tolist():
             if joined and joined[-1][1] == start:
@@ -62,7 +63,7 @@ class Marked:
 
 
 class _Read(NamedTuple):
-    """One document, and what a model makes of its tokens, [n]."""
+    """A document after the model has read it: the scores of its n tokens."""
 
     document: Document
     labelled: LabelledTokens
@@ -70,8 +71,11 @@ class _Read(NamedTuple):
 
 
 def mark(checkpoint: Checkpoint, annotator: Annotator, documents: Sequence[Document]) -> list[Marked]:
-    """Find the tokens that the model delegates: the run's call fraction of the tokens of all documents together, by the
-    rule of the validation losses (A.4.3). Texts longer than the model's context are read in pieces of that length."""
+    """Find the tokens that the model delegates.
+
+    Of all tokens of the documents together, it delegates the run's call fraction, by the rule of the validation losses
+    (A.4.3). Texts that are longer than the model's context are read in pieces of that length.
+    """
     read = [_read(checkpoint, annotator, document) for document in documents]
     losses, scores = joined([one.scores for one in read])
     classes = torch.from_numpy(np.concatenate([one.labelled.classes for one in read]))
@@ -106,8 +110,8 @@ def _read(checkpoint: Checkpoint, annotator: Annotator, document: Document) -> _
 
 
 def _selection(mask: CallMask, loss: torch.Tensor, classes: torch.Tensor) -> Selection | None:
-    """The masks of a run's method, if the tokens were a mini-batch; None where it needs a reference model, which is not
-    at hand, or random numbers."""
+    """The masks that the method of a run would choose if the tokens were a mini-batch. None if the method needs a
+    reference model, which is not available here, or random numbers."""
     method = METHODS[mask.method]
     if method.reference or mask.method in ("loss-based", "spacy"):
         return None
@@ -117,7 +121,7 @@ def _selection(mask: CallMask, loss: torch.Tensor, classes: torch.Tensor) -> Sel
 
 
 def to_terminal(marked: Marked) -> Text:
-    """The document with delegated tokens on red, ignored ones on yellow and annotated facts underlined."""
+    """Format a document for a terminal: delegated tokens on red, ignored tokens on yellow, facts underlined."""
     text = Text(printable(marked.document.text))
     for mask, style in ((marked.factual, FACT_STYLE), (marked.ignored, IGNORED_STYLE), (marked.call, CALL_STYLE)):
         for span in marked.spans(mask):
@@ -126,7 +130,7 @@ def to_terminal(marked: Marked) -> Text:
 
 
 def to_plain(marked: Marked) -> str:
-    """The document with delegated tokens in ⟦ ⟧ and ignored ones in ⟨ ⟩, for output without colour."""
+    """Format a document for output without colour: delegated tokens in ⟦ ⟧ and ignored tokens in ⟨ ⟩."""
     text, done, parts = printable(marked.document.text), 0, []
     brackets = {span: "⟦⟧" for span in marked.spans(marked.call)} | {s: "⟨⟩" for s in marked.spans(marked.ignored)}
     for (start, end), (opening, closing) in sorted(brackets.items()):
@@ -136,11 +140,12 @@ def to_plain(marked: Marked) -> str:
 
 
 def to_html(documents: list[Marked], beside: list[Marked] | None = None, captions: Sequence[str] = ("", "")) -> str:
-    """A page: delegated and ignored tokens marked, facts underlined, the loss of each token on hover.
+    """Make a page: delegated and ignored tokens are marked, facts underlined, and losses shown on hover.
 
     Args:
-        documents: as one model marks them. beside: the same documents as another one does, shown to their right.
-        captions: of the two models.
+        documents: documents as a model marks them.
+        beside: the same documents as another model marks them, shown to their right.
+        captions: captions of the two models.
     """
     kinds = {CALLED: "background: #ff9a9a", IGNORED: "background: #ffe08a", "a fact": "text-decoration: underline"}
     versions = [documents] if beside is None else [documents, beside]
@@ -154,7 +159,7 @@ def to_html(documents: list[Marked], beside: list[Marked] | None = None, caption
 
 
 def _tokens(marked: Marked) -> Iterator[Token]:
-    """The tokens of a page; a character that is spelled in several pieces is shown with its last one."""
+    """Yield the tokens of a page. A character that is spelled in several pieces is shown with the last one."""
     columns = (
         marked.offsets.tolist(),
         marked.loss,
@@ -172,16 +177,16 @@ def _tokens(marked: Marked) -> Iterator[Token]:
 
 
 def _trimmed(text: str, start: int, end: int) -> tuple[int, int]:
-    """The span without the white space at its ends: a piece includes the space before it."""
+    """Cut white space at the ends of a span, since a piece includes the space before a word."""
     inside = text[start:end]
     return start + len(inside) - len(inside.lstrip()), end - len(inside) + len(inside.rstrip())
 
 
 def show_calls(options: ShowCallsOptions) -> None:
-    """Print what the model of a checkpoint delegates, and write it to a page where one is named.
+    """Print what the model of a checkpoint delegates, and write it to a page if one is named.
 
     Raises:
-        UsageError: checkpoints that do not fit together.
+        UsageError: the checkpoints do not fit together.
     """
     console = Console(highlight=False)
     checkpoint = load_checkpoint(options.checkpoint)
@@ -224,7 +229,7 @@ def _marked(checkpoint: Checkpoint, documents: Sequence[Document]) -> list[Marke
 
 
 def _print_shares(console: Console, documents: Sequence[Marked]) -> None:
-    """The legend, and what the delegated tokens of all documents are, against what would be expected by chance."""
+    """Print the legend, and how many delegated tokens of all documents are facts, compared with calls at random."""
     call, ignored, factual = (
         np.concatenate([getattr(marked, name) for marked in documents]) for name in ("call", "ignored", "factual")
     )
@@ -243,6 +248,6 @@ def _print_shares(console: Console, documents: Sequence[Marked]) -> None:
 
 
 def _against(share: float, chance: float, what: str) -> str:
-    """A share beside that of calls at random."""
+    """Format a share beside that of calls at random."""
     times = f": {share / chance:.1f} times as many" if chance else ""
     return f"{share:.1%} {what}; calls at random would have {chance:.1%}{times}"

@@ -1,4 +1,4 @@
-"""FActScore by how much is delegated (table 8) and by who decides it at inference time (table 9)."""
+"""FActScore by call rate (table 8) and by the way of delegating at inference time (table 9)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from lacy_stream.evaluate.biographies import Biography, Cascade
 from lacy_stream.evaluate.factscore import Jury, Score, aggregate, judge_biographies, judge_note, jury_settings, notes
 from lacy_stream.evaluate.results import Cell, Table, publish
 
-# What the targets in `SweepOptions.rates` came out as.
+# The call rates that the paper measured for the targets in `SweepOptions.rates`.
 PAPER_RATES = [
     ["LaCy 334M", 0.0, 15.22],
     ["LaCy 334M", 22.40, 22.71],
@@ -29,7 +29,7 @@ PAPER_METHODS = [
 
 @dataclass(frozen=True)
 class Run:
-    """One cell of a table: a model, how it wrote, and what."""
+    """One entry of a table: a model, how it wrote, and its texts."""
 
     model: str
     cascade: Cascade
@@ -41,7 +41,7 @@ class Run:
 
 
 def run_label(model: str, cascade: Cascade) -> str:
-    """How a run is called, also in the name of its journal."""
+    """The name of a run in tables, and of its journal."""
     return f"{model}-{cascade.delegation.method}-{cascade.delegation.call_rate:g}"
 
 
@@ -51,11 +51,14 @@ def evaluate_sweep(
     """Judge all runs and write sweep.json and sweep.md.
 
     Args:
-        rates: runs of table 8; methods: of table 9. Either may be empty.
-        training: sentences on how the models were trained to call, for the page.
+        rates: runs of table 8; may be empty.
+        methods: runs of table 9; may be empty.
+        jury: judges the texts.
+        out: folder for the files.
+        training: sentences for the page about how the models were trained to call.
 
     Raises:
-        JudgeError: the endpoint cannot be used; its answers so far are in its cache.
+        JudgeError: the endpoint cannot be used; the answers so far are kept in its cache.
     """
     runs = [*rates, *methods]
     judged = [judge_biographies(run.label, run.biographies, jury) for run in runs]

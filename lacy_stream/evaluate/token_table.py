@@ -1,4 +1,4 @@
-"""What a model does at each target of a held-out set, and the losses that follow (appendix A.4.3, figures 3 and 5).
+"""A table of what a model does at each target of a held-out set, and losses from it (A.4.3, figures 3 and 5).
 
 logits --token_table--> arrays [n] --losses--> call, non-call and total loss, on its own mask or another's
 """
@@ -21,37 +21,40 @@ from lacy_stream.objective.scores import CallScores, call_scores, own_call_mask,
 
 
 class TokenTable(NamedTuple):
-    """One entry for each target, [n]; losses in nats.
-
-    target: int32, its id. token_class: uint8, ``FactClass``.
-    loss: float32, <CALL> excluded. loss_with_call: float32, over the whole vocabulary.
-    proposal: int32, the most likely token other than <CALL>.
-    call_logit: float32, call_log_odds: float32, log p / (1 - p) of <CALL>, and call_leads: bool, whether its logit is
-        the highest of all; for a model without <CALL> -inf and False.
-    """
+    """Columns [n] with one entry for each target. Losses are in nats."""
 
     target: NDArray[np.int32]
+    """int32 [n]: id of the target."""
     token_class: NDArray[np.uint8]
+    """uint8 [n]: its ``FactClass``."""
     loss: NDArray[np.float32]
+    """float32 [n]: its loss, with <CALL> excluded from the softmax."""
     loss_with_call: NDArray[np.float32]
+    """float32 [n]: its loss over the whole vocabulary."""
     proposal: NDArray[np.int32]
+    """int32 [n]: the most likely token other than <CALL>."""
     call_logit: NDArray[np.float32]
+    """float32 [n]: the logit of <CALL>; -inf for a model without it."""
     call_log_odds: NDArray[np.float32]
+    """float32 [n]: log p / (1 - p) of <CALL>; -inf for a model without it."""
     call_leads: NDArray[np.bool_]
+    """bool [n]: whether <CALL> has the highest logit of all; False for a model without it."""
 
     @property
     def correct(self) -> NDArray[np.bool_]:
+        """bool [n]: whether the model proposes the target."""
         return self.proposal == self.target
 
 
 @torch.no_grad()
 def token_table(logits_BTV: Tensor, labels_BT: Tensor, token_class_BT: Tensor, call_token_id: int) -> TokenTable:
-    """The targets of one batch.
+    """Make the table of one batch.
 
     Args:
-        logits_BTV: [B, T, V], with or without an entry for <CALL>.
-        labels_BT: not shifted, -100 where there is nothing, as the loader yields them. token_class_BT: as those.
-        call_token_id: id of <CALL>, the number of pieces.
+        logits_BTV: float [B, T, V], with or without an entry for <CALL>.
+        labels_BT: int64 [B, T], as the loader yields them: not shifted, -100 on padding.
+        token_class_BT: uint8 [B, T], the ``FactClass`` of each label.
+        call_token_id: id of <CALL>, which equals the number of pieces.
     """
     targets_BT, classes_BT = shifted(labels_BT, token_class_BT)
     valid_BT = targets_BT != IGNORED_LABEL
@@ -77,7 +80,7 @@ def _array(values: Tensor, dtype: type) -> NDArray:
 
 
 def joined(tables: Iterable[TokenTable]) -> TokenTable:
-    """The tables of several batches as one."""
+    """Concatenate the tables of several batches."""
     return TokenTable(*(np.concatenate(columns) for columns in zip(*tables, strict=True)))
 
 
@@ -90,10 +93,12 @@ def own_mask(table: TokenTable, fraction: float, rank: Rank) -> NDArray[np.bool_
 
 
 def losses(table: TokenTable, call: NDArray[np.bool_], own: bool = True) -> dict[str, float]:
-    """Mean losses on a call mask, off it, and over all, in nats (A.5, A.6).
+    """Compute the mean losses on a call mask, off the mask, and over all targets, in nats (A.5, A.6).
 
     Args:
-        own: False where the mask is another model's ("matched"): the call loss then leaves <CALL> out, too.
+        table: n targets.
+        call: bool [n], the mask.
+        own: False if the mask is that of another model ("matched"). <CALL> is then also excluded from the call loss.
     """
     called = (table.loss_with_call if own else table.loss)[call]
     return {
@@ -104,7 +109,7 @@ def losses(table: TokenTable, call: NDArray[np.bool_], own: bool = True) -> dict
 
 
 def calls_by_class(table: TokenTable, call: NDArray[np.bool_]) -> dict[str, float]:
-    """Share of the calls in each ``FactClass``; and how the calls fare as guesses of what is a fact."""
+    """Compute the share of calls in each ``FactClass``, and precision and recall of calls as guesses of facts."""
     counts = np.bincount(table.token_class[call], minlength=len(FactClass))
     facts = table.token_class == FactClass.FACTUAL
     shares = {kind.name.lower(): float(counts[kind] / max(call.sum(), 1)) for kind in FactClass}
@@ -123,8 +128,8 @@ LOSS_BIN_NAMES = tuple(
 
 
 def accuracy_by_loss(table: TokenTable) -> dict[str, list[dict[str, float]]]:
-    """Figure 3, left: of factual and of other targets, the share in each bin of the loss, and how many of them the
-    model's greedy proposal gets right."""
+    """Compute the left side of figure 3: the accuracy of greedy proposals in each bin of the loss, for factual and for
+    other targets."""
     rows: dict[str, list[dict[str, float]]] = {}
     for name, kind in (("factual", True), ("other", False)):
         among = (table.token_class == FactClass.FACTUAL) == kind

@@ -311,7 +311,7 @@ def test_a_folder_that_is_not_ours_is_never_deleted(tmp_path: Path):
         prepare([source], out, overwrite=True)
     hidden = tmp_path / ".new.prepare" / "data"
     hidden.mkdir(parents=True)
-    with pytest.raises(PrepareError, match="not ours"):
+    with pytest.raises(PrepareError, match="was not made by"):
         prepare([source], tmp_path / "new")
     assert (photos / "cat.jpg").exists() and (out / "notes.txt").exists() and hidden.exists()
 
