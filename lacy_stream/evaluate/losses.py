@@ -43,8 +43,8 @@ PART_BATCHES = 50
 def evaluate_losses(options: LossesOptions) -> None:
     """Compute the losses of models on the same held-out rows. Writes losses.json, .md and .png.
 
-    All models have <CALL> and the same tokenizer. The losses of the baseline are computed on the call masks of the others
-    ("matched").
+    All models have <CALL> and the same tokenizer. The losses of the baseline are computed on the call masks of the
+    others ("matched").
 
     Raises:
         UsageError: a model has no <CALL>, the tokenizers differ, or there is no data.
