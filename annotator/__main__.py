@@ -113,7 +113,12 @@ def _argument_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "file", help='a text, or JSON lines with a "text" and optionally "id" and "title" each; - is standard input'
     )
-    parser.add_argument("--tokenizer", metavar="PATH", help="SentencePiece model (default: mistral-common's)")
+    parser.add_argument(
+        "--tokenizer",
+        metavar="PATH",
+        help="SentencePiece model, tokenizer.json, folder with one of them, or package:NAME/PATH "
+        "(default: mistral-common's)",
+    )
     parser.add_argument(
         "--model", default="en_core_web_sm", metavar="NAME", help="spaCy pipeline (default: %(default)s)"
     )
@@ -139,7 +144,8 @@ def _default_tokenizer() -> Path:
     spec = importlib.util.find_spec("mistral_common")
     if spec is None or spec.origin is None:
         raise AnnotatorError(
-            "no tokenizer: give --tokenizer PATH with a SentencePiece model, or `pip install mistral-common`"
+            "no tokenizer: give --tokenizer PATH with a SentencePiece model or a tokenizer.json, or "
+            "`pip install mistral-common`"
         )
     return Path(spec.origin).parent / "data" / "tokenizer.model.v1"
 

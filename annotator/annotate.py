@@ -53,11 +53,12 @@ class Annotator:
     """Labels the tokens of texts as grammatical, factual or other (appendix A.2.1).
 
     Args:
-        tokenizer: path of the tokenizer's file, see ``annotator.tokenizers.open_tokenizer``.
+        tokenizer: a SentencePiece model or a tokenizer.json; a folder with one of them; or ``package:NAME/PATH``.
         model: name or path of an English spaCy pipeline; None for tokens without fact labels, all OTHER.
         engine: what runs the pipeline: "spacy"; "numba", several times as fast; or "auto", see ``words.Parser``.
         labeller: name of what marks the facts instead of the pipeline and the rules, see ``annotator.labellers``;
             ``model`` is not loaded then.
+        eos_token, split_special_tokens: of the tokenizer, see ``annotator.tokenizers.open_tokenizer``.
 
     Raises:
         MissingFileError: the tokenizer's file is not there.
@@ -70,8 +71,11 @@ class Annotator:
         model: str | None = "en_core_web_sm",
         engine: str = "auto",
         labeller: str | None = None,
+        *,
+        eos_token: str | None = None,
+        split_special_tokens: bool = True,
     ) -> None:
-        self.tokenizer = open_tokenizer(tokenizer)
+        self.tokenizer = open_tokenizer(tokenizer, eos_token, split_special_tokens)
         """Pieces of texts, and texts of ids."""
         self._parser = self._labeller = None
         # Imported here, so that `import annotator` stays light: spaCy takes seconds to import.
@@ -132,11 +136,11 @@ class Annotator:
     def annotate_ids(self, rows: Iterable[NDArray[np.integer]]) -> list[LabelledTokens]:
         """Label token ids that another tool has made with the same tokenizer, as they are.
 
-        A row may hold several documents: it is cut after each end-of-sequence id, and each segment is labelled as a
-        text of its own. So a first mention is the first **in the segment**. Where a row begins in the middle of a
-        document, what the document has mentioned in the row before counts as new: more of such a segment is FACTUAL
-        than of the same words in the whole document. End-of-sequence and other control ids are GRAMMATICAL, and so
-        never delegated.
+        A row may hold several documents: it is cut after each end-of-sequence id (with a tokenizer.json, also before
+        each beginning-of-sequence id), and each segment is labelled as a text of its own. So a first mention is the
+        first **in the segment**. Where a row begins in the middle of a document, what the document has mentioned in
+        the row before counts as new: more of such a segment is FACTUAL than of the same words in the whole document.
+        End-of-sequence and other control ids are GRAMMATICAL, and so never delegated.
 
         Args:
             rows: n rows of ids in [0, vocab_size), each of any length. An empty row has no tokens.

@@ -27,12 +27,14 @@ class SentencePieceTokenizer:
 
     Args:
         path: a SentencePiece model file.
+        eos_token: the piece that ends a text; None for the model's own.
 
     Raises:
-        AnnotatorError: the file is not a SentencePiece model.
+        AnnotatorError: the file is not a SentencePiece model, or has no such piece.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, eos_token: str | None = None) -> None:
+        self._path = path
         data = path.read_bytes()
         self._sp = sentencepiece.SentencePieceProcessor()
         try:
@@ -44,6 +46,12 @@ class SentencePieceTokenizer:
         self.adds_space = self._sp.encode("a", out_type=str)[0].startswith(_SPACE)
         self.sha256 = hashlib.sha256(data).hexdigest()
         self.identity = {"tokenizer": self.sha256, "sentencepiece": sentencepiece.__version__}
+        self.eos_id = self._sp.eos_id()
+        if eos_token is not None:
+            self.eos_id = self._sp.piece_to_id(eos_token)
+            if self._sp.id_to_piece(self.eos_id) != eos_token:
+                raise AnnotatorError(f"tokenizer: eos_token {eos_token!r} is no piece of {path}.")
+            self.identity |= {"special tokens": f"end {self.eos_id}"}
 
     @property
     def vocab_size(self) -> int:
@@ -51,9 +59,14 @@ class SentencePieceTokenizer:
         return self._sp.get_piece_size()
 
     @property
-    def eos_id(self) -> int:
-        """Id of the end-of-sequence piece, -1 if the model has none."""
-        return self._sp.eos_id()
+    def bos_id(self) -> int:
+        """Id of the beginning-of-sequence piece, -1 if the model has none. Rows are not cut before it."""
+        return self._sp.bos_id()
+
+    @property
+    def files(self) -> list[Path]:
+        """The model's file."""
+        return [self._path]
 
     def pieces(self) -> list[str]:
         """The name of each id, in which U+2581 stands for a space."""

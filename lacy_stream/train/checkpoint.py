@@ -86,7 +86,7 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     state = _read(path)
     recipe, annotation = _recorded(state, path)
     tokenizer = tokenizer_path(recipe.tokenizer.name)
-    pieces = open_tokenizer(tokenizer)
+    pieces = open_tokenizer(tokenizer, recipe.tokenizer.eos_token)
     wrapper = build_model(
         recipe.model,
         vocab_size=pieces.vocab_size + 1,

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 from annotator import AnnotatorError
 from annotator.labellers import find_labeller
 from annotator.pipelines import find_model
-from annotator.tokenizers import open_tokenizer
 from lacy_stream.errors import UsageError
 from lacy_stream.recipe import Annotation, Loader, Recipe, RecipeError, dump_recipe, tokenizer_path
 from lacy_stream.stream.pool import AnnotationPool, default_num_workers
@@ -31,8 +30,9 @@ if TYPE_CHECKING:  # composer takes 12 s to import: only once the recipe is know
 def train(recipe: Recipe) -> None:
     """Run a recipe to its end."""
     tokenizer = tokenizer_path(recipe.tokenizer.name)
+    settings = annotator_settings(recipe, tokenizer)
     try:
-        pieces = open_tokenizer(tokenizer).vocab_size
+        pieces = settings.open_tokenizer().vocab_size
     except AnnotatorError as error:
         raise RecipeError(f"tokenizer.name: {error}") from None
     if recipe.model.vocab_size not in (None, pieces + 1):
@@ -50,7 +50,7 @@ def train(recipe: Recipe) -> None:
     workers = recipe.annotator.num_workers or default_num_workers(int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     # The workers load the parser while this process imports composer.
     with AnnotationPool(
-        annotator_settings(recipe.annotator, tokenizer),
+        settings,
         workers,
         report=Report(_report_path(recipe)),
         label_cache=recipe.annotator.label_cache,
@@ -174,7 +174,7 @@ def build_trainer(recipe: Recipe, pool: AnnotationPool, call_token_id: int) -> T
         vocab_size=call_token_id + 1,
         max_seq_len=recipe.max_seq_len,
         call_token_id=call_token_id,
-        eos_id=open_tokenizer(pool.settings.tokenizer).eos_id,
+        eos_id=pool.settings.open_tokenizer().eos_id,
         call_fraction=recipe.algorithms.call_mask.call_fraction,
         rank_calls_by=recipe.algorithms.call_mask.rank_calls_by,
         mask_from=_mask_model(recipe, pool, call_token_id),
