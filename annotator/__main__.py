@@ -116,7 +116,12 @@ def _argument_parser() -> argparse.ArgumentParser:
         help='a text file, or a file of JSON lines, each with a "text" and optionally an "id" and a "title"; '
         "- is standard input",
     )
-    parser.add_argument("--tokenizer", metavar="PATH", help="SentencePiece model (default: mistral-common's)")
+    parser.add_argument(
+        "--tokenizer",
+        metavar="PATH",
+        help="SentencePiece model, tokenizer.json, folder with one of them, or package:NAME/PATH "
+        "(default: mistral-common's)",
+    )
     parser.add_argument(
         "--model", default="en_core_web_sm", metavar="NAME", help="spaCy pipeline (default: %(default)s)"
     )
@@ -142,7 +147,8 @@ def _default_tokenizer() -> Path:
     spec = importlib.util.find_spec("mistral_common")
     if spec is None or spec.origin is None:
         raise AnnotatorError(
-            "there is no tokenizer: name a SentencePiece model with --tokenizer PATH, or `pip install mistral-common`"
+            "there is no tokenizer: name a SentencePiece model or a tokenizer.json with --tokenizer PATH, or "
+            "`pip install mistral-common`"
         )
     return Path(spec.origin).parent / "data" / "tokenizer.model.v1"
 

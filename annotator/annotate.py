@@ -62,12 +62,13 @@ class Annotator:
     """Labels the tokens of texts as grammatical, factual or other (appendix A.2.1).
 
     Args:
-        tokenizer: path of the tokenizer's file, see ``annotator.tokenizers.open_tokenizer``.
+        tokenizer: a SentencePiece model or a tokenizer.json, a folder with one of them, or ``package:NAME/PATH``.
         model: name or path of an English spaCy pipeline, or None for tokens without fact labels, which are all OTHER.
         engine: the program that runs the pipeline: "spacy"; "numba", which is several times as fast; or "auto", see
             ``words.Parser``.
         labeller: name of a labeller that marks facts in place of the pipeline and the rules, see
             ``annotator.labellers``. The model is not loaded then.
+        eos_token, split_special_tokens: arguments of ``annotator.tokenizers.open_tokenizer``.
 
     Raises:
         MissingFileError: the tokenizer's file does not exist.
@@ -80,8 +81,11 @@ class Annotator:
         model: str | None = "en_core_web_sm",
         engine: str = "auto",
         labeller: str | None = None,
+        *,
+        eos_token: str | None = None,
+        split_special_tokens: bool = True,
     ) -> None:
-        self.tokenizer = open_tokenizer(tokenizer)
+        self.tokenizer = open_tokenizer(tokenizer, eos_token, split_special_tokens)
         """Cuts texts into pieces, and spells the texts of ids."""
         self._parser = self._labeller = None
         # Imported here, so that `import annotator` stays light: spaCy takes seconds to import.
@@ -143,10 +147,10 @@ class Annotator:
     def annotate_ids(self, rows: Iterable[NDArray[np.integer]]) -> list[LabelledTokens]:
         """Label rows of token ids that another tool has made with the same tokenizer. The ids are not changed.
 
-        A row may hold several documents. It is cut after each end-of-sequence id, and each segment is labelled as a
-        text of its own. So a first mention is the first **in the segment**. If a row begins in the middle of a
-        document, the mentions in the row before do not count, and more of the segment is FACTUAL than it would be in
-        the whole document. End-of-sequence and other control ids are GRAMMATICAL, so that they are never delegated.
+        A row may hold several documents. It is cut after each end-of-sequence id (with a tokenizer.json, also before
+        each beginning-of-sequence id), and each segment is labelled as a text of its own. So a first mention is the
+        first **in the segment**. If a row begins in the middle of a document, the mentions in the row before do not
+        count, and more of the segment is FACTUAL than it would be in the whole document. End-of-sequence and other control ids are GRAMMATICAL, so that they are never delegated.
 
         Args:
             rows: n rows of ids in [0, vocab_size), each of any length. An empty row has no tokens.

@@ -148,7 +148,14 @@ class Tokenizer(Section):
     """The tokenizer of the model."""
 
     name: str
-    """Path of a SentencePiece model, or `package:NAME/PATH` for a file of an installed package."""
+    """A SentencePiece model, a Hugging Face `tokenizer.json`, a folder with one of them, or `package:NAME/PATH` for one
+    of an installed package."""
+    eos_token: str | None = None
+    """The piece that ends a document; null: the one that the model file, or the config files beside the
+    `tokenizer.json`, name."""
+    split_special_tokens: bool = True
+    """Spell the names of special tokens in texts as the characters that they are; false: they become the special
+    tokens, which only a `tokenizer.json` does."""
 
 
 class Annotation(Section):
@@ -609,37 +616,19 @@ def _refuse_interpolation(value: Any, where: str) -> None:
         raise RecipeError(f"{where}: {value!r} is an interpolation; recipes are plain values, write it out")
 
 
-def package_file(name: str) -> Path:
-    """A path, or the file of an installed package that ``package:NAME/PATH`` stands for.
-
-    Raises:
-        ModuleNotFoundError: no such package.
-    """
-    if not name.startswith("package:"):
-        return Path(name)
-    package, _, inside = name.removeprefix("package:").partition("/")
-    spec = importlib.util.find_spec(package) if package.isidentifier() else None
-    if spec is None or spec.origin is None:
-        raise ModuleNotFoundError(f"{name!r} names the package {package!r}, which is not installed")
-    return Path(spec.origin).parent / inside
-
-
 def tokenizer_path(name: str) -> Path:
     """The file that ``tokenizer.name`` stands for.
 
     Raises:
         RecipeError: no such file or package.
     """
+    from annotator import AnnotatorError  # imports numpy, which --help does not need
+    from annotator.tokenizers import tokenizer_file
+
     try:
-        path = package_file(name)
-    except ModuleNotFoundError as error:
-        raise RecipeError(f"tokenizer.name: {error} (mistral_common comes with `pip install mistral-common`)") from None
-    if not path.is_file():
-        raise RecipeError(
-            f"tokenizer.name: there is no file {str(path)!r}; give the path of a SentencePiece "
-            "model, or package:mistral_common/data/tokenizer.model.v1"
-        )
-    return path
+        return tokenizer_file(name)
+    except AnnotatorError as error:
+        raise RecipeError(f"tokenizer.name: {error}") from None
 
 
 # --- rules between keys --------------------------------------------------------------------------------------

@@ -6,46 +6,44 @@ Importing this imports no tokenizer's library.
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
-from annotator.errors import AnnotatorError, MissingFileError
+from annotator.errors import AnnotatorError
+from annotator.tokenizers.files import foreign, is_tokenizer_json, tokenizer_file
 from annotator.tokenizers.protocol import Tokenizer
 
-__all__ = ["Tokenizer", "is_tokenizer_json", "open_tokenizer"]
+__all__ = ["Tokenizer", "is_tokenizer_json", "open_tokenizer", "tokenizer_file"]
 
 
-def open_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
-    """Open the tokenizer that a file holds. This is the only place that knows the kinds of tokenizers.
+def open_tokenizer(
+    name: str | os.PathLike[str], eos_token: str | None = None, split_special_tokens: bool = True
+) -> Tokenizer:
+    """Open a tokenizer. This is the only place that knows the kinds of tokenizers.
 
     Args:
-        path: a SentencePiece model.
+        name: a SentencePiece model or a tokenizer.json; a folder with one of them; or ``package:NAME/PATH``.
+        eos_token: the piece that ends a document; None for the one that the tokenizer's own files name.
+        split_special_tokens: the name of a special token in a text is spelled out as the characters that it is. False:
+            it becomes the special token, as in transformers' default. A SentencePiece model always spells.
 
     Raises:
         MissingFileError: there is no such file.
-        AnnotatorError: the file is not a tokenizer of a known kind.
+        AnnotatorError: the file is not a tokenizer of a known kind, or has no such piece.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise MissingFileError(
-            f"tokenizer: no file {path}. Give the path of a SentencePiece model; "
-            "`pip install mistral-common` brings one (mistral_common/data/tokenizer.model.v1)."
-        )
+    try:
+        path = tokenizer_file(name)
+    except AnnotatorError as error:
+        raise type(error)(f"tokenizer: {error}") from None
+    if problem := foreign(path):
+        raise AnnotatorError(f"tokenizer: {problem}")
     if is_tokenizer_json(path):
-        raise AnnotatorError(
-            f"tokenizer: {path} is not a SentencePiece model. A tokenizer.json (Hugging Face) is a "
-            "different format: give the tokenizer.model file beside it."
-        )
+        from annotator.tokenizers.huggingface import HuggingFaceTokenizer
+
+        return HuggingFaceTokenizer(path, eos_token, split_special_tokens)
     from annotator.tokenizers.sentencepiece import SentencePieceTokenizer
 
-    return SentencePieceTokenizer(path)
-
-
-def is_tokenizer_json(path: str | os.PathLike[str]) -> bool:
-    """Whether a tokenizer's file is a tokenizer.json of Hugging Face, by its first character: no SentencePiece model
-    begins with a brace.
-
-    Raises:
-        OSError: the file cannot be read.
-    """
-    with open(path, "rb") as file:
-        return file.read(1) == b"{"
+    if not split_special_tokens:
+        raise AnnotatorError(
+            f"tokenizer: {path} is a SentencePiece model, which always spells the names of special tokens: "
+            "split_special_tokens must be true."
+        )
+    return SentencePieceTokenizer(path, eos_token)

@@ -1,4 +1,4 @@
-"""What was tokenised before: a bounded table of the pieces of chunks, each a run of spaces and the word behind it.
+"""The table of chunks for SentencePiece. A chunk is a run of spaces and the word after it.
 
 Most SentencePiece models of BPE have no piece that goes on with a space behind another character. Then no merge
 reaches into the place before a space: the pieces of a text are those of its chunks, one after the other. Whether a
@@ -12,13 +12,12 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+
+from annotator.tokenizers.chunk_table import ChunkTable, IdsAndEnds, cut_rows, joined
 
 _SPACE = "\u2581"  # stands for U+0020 in SentencePiece's vocabularies
 _CHUNK = re.compile(" +[^ ]*")
 _SEPARABLE_PIECE = re.compile(f"{_SPACE}*[^{_SPACE}]*")
-# What is longer comes rarely twice.
-_LONGEST = 40
 
 # Numbers of fields in sentencepiece_model.proto, and of the kinds of models and pieces.
 _PIECES, _TRAINER, _NORMALIZER = 1, 2, 3
@@ -28,8 +27,6 @@ _CHARSMAP, _DUMMY_PREFIX, _REMOVE_SPACES, _ESCAPE_SPACES = 2, 3, 4, 5
 _BPE = 2
 _USER_DEFINED, _BYTE = 4, 6
 
-IdsAndEnds = tuple[NDArray[np.int32], NDArray[np.int32]]
-
 
 class PieceTable:
     """The ids of a text from those of its chunks.
@@ -37,54 +34,41 @@ class PieceTable:
     Args:
         encode: text -> ids and the code point at which each ends, int32 [n] each; None where the pieces do not spell
             the text. It puts a space before each text.
-        limit: chunks of a table; there are two. When the new one is full it becomes the old one, which is forgotten
-            when the next is full. What is asked for moves to the new one.
+        limit: see ``ChunkTable``.
     """
 
     def __init__(self, encode: Callable[[str], IdsAndEnds | None], limit: int = 100_000) -> None:
         self._encode = encode
-        self._limit = limit
-        # Chunk without its first space -> int32 [n, 2] as bytes: each piece's id, and how many code points it spells.
-        self._new: dict[str, bytes] = {}
-        self._old: dict[str, bytes] = {}
+        self._table = ChunkTable(limit)  # its chunks are without their first space
 
     def __len__(self) -> int:
-        return len(self._new) + len(self._old)
+        return len(self._table)
 
     def pieces(self, text: str) -> IdsAndEnds | None:
         """What ``encode`` gives for a text."""
         chunks = _chunks(text)
-        rows = list(map(self._new.get, chunks))
+        rows = self._table.recent(chunks)
         if not all(rows):
-            found = self._find({chunk for chunk, row in zip(chunks, rows, strict=True) if row is None})
+            unknown = {chunk for chunk, row in zip(chunks, rows, strict=True) if row is None}
+            found = self._table.find(unknown, self._rows)
             if found is None:
                 return self._encode(text)
             rows = [found[chunk] if row is None else row for chunk, row in zip(chunks, rows, strict=True)]
-        ids, widths = np.frombuffer(b"".join(rows), dtype=np.int32).reshape(-1, 2).T  # pyright: ignore
-        return ids.copy(), np.cumsum(widths, dtype=np.int32) - np.int32(1)  # without the space before the text
+        ids, ends = joined(rows)  # pyright: ignore
+        return ids, ends - np.int32(1)  # without the space before the text
 
-    def _find(self, chunks: set[str]) -> dict[str, bytes] | None:
-        """The rows of chunks that the new table lacks; enters them. None where pieces do not spell a chunk."""
-        found = {chunk: self._old[chunk] for chunk in chunks if chunk in self._old}
+    def _rows(self, chunks: set[str]) -> dict[str, bytes] | None:
+        """The rows of chunks; None where pieces do not spell a chunk."""
         # Spaces at the end of the text have to stay there: they would go together with those of another chunk.
-        unseen = sorted(chunks.difference(found), key=lambda chunk: not chunk.strip(" "))
-        if unseen:
-            # SentencePiece puts no space before nothing: what is blank is encoded behind something.
-            if blank := not unseen[0].strip(" "):
-                unseen.insert(0, "a")
-            encoded = self._encode(" ".join(unseen))
-            if encoded is None:
-                return None
-            ids, ends = encoded
-            row = np.stack([ids, np.diff(ends, prepend=np.int32(-1))], axis=1).tobytes()
-            last = np.cumsum([len(chunk) + 1 for chunk in unseen]) - 1
-            cuts = (8 * np.searchsorted(ends, last, side="right")).tolist()
-            rows = {chunk: row[a:b] for chunk, a, b in zip(unseen, [0, *cuts], cuts, strict=False)}
-            found |= {chunk: rows[chunk] for chunk in unseen[blank:]}
-        self._new.update((chunk, row) for chunk, row in found.items() if len(chunk) <= _LONGEST)
-        if len(self._new) > self._limit:
-            self._old, self._new = self._new, {}
-        return found
+        unseen = sorted(chunks, key=lambda chunk: not chunk.strip(" "))
+        # SentencePiece puts no space before nothing: what is blank is encoded behind something.
+        if blank := not unseen[0].strip(" "):
+            unseen.insert(0, "a")
+        encoded = self._encode(" ".join(unseen))
+        if encoded is None:
+            return None
+        rows = cut_rows(unseen, encoded[0], encoded[1] + np.int32(1))
+        return {chunk: rows[chunk] for chunk in unseen[blank:]}
 
 
 def _chunks(text: str) -> list[str]:

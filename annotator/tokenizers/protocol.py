@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -14,8 +15,11 @@ class Tokenizer(Protocol):
     """Text <-> pieces, each with its id and its place in the text. ``annotator.tokenizers.open_tokenizer`` makes one.
 
     sha256:     hex digest of the tokenizer's file.
-    vocab_size: number of pieces, whose ids are 0 to ``vocab_size - 1``. ``<CALL>`` is not one of them.
+    files:      the tokenizer's file, and those beside it that belong to it.
+    vocab_size: one more than the highest id of a piece. A tokenizer.json may have holes below it: ids of no piece.
+                ``<CALL>`` is not a piece.
     eos_id:     id of the piece that ends a text, -1 if there is none.
+    bos_id:     id of the piece that begins a text, -1 if there is none. ``encode`` does not put it there.
     adds_space: whether the tokenizer puts a space before each text.
     identity:   all that the pieces of a text depend on, by name: the file's digest and the version of the code.
     """
@@ -24,10 +28,16 @@ class Tokenizer(Protocol):
     def sha256(self) -> str: ...
 
     @property
+    def files(self) -> list[Path]: ...
+
+    @property
     def vocab_size(self) -> int: ...
 
     @property
     def eos_id(self) -> int: ...
+
+    @property
+    def bos_id(self) -> int: ...
 
     @property
     def adds_space(self) -> bool: ...
@@ -36,15 +46,17 @@ class Tokenizer(Protocol):
     def identity(self) -> dict[str, str]: ...
 
     def pieces(self) -> list[str]:
-        """The name of each id."""
+        """The name of each id, "" for a hole."""
         ...
 
     def spellings(self) -> list[bytes | None]:
-        """What each id spells, in UTF-8, with spaces as spaces; None for ids that no text has (control, unknown)."""
+        """What each id spells, in UTF-8, with spaces as spaces; None for ids that no text has (control, unknown,
+        hole)."""
         ...
 
     def encode(self, text: str) -> Pieces:
-        """The pieces of a whole text. Nothing is put before or after it, and names of control pieces are text.
+        """The pieces of a whole text. Nothing is put before or after it, and names of control pieces are text (but for
+        a tokenizer.json that was opened with ``split_special_tokens=False``).
 
         Raises:
             ValueError: the text cannot be aligned with its pieces.
@@ -63,7 +75,8 @@ class Tokenizer(Protocol):
         ...
 
     def segments(self, ids: NDArray[np.integer]) -> list[Pieces]:
-        """Cut a row of ids after each end-of-sequence id, and decode each segment on its own.
+        """Cut a row of ids after each end-of-sequence id, and decode each segment on its own. A tokenizer.json also
+        cuts before each beginning-of-sequence id.
 
         Returns:
             At least one segment, of no pieces for an empty row.

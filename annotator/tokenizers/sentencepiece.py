@@ -6,7 +6,6 @@ import hashlib
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import sentencepiece
@@ -15,21 +14,12 @@ from numpy.typing import NDArray
 from annotator.errors import AnnotatorError
 from annotator.records import Pieces
 from annotator.tokenizers.piece_table import PieceTable, separable
+from annotator.tokenizers.rows import as_row, cut
+from annotator.tokenizers.spelling import REPLACEMENT, Spellings, offsets_of
 
 Encode = Callable[[str], tuple[list[int], list[tuple[int, int]]]]
 
-_REPLACEMENT = "\ufffd"
 _SPACE = "\u2581"  # stands for U+0020 in SentencePiece's vocabularies
-
-
-class _Vocabulary(NamedTuple):
-    """Of each id: its spelling in UTF-8, the number of bytes of that, whether it is a control piece, and whether it
-    begins with SentencePiece's sign for a space."""
-
-    spelling: list[bytes]
-    size: NDArray[np.int64]
-    control: NDArray[np.bool_]
-    spaced: NDArray[np.bool_]
 
 
 class SentencePieceTokenizer:
@@ -37,12 +27,14 @@ class SentencePieceTokenizer:
 
     Args:
         path: a SentencePiece model file.
+        eos_token: the piece that ends a text; None for the model's own.
 
     Raises:
-        AnnotatorError: the file is not a SentencePiece model.
+        AnnotatorError: the file is not a SentencePiece model, or has no such piece.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, eos_token: str | None = None) -> None:
+        self._path = path
         data = path.read_bytes()
         self._sp = sentencepiece.SentencePieceProcessor()
         try:
@@ -54,6 +46,12 @@ class SentencePieceTokenizer:
         self.adds_space = self._sp.encode("a", out_type=str)[0].startswith(_SPACE)
         self.sha256 = hashlib.sha256(data).hexdigest()
         self.identity = {"tokenizer": self.sha256, "sentencepiece": sentencepiece.__version__}
+        self.eos_id = self._sp.eos_id()
+        if eos_token is not None:
+            self.eos_id = self._sp.piece_to_id(eos_token)
+            if self._sp.id_to_piece(self.eos_id) != eos_token:
+                raise AnnotatorError(f"tokenizer: eos_token {eos_token!r} is no piece of {path}.")
+            self.identity |= {"special tokens": f"end {self.eos_id}"}
 
     @property
     def vocab_size(self) -> int:
@@ -61,9 +59,14 @@ class SentencePieceTokenizer:
         return self._sp.get_piece_size()
 
     @property
-    def eos_id(self) -> int:
-        """Id of the end-of-sequence piece, -1 if the model has none."""
-        return self._sp.eos_id()
+    def bos_id(self) -> int:
+        """Id of the beginning-of-sequence piece, -1 if the model has none. Rows are not cut before it."""
+        return self._sp.bos_id()
+
+    @property
+    def files(self) -> list[Path]:
+        """The model's file."""
+        return [self._path]
 
     def pieces(self) -> list[str]:
         """The name of each id, in which U+2581 stands for a space."""
@@ -75,8 +78,8 @@ class SentencePieceTokenizer:
 
     def spellings(self) -> list[bytes | None]:
         """What each id spells, in UTF-8, with spaces as spaces; None for ids that no text has (control, unknown)."""
-        spelling, _, control, _ = self._vocabulary
-        none = control | np.array([self._sp.is_unknown(id) for id in range(self.vocab_size)])
+        spelling = self._spellings.spelling
+        none = self._spellings.control | np.array([self._sp.is_unknown(id) for id in range(self.vocab_size)])
         return [None if gone else spelled for spelled, gone in zip(spelling, none.tolist(), strict=True)]
 
     def encode(self, text: str) -> Pieces:
@@ -87,7 +90,7 @@ class SentencePieceTokenizer:
         """
         found = self._encode_spelled(text) if self._table is None else self._table.pieces(text)
         if found is not None:
-            return self._pieces(text, found[0], _from_zero(found[1]))
+            return self._pieces(text, found[0], offsets_of(found[1]))
         ids, pairs = self._encode(text)
         offsets = _total_offsets(np.array(pairs, dtype=np.int32).reshape(-1, 2), text)
         return self._pieces(text, np.array(ids, dtype=np.int32), offsets)
@@ -116,41 +119,32 @@ class SentencePieceTokenizer:
             AnnotatorError: as ``decode``.
         """
         row = self._checked(ids)
-        return [self._read(part) for part in np.split(row, np.flatnonzero(row[:-1] == self.eos_id) + 1)]
+        return [self._read(part) for part in cut(row, after=self.eos_id)]
 
     def _pieces(self, text: str, ids: NDArray[np.int32], offsets: NDArray[np.int32]) -> Pieces:
-        return Pieces(text, ids, offsets, self._vocabulary.control[ids])
+        return Pieces(text, ids, offsets, self._spellings.control[ids])
 
     def _read(self, ids: NDArray[np.int32]) -> Pieces:
-        text, offsets = self._spelled(ids)
-        return self._pieces(text, ids, offsets)
+        text, end = self._spellings.read(ids)
+        return self._pieces(text, ids, offsets_of(end))
 
     @cached_property
-    def _vocabulary(self) -> _Vocabulary:
+    def _spellings(self) -> Spellings:
         sp, ids = self._sp, range(self.vocab_size)
         control = [sp.is_control(i) for i in ids]
         spelling = [b"" if control[i] else self._spelling(i) for i in ids]
-        return _Vocabulary(
-            spelling,
-            size=np.array([len(s) for s in spelling], np.int64),
-            control=np.array(control, np.bool_),
-            spaced=np.array([sp.id_to_piece(i).startswith(_SPACE) for i in ids], np.bool_),
-        )
+        spaced = [self.adds_space and sp.id_to_piece(i).startswith(_SPACE) for i in ids]
+        return Spellings.of(spelling, np.array(control, np.bool_), np.array(spaced, np.bool_))
 
     def _spelling(self, id: int) -> bytes:
         piece = self._sp.id_to_piece(id)
         if self._sp.is_byte(id):
             return bytes([int(piece[1:-1], 16)])  # <0xEA>
-        return (_REPLACEMENT if self._sp.is_unknown(id) else piece.replace(_SPACE, " ")).encode()
+        return (REPLACEMENT if self._sp.is_unknown(id) else piece.replace(_SPACE, " ")).encode()
 
     def _checked(self, ids: NDArray[np.integer]) -> NDArray[np.int32]:
-        row = np.asarray(ids)
-        if row.ndim != 1 or (len(row) and row.dtype.kind not in "iu"):
-            raise AnnotatorError(
-                f"{row.dtype} of shape {row.shape} instead of a row of token ids. "
-                "Give one-dimensional arrays of integers."
-            )
-        outside = np.flatnonzero((row < 0) | (row >= self.vocab_size)) if len(row) else row
+        row = as_row(ids)
+        outside = np.flatnonzero((row < 0) | (row >= self.vocab_size))
         if len(outside):
             raise AnnotatorError(
                 f"token id {row[outside[0]]} at position {outside[0]}, but the tokenizer has the ids 0 to "
@@ -161,40 +155,8 @@ class SentencePieceTokenizer:
     def _encode_spelled(self, text: str) -> tuple[NDArray[np.int32], NDArray[np.int32]] | None:
         """Ids, and the end of each, if each piece stands where it is spelled; None if something was normalised away."""
         ids = np.array(self._sp.encode(text), dtype=np.int32)
-        spelled, offsets = self._spelled(ids)
-        return (ids, offsets[:, 1]) if spelled == text else None
-
-    def _spelled(self, ids: NDArray[np.int32]) -> tuple[str, NDArray[np.int32]]:
-        spelling, size, control, spaced = self._vocabulary
-        data = b"".join([spelling[i] for i in ids.tolist()])
-        end = np.cumsum(size[ids])
-        if self.adds_space and spaced[ids[~control[ids]][:1]].any():
-            data = data[1:]
-            end = np.maximum(end - 1, 0)
-        text, end = _decoded(data, end)
-        return text, _from_zero(end)
-
-
-def _from_zero(end: NDArray[np.integer]) -> NDArray[np.int32]:
-    """Start and end of pieces without gaps, int32 [n, 2]."""
-    offsets = np.zeros((len(end), 2), dtype=np.int32)
-    offsets[:, 1] = end
-    offsets[1:, 0] = end[:-1]
-    return offsets
-
-
-def _decoded(data: bytes, places: NDArray[np.int64]) -> tuple[str, NDArray[np.int64]]:
-    """UTF-8 -> text, each byte that is not part of a character as one U+FFFD; and for each place in the bytes the
-    number of characters that end at or before it."""
-    if data.isascii():
-        return data.decode(), places
-    text = data.decode("utf-8", "surrogateescape")
-    code_points = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
-    astray = (code_points >= 0xDC80) & (code_points <= 0xDCFF)  # bytes; a surrogate itself is no valid UTF-8
-    size = np.where(astray, 1, 1 + (code_points >= 0x80) + (code_points >= 0x800) + (code_points >= 0x10000))
-    if astray.any():
-        text = np.where(astray, np.uint32(ord(_REPLACEMENT)), code_points).tobytes().decode("utf-32-le")
-    return text, np.searchsorted(np.cumsum(size), places, side="right")
+        spelled, end = self._spellings.read(ids)
+        return (ids, end.astype(np.int32)) if spelled == text else None
 
 
 def _encoder_with_offsets(sp: sentencepiece.SentencePieceProcessor) -> Encode:

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 
+from annotator.packages import package_file
 from lacy_stream.cascade.bridge import Candidate
 from lacy_stream.cascade.decoder import Decoder, penalised
 from lacy_stream.cascade.partner import PartnerError, PromptError
 from lacy_stream.cascade.vocabulary import TransformersVocabulary, Vocabulary
 from lacy_stream.errors import UsageError
-from lacy_stream.recipe import package_file
 
 CANDIDATES = 100
 """Number of the partner's tokens that are tried, best first, until one can be expressed."""

@@ -223,7 +223,7 @@ def _chosen(recipe: Recipe, files: Sequence[str], count: int) -> list[Document]:
 
 
 def _marked(checkpoint: Checkpoint, documents: Sequence[Document]) -> list[Marked]:
-    settings = annotator_settings(checkpoint.recipe.annotator, checkpoint.tokenizer)
+    settings = annotator_settings(checkpoint.recipe, checkpoint.tokenizer)
     annotator = replace(settings, model=settings.model or OFFICIAL).build()
     return mark(checkpoint, annotator, documents)
 

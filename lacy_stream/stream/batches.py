@@ -35,7 +35,6 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from annotator import Document, LabelledTokens
-from annotator.tokenizers import open_tokenizer
 from lacy_stream import distributed as dist
 from lacy_stream.errors import UsageError
 from lacy_stream.stream.corpus import Corpus, Source, open_corpus
@@ -128,12 +127,14 @@ class AnnotatedDataset(IterableDataset):
             raise UsageError(f"lanes is {lanes} and there are {ranks} ranks; it can be shared by {_divisors(lanes)}")
         if max_seq_len < 2:
             raise UsageError(f"max_seq_len is {max_seq_len}: a row needs at least 2 tokens")
-        tokenizer = open_tokenizer(pool.settings.tokenizer)
+        tokenizer = pool.settings.open_tokenizer()
         eos_id = tokenizer.eos_id
         self.vocab_size = tokenizer.vocab_size
         if eos_id < 0:
             raise UsageError(
-                f"the tokenizer {pool.settings.tokenizer} has no end-of-sentence piece to put between documents"
+                f"the tokenizer {pool.settings.tokenizer} has no end-of-sentence piece to put between documents, and "
+                "no tokenizer_config.json beside it names one: name it, by tokenizer.eos_token in a recipe or by "
+                "eos_token of AnnotatorSettings"
             )
         self.pool, self.report = pool, pool.report
         self.max_seq_len = max_seq_len

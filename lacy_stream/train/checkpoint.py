@@ -89,7 +89,7 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     state = _read(path)
     recipe, annotation = _recorded(state, path)
     tokenizer = tokenizer_path(recipe.tokenizer.name)
-    pieces = open_tokenizer(tokenizer)
+    pieces = open_tokenizer(tokenizer, recipe.tokenizer.eos_token)
     wrapper = _network(state, recipe, pieces)
     try:
         wrapper.load_state_dict(state["model"])

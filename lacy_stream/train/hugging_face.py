@@ -12,7 +12,8 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
-from lacy_stream.recipe import HFCausalLM, RecipeError, package_file
+from annotator.packages import package_file
+from lacy_stream.recipe import HFCausalLM, RecipeError
 from lacy_stream.train.auxiliary_loss import COEFFICIENTS
 from lacy_stream.train.call_row import grow_vocabulary, set_call_row
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from annotator import AnnotatorSettings, Document
 from lacy_stream.errors import UsageError
-from lacy_stream.recipe import Annotation, Dataset, Recipe
+from lacy_stream.recipe import Dataset, Recipe
 from lacy_stream.stream.source import WEIGHTS, Source
 
 
@@ -22,9 +22,16 @@ def corpus_arguments(dataset: Dataset) -> dict[str, Any]:
     return values | {"data": source.pop("local")} | source
 
 
-def annotator_settings(annotation: Annotation, tokenizer: Path) -> AnnotatorSettings:
+def annotator_settings(recipe: Recipe, tokenizer: Path) -> AnnotatorSettings:
     """The annotator of a recipe, with the file of its tokenizer."""
-    return AnnotatorSettings(tokenizer, annotation.model, annotation.engine, annotation.labeller)
+    return AnnotatorSettings(
+        tokenizer,
+        recipe.annotator.model,
+        recipe.annotator.engine,
+        recipe.annotator.labeller,
+        eos_token=recipe.tokenizer.eos_token,
+        split_special_tokens=recipe.tokenizer.split_special_tokens,
+    )
 
 
 def held_out_documents(recipe: Recipe, count: int) -> list[Document]:

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 from annotator import AnnotatorError
 from annotator.labellers import find_labeller
 from annotator.pipelines import find_model
-from annotator.tokenizers import open_tokenizer
 from lacy_stream.errors import UsageError
 from lacy_stream.recipe import (
     AdamW,
@@ -48,8 +47,9 @@ if TYPE_CHECKING:  # composer takes 12 s to import: only once the recipe is know
 def train(recipe: Recipe) -> None:
     """Run a recipe to its end."""
     tokenizer = tokenizer_path(recipe.tokenizer.name)
+    settings = annotator_settings(recipe, tokenizer)
     try:
-        pieces = open_tokenizer(tokenizer).vocab_size
+        pieces = settings.open_tokenizer().vocab_size
     except AnnotatorError as error:
         raise RecipeError(f"tokenizer.name: {error}") from None
     _check_model(recipe, pieces, tokenizer)
@@ -64,7 +64,7 @@ def train(recipe: Recipe) -> None:
     workers = recipe.annotator.num_workers or default_num_workers(int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     # The workers load the parser while this process imports composer.
     with AnnotationPool(
-        annotator_settings(recipe.annotator, tokenizer),
+        settings,
         workers,
         report=Report(_report_path(recipe)),
         label_cache=recipe.annotator.label_cache,
@@ -200,7 +200,7 @@ def build_trainer(recipe: Recipe, pool: AnnotationPool, call_token_id: int) -> T
         recipe.model,
         max_seq_len=recipe.max_seq_len,
         call_token_id=call_token_id,
-        eos_id=open_tokenizer(pool.settings.tokenizer).eos_id,
+        eos_id=pool.settings.open_tokenizer().eos_id,
         call_fraction=recipe.algorithms.call_mask.call_fraction,
         rank_calls_by=recipe.algorithms.call_mask.rank_calls_by,
         mask_from=_mask_model(recipe, pool, call_token_id),
@@ -255,7 +255,7 @@ def _sample_of_text(recipe: Recipe, loader: DataLoader, pool: AnnotationPool) ->
     import torch
 
     dataset: Any = loader.dataset
-    tokenizer, length = open_tokenizer(pool.settings.tokenizer), min(recipe.max_seq_len, SAMPLE_ROW)
+    tokenizer, length = pool.settings.open_tokenizer(), min(recipe.max_seq_len, SAMPLE_ROW)
     ids: list[Any] = []
     for position in range(SAMPLE_TOKENS):  # a document has a token at least
         document = dataset.corpus.document(position)

@@ -332,14 +332,6 @@ def test_missing_tokenizer_is_named(tmp_path: Path):
         open_tokenizer(tmp_path / "none.model")
 
 
-def test_other_tokenizer_formats_are_named(tmp_path: Path):
-    """A tokenizer.json is not a SentencePiece model, and the error says so."""
-    file = tmp_path / "tokenizer.json"
-    file.write_text('{"version": "1.0"}')
-    with pytest.raises(ValueError, match=r"tokenizer\.json is not a SentencePiece model.*tokenizer\.model"):
-        open_tokenizer(file)
-
-
 def test_other_files_are_named(tmp_path: Path):
     """A file that is no tokenizer is named."""
     (tmp_path / "notes.model").write_text("no tokenizer")

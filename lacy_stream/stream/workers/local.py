@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import logging
 import os
 import pickle
 import signal
@@ -165,6 +166,7 @@ def _work(pipe: Connection, pickled_settings: bytes, parent_pid: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole process group; the trainer decides
     for variable in _THREAD_VARIABLES:
         os.environ[variable] = "1"
+    logging.getLogger("annotator.tokenizers").setLevel(logging.ERROR)  # the parent says it once for all workers
     settings: AnnotatorSettings = pickle.loads(pickled_settings)
     if settings.labeller is None and (settings.model is None or not settings.model.endswith("_trf")):
         sys.modules["torch"] = None  # type: ignore[assignment]  # thinc would import it without use: 4 s, 0.4 GB
