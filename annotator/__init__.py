@@ -1,4 +1,4 @@
-"""Text -> tokens with fact labels (LaCy, appendix A.2.1). Importing this imports no spaCy and no torch."""
+"""Text -> tokens with fact labels (LaCy, appendix A.2.1). Importing this package imports neither spaCy nor torch."""
 
 from annotator.annotate import Annotator, Explanation
 from annotator.errors import AnnotatorError

@@ -57,7 +57,8 @@ _LABELLED = _Family("marked by the labeller", (), "bold black on green", "#8fd69
 
 
 class _Mark(NamedTuple):
-    """Neighbouring words under one rule, or what a labeller marks (no rule): code points of the text."""
+    """Neighbouring words that one rule labelled, or a span that a labeller marked (no rule). Offsets count code points
+    of the text."""
 
     start: int
     end: int
@@ -106,12 +107,14 @@ def _argument_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m annotator",
         description="Label the words and tokens of a text as grammatical, factual or other "
-        "(LaCy, appendix A.2.1), and show the rule behind each label.",
-        epilog="Exit status: 0 if every document was labelled; 1 if some lines of JSON could not be and were skipped, "
-        "each named on standard error; 2 if the command could not run.",
+        "(LaCy, appendix A.2.1), and show the rule that gave each label.",
+        epilog="Exit status: 0 if every document was labelled; 1 if some lines of JSON could not be labelled (they are "
+        "skipped, and named on standard error); 2 if the command could not run.",
     )
     parser.add_argument(
-        "file", help='a text, or JSON lines with a "text" and optionally "id" and "title" each; - is standard input'
+        "file",
+        help='a text file, or a file of JSON lines, each with a "text" and optionally an "id" and a "title"; '
+        "- is standard input",
     )
     parser.add_argument("--tokenizer", metavar="PATH", help="SentencePiece model (default: mistral-common's)")
     parser.add_argument(
@@ -120,17 +123,17 @@ def _argument_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--labeller",
         metavar="NAME",
-        help="what marks the facts instead of the pipeline and the rules: an entry point of the group "
-        "lacy_stream.labellers, or package.module:callable",
+        help="mark the facts with this labeller instead of the pipeline and the rules: the name of an entry point in "
+        "the group lacy_stream.labellers, or package.module:callable",
     )
     output = parser.add_mutually_exclusive_group()
-    output.add_argument("--html", metavar="OUT", help="write a web page instead, each mark with its rule")
+    output.add_argument("--html", metavar="OUT", help="write a web page instead, which shows the rule of each mark")
     output.add_argument(
         "--json",
         action="store_true",
         help='write one line per document instead: {"id", "text", "words": [[start, end, class, rule], ...], '
-        '"tokens": [[id, start, end, class], ...]}, offsets in code points; with --labeller, "spans": '
-        "[[start, end], ...] instead of words",
+        '"tokens": [[id, start, end, class], ...]}. Offsets count code points. With --labeller, "spans": '
+        "[[start, end], ...] takes the place of the words",
     )
     return parser
 
@@ -139,14 +142,14 @@ def _default_tokenizer() -> Path:
     spec = importlib.util.find_spec("mistral_common")
     if spec is None or spec.origin is None:
         raise AnnotatorError(
-            "no tokenizer: give --tokenizer PATH with a SentencePiece model, or `pip install mistral-common`"
+            "there is no tokenizer: name a SentencePiece model with --tokenizer PATH, or `pip install mistral-common`"
         )
     return Path(spec.origin).parent / "data" / "tokenizer.model.v1"
 
 
 @contextmanager
 def _lines(name: str) -> Iterator[Iterator[str]]:
-    """The lines of a file that the user named; - is standard input."""
+    """The lines of the file that the user named; - is standard input."""
     try:
         file = open(sys.stdin.fileno() if name == "-" else name, encoding="utf-8-sig", newline="", closefd=name != "-")
     except OSError as error:
@@ -197,7 +200,7 @@ def _explained(
         try:
             record = _record(line)
             if record is None:
-                raise AnnotatorError('not a JSON object with a "text"')
+                raise AnnotatorError('it is not a JSON object with a "text"')
             doc = _document(record, number)
             place += f", document {doc.id!r}"
             found = annotator.explain(doc.text)
@@ -224,7 +227,7 @@ def _record(line: str) -> dict | None:
 
 
 def _marks(found: Explanation) -> list[_Mark]:
-    """Words that a family of rules colours, neighbours under one rule together; or what a labeller marks."""
+    """The marks of a text. Neighbouring words that one rule labelled are one mark. A labeller's spans are marks."""
     if found.spans is not None:
         return _disjoint(found.spans.tolist())
     marks: list[_Mark] = []
@@ -241,7 +244,7 @@ def _marks(found: Explanation) -> list[_Mark]:
 
 
 def _disjoint(spans: list[list[int]]) -> list[_Mark]:
-    """Spans in the order of the text; those that overlap together, and none that is empty."""
+    """Spans in the order of the text. Overlapping spans are joined, and empty ones left out."""
     marks: list[_Mark] = []
     for start, end in sorted(spans):
         if marks and start < marks[-1].end:
@@ -263,7 +266,7 @@ def _write_terminal(explained: Iterable[tuple[Document, Explanation]], families:
     for family in families:
         console.print(Text(f" {family.name} ", style=family.style))
     if console.color_system is None:
-        console.print(Text("facts stand in [brackets]"))
+        console.print(Text("Facts are in [brackets]."))
     console.print(Text(f"{factual:,} of {total:,} tokens are factual ({factual / max(total, 1):.1%})"))
 
 

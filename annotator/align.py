@@ -1,4 +1,4 @@
-"""Pieces of a text and its words -> LabelledTokens: each token takes the class of the word that it belongs to."""
+"""Pieces and words of a text -> LabelledTokens. Each token takes the class of the word that it belongs to."""
 
 from __future__ import annotations
 
@@ -11,19 +11,21 @@ from annotator.records import FactClass, LabelledTokens, Pieces, Words
 def classify(pieces: Pieces, words: Words | None = None, classes: NDArray[np.uint8] | None = None) -> LabelledTokens:
     """Give each token of a text the class of the word that it belongs to.
 
-    A token belongs to the word that holds its first code point other than a space; a token of spaces only, or of no
-    code point (a tokenizer may spell a character that it does not know in bytes, and only the last byte gets the
-    character's width), to the word at its end. So the lone space token before a number counts with the number, as the
-    space before any other word does. A token that belongs to no word is OTHER, and without ``words`` every token is;
-    but a control piece, which is in no text, is GRAMMATICAL.
+    A token belongs to the word that holds its first code point other than a space. A token without such a code point
+    belongs to the word at its end. That is a token of spaces, or one of no code point at all: a tokenizer may spell an
+    unknown character in bytes, of which only the last has the character's width. In "in 1867", cut into "in", " " and
+    "1867", the lone space belongs to the number, as the space before any other word belongs to that word.
+
+    A token that belongs to no word is OTHER. Without ``words``, every token is. A control piece, which stands for no
+    text, is GRAMMATICAL in any case.
 
     Args:
-        pieces: of the whole text, n of them.
-        words: of the same text, m of them.
+        pieces: the n pieces of the whole text.
+        words: the m words of the same text.
         classes: uint8 [m], the ``FactClass`` of each word.
 
     Returns:
-        The n tokens, with the ids and offsets of the pieces.
+        n tokens, with the ids and offsets of the pieces.
     """
     labels = np.full(len(pieces), FactClass.OTHER, dtype=np.uint8)
     if words is not None and classes is not None and len(words) and len(pieces):
@@ -34,9 +36,13 @@ def classify(pieces: Pieces, words: Words | None = None, classes: NDArray[np.uin
 
 
 def words_of_pieces(pieces: Pieces, words: Words) -> NDArray[np.intp]:
-    """Index of the word that each piece belongs to (see ``classify``), -1 for none; intp [n]. There is a word."""
+    """The index of the word that each piece belongs to (see ``classify``), -1 for none; intp [n].
+
+    There must be at least one word.
+    """
     code_points = np.frombuffer(pieces.text.encode("utf-32-le"), dtype=np.uint32)
-    # Position of the first code point other than U+0020 at or after each position.
+    # In " a b" the code points other than U+0020 are at 1 and 3, and the text ends at 4. A piece that starts at 2 has
+    # its first such code point at 3.
     inked = np.append(np.flatnonzero(code_points != 0x20), len(pieces.text))
     anchor = inked[np.searchsorted(inked, pieces.offsets[:, 0])]
     anchor = np.minimum(anchor, pieces.offsets[:, 1])

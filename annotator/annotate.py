@@ -1,4 +1,5 @@
-"""Texts -> labelled tokens: pieces, words and facts in turn, then the alignment of pieces with words."""
+"""Texts -> labelled tokens: a text is cut into pieces and words, the rules classify the words, and the pieces are
+aligned with them."""
 
 from __future__ import annotations
 
@@ -23,9 +24,13 @@ from annotator.tokenizers import open_tokenizer
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Explanation:
-    """One text with its words, the ``Rule`` that decided on each (uint8 [n]), and its labelled tokens.
+    """One text with its labels and the reasons for them.
 
-    spans: int32 [m, 2], what a labeller marked; there are no words then. None where the rules decided.
+    text:   the text.
+    words:  its n words; none if a labeller decided.
+    rules:  uint8 [n], the ``Rule`` that decided on each word.
+    tokens: its labelled tokens.
+    spans:  int32 [m, 2], what a labeller marked; None if the rules decided.
     """
 
     text: str
@@ -35,9 +40,13 @@ class Explanation:
     spans: NDArray[np.int32] | None = None
 
 
-class _Task(NamedTuple):
-    """A document on its way to its labels: one or several texts; whether the parser or the labeller is to see them;
-    and the spans that the only text came with."""
+class _LabelTask(NamedTuple):
+    """A document that is to be labelled.
+
+    segments: the pieces of its only text, or of each text of a row of ids.
+    annotate: whether the parser or the labeller is to see the texts.
+    spans:    int32 [m, 2], the spans that came with the only text, or None.
+    """
 
     segments: list[Pieces]
     annotate: bool = True
@@ -45,7 +54,7 @@ class _Task(NamedTuple):
 
 
 def fingerprint(identity: dict[str, str]) -> str:
-    """Hex digest of an ``Annotator.identity``."""
+    """The hex digest of an ``Annotator.identity``."""
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
 
@@ -54,14 +63,15 @@ class Annotator:
 
     Args:
         tokenizer: path of the tokenizer's file, see ``annotator.tokenizers.open_tokenizer``.
-        model: name or path of an English spaCy pipeline; None for tokens without fact labels, all OTHER.
-        engine: what runs the pipeline: "spacy"; "numba", several times as fast; or "auto", see ``words.Parser``.
-        labeller: name of what marks the facts instead of the pipeline and the rules, see ``annotator.labellers``;
-            ``model`` is not loaded then.
+        model: name or path of an English spaCy pipeline, or None for tokens without fact labels, which are all OTHER.
+        engine: the program that runs the pipeline: "spacy"; "numba", which is several times as fast; or "auto", see
+            ``words.Parser``.
+        labeller: name of a labeller that marks facts in place of the pipeline and the rules, see
+            ``annotator.labellers``. The model is not loaded then.
 
     Raises:
-        MissingFileError: the tokenizer's file is not there.
-        AnnotatorError: the tokenizer, the spaCy pipeline or the labeller is not usable.
+        MissingFileError: the tokenizer's file does not exist.
+        AnnotatorError: the tokenizer, the spaCy pipeline or the labeller cannot be used.
     """
 
     def __init__(
@@ -72,7 +82,7 @@ class Annotator:
         labeller: str | None = None,
     ) -> None:
         self.tokenizer = open_tokenizer(tokenizer)
-        """Pieces of texts, and texts of ids."""
+        """Cuts texts into pieces, and spells the texts of ids."""
         self._parser = self._labeller = None
         # Imported here, so that `import annotator` stays light: spaCy takes seconds to import.
         if labeller is not None:
@@ -86,17 +96,17 @@ class Annotator:
 
     @property
     def vocab_size(self) -> int:
-        """Number of pieces of the tokenizer; ``<CALL>`` is not one of them."""
+        """The number of the tokenizer's pieces. ``<CALL>`` is not one of them."""
         return self.tokenizer.vocab_size
 
     @property
     def eos_id(self) -> int:
-        """Id of the end-of-sequence piece, -1 if the tokenizer has none."""
+        """The id of the end-of-sequence piece, -1 if the tokenizer has none."""
         return self.tokenizer.eos_id
 
     @cached_property
     def identity(self) -> dict[str, str]:
-        """All that the labels depend on beside the text, by name: equal identities, equal labels."""
+        """Everything besides the text that the labels depend on, by name. Equal identities mean equal labels."""
         tokens = self.tokenizer.identity
         if self._labeller is not None:
             return tokens | self._labeller.identity
@@ -110,11 +120,11 @@ class Annotator:
         return fingerprint(self.identity)
 
     def stats(self) -> dict[str, float]:
-        """See ``words.Parser.stats``; empty without a pipeline."""
+        """See ``words.Parser.stats``. Without a pipeline there are none."""
         return {} if self._parser is None else self._parser.stats()
 
     def annotate(self, texts: Iterable[str]) -> list[LabelledTokens]:
-        """Label each text on its own: the labels of a text do not depend on its neighbours.
+        """Label texts, each on its own: the labels of a text do not depend on its neighbours.
 
         Args:
             texts: n texts of any length. An empty text has no tokens.
@@ -123,104 +133,110 @@ class Annotator:
             n ``LabelledTokens``, in order.
 
         Raises:
-            AnnotatorError: a text holds a lone surrogate, which is not a character; names the text and place.
+            AnnotatorError: a text is not a string, or holds a lone surrogate, which is not a character. The message
+                names the text and the place.
         """
         if isinstance(texts, str):
             raise AnnotatorError("texts: got one string. Give a list of texts.")
-        return self._label([_Task(self._pieces(text, f"text {n}")) for n, text in enumerate(texts)])
+        return self._label([_LabelTask(self._pieces(text, f"text {n}")) for n, text in enumerate(texts)])
 
     def annotate_ids(self, rows: Iterable[NDArray[np.integer]]) -> list[LabelledTokens]:
-        """Label token ids that another tool has made with the same tokenizer, as they are.
+        """Label rows of token ids that another tool has made with the same tokenizer. The ids are not changed.
 
-        A row may hold several documents: it is cut after each end-of-sequence id, and each segment is labelled as a
-        text of its own. So a first mention is the first **in the segment**. Where a row begins in the middle of a
-        document, what the document has mentioned in the row before counts as new: more of such a segment is FACTUAL
-        than of the same words in the whole document. End-of-sequence and other control ids are GRAMMATICAL, and so
-        never delegated.
+        A row may hold several documents. It is cut after each end-of-sequence id, and each segment is labelled as a
+        text of its own. So a first mention is the first **in the segment**. If a row begins in the middle of a
+        document, the mentions in the row before do not count, and more of the segment is FACTUAL than it would be in
+        the whole document. End-of-sequence and other control ids are GRAMMATICAL, so that they are never delegated.
 
         Args:
             rows: n rows of ids in [0, vocab_size), each of any length. An empty row has no tokens.
 
         Returns:
-            n ``LabelledTokens``, in order: the ids that came in, as int32; offsets in the text that the row spells,
-            its segments joined (see ``Tokenizer.decode``), in which control ids have no width.
+            n ``LabelledTokens``, in order, with the given ids as int32. Offsets count in the text that the row spells,
+            its segments joined (see ``Tokenizer.decode``). Control ids have no width in it.
 
         Raises:
-            AnnotatorError: an id that the tokenizer does not have; names the row and position.
+            AnnotatorError: the tokenizer does not have an id. The message names the row and the position.
         """
-        return self._label([_Task(self._segments(row, f"row {n}")) for n, row in enumerate(rows)])
+        return self._label([_LabelTask(self._segments(row, f"row {n}")) for n, row in enumerate(rows)])
 
     def label(self, documents: Iterable[Document]) -> list[LabelledTokens]:
-        """Label texts as ``annotate`` does, and rows of ids as ``annotate_ids`` does, each document on its own.
+        """Label documents, each on its own: texts as ``annotate`` does, and rows of ids as ``annotate_ids`` does.
 
-        Where ``annotate`` of a document is false, it is only tokenised: all is OTHER but the control ids of a row.
-        A document with ``spans`` is FACTUAL where they cover it (``spans.factual_tokens``), and OTHER elsewhere.
+        A document whose ``annotate`` is False is only tokenised: its tokens are OTHER, except for control ids. In a
+        document with ``spans``, the tokens that they cover are FACTUAL (``spans.factual_tokens``), and the others are
+        OTHER.
 
         Returns:
             ``LabelledTokens`` for each document, in order.
 
         Raises:
-            AnnotatorError: as ``annotate`` and ``annotate_ids``; or spans outside the text; names the document.
+            AnnotatorError: see ``annotate`` and ``annotate_ids``; or the spans do not lie in the text. The message
+                names the document.
         """
         return self._label([self._read(document) for document in documents])
 
     def explain(self, text: str) -> Explanation:
-        """The label of every word and token of one text, with the rule behind it.
+        """Label every word and token of one text, and tell the rule or the span that decided.
 
         Raises:
-            AnnotatorError: as ``annotate``; or the annotator has neither a spaCy pipeline nor a labeller.
+            AnnotatorError: see ``annotate``; or the annotator has neither a spaCy pipeline nor a labeller.
         """
         (pieces,) = self._pieces(text, "text")
         if self._labeller is not None:
             spans = self._labeller.spans(text)
-            return Explanation(text, Words.empty(), np.zeros(0, np.uint8), self._covered(pieces, spans), spans)
+            return Explanation(text, Words.empty(), np.zeros(0, np.uint8), self._label_covered(pieces, spans), spans)
         if self._parser is None:
-            raise AnnotatorError("model: None has no words to explain. Use an English spaCy pipeline.")
+            raise AnnotatorError("model: None gives no words to explain. Use an English spaCy pipeline.")
         words = next(self._parser.parse([text]))
         rules = fired_rules(words)
         return Explanation(text, words, rules, classify(pieces, words, class_of_rule(rules)))
 
-    def _read(self, document: Document) -> _Task:
+    def _read(self, document: Document) -> _LabelTask:
+        """Check a document, and cut its text or texts into pieces."""
         name = f"document {document.id!r}"
         if document.ids is not None:
-            return _Task(self._segments(document.ids, name), document.annotate)
+            return _LabelTask(self._segments(document.ids, name), document.annotate)
         pieces = self._pieces(document.text, name)
         if document.spans is None or not document.annotate:
-            return _Task(pieces, document.annotate)
+            return _LabelTask(pieces, document.annotate)
         try:
-            return _Task(pieces, spans=read_spans(document.spans, document.text))
+            return _LabelTask(pieces, spans=read_spans(document.spans, document.text))
         except AnnotatorError as error:
             raise AnnotatorError(f"{name}: {error}") from error
 
     def _pieces(self, text: str, name: str) -> list[Pieces]:
+        """The pieces of a text, in a list of one. ``name`` names the text in messages."""
         _check_text(text, name)
         return [self.tokenizer.encode(text)]
 
     def _segments(self, row: NDArray[np.integer], name: str) -> list[Pieces]:
+        """The pieces of each text of a row of ids. ``name`` names the row in messages."""
         try:
             return self.tokenizer.segments(row)
         except AnnotatorError as error:
             raise AnnotatorError(f"{name}: {error}") from error
 
-    def _label(self, tasks: list[_Task]) -> list[LabelledTokens]:
-        """Label documents of one or several texts; the parser sees those that need it."""
+    def _label(self, tasks: list[_LabelTask]) -> list[LabelledTokens]:
+        """Label documents. The parser sees all texts that need it in one call, so that it can group them."""
         texts = [pieces.text for task in tasks if task.annotate and task.spans is None for pieces in task.segments]
+        # An iterator over the words of these texts, which are taken below in the same order.
         words_of = None if self._parser is None else self._parser.parse(texts)
 
-        def labelled(pieces: Pieces, task: _Task) -> LabelledTokens:
+        def label(pieces: Pieces, task: _LabelTask) -> LabelledTokens:
             if task.spans is not None:
-                return self._covered(pieces, task.spans)
+                return self._label_covered(pieces, task.spans)
             if task.annotate and self._labeller is not None:
-                return self._covered(pieces, self._labeller.spans(pieces.text))
+                return self._label_covered(pieces, self._labeller.spans(pieces.text))
             if task.annotate and words_of is not None:
                 words = next(words_of)
                 return classify(pieces, words, class_of_rule(fired_rules(words)))
             return classify(pieces)
 
-        return [_joined([labelled(pieces, task) for pieces in task.segments]) for task in tasks]
+        return [_join_segments([label(pieces, task) for pieces in task.segments]) for task in tasks]
 
-    def _covered(self, pieces: Pieces, spans: NDArray[np.int32]) -> LabelledTokens:
-        """The tokens of a text, FACTUAL where spans cover them; control pieces stay GRAMMATICAL."""
+    def _label_covered(self, pieces: Pieces, spans: NDArray[np.int32]) -> LabelledTokens:
+        """The tokens of a text. Those that spans cover are FACTUAL, but control pieces stay GRAMMATICAL."""
         tokens = classify(pieces)
         factual = factual_tokens(tokens.offsets, pieces.text, spans) & (tokens.classes == FactClass.OTHER)
         return LabelledTokens(
@@ -228,10 +244,11 @@ class Annotator:
         )
 
 
-def _joined(segments: list[LabelledTokens]) -> LabelledTokens:
-    """The tokens of a row from those of its segments; if there are several, none is empty."""
+def _join_segments(segments: list[LabelledTokens]) -> LabelledTokens:
+    """Join the tokens of a row's segments. If there are several, none is empty."""
     if len(segments) == 1:
         return segments[0]
+    # The last end of a segment is the length of its text. The segments' texts follow one another without a gap.
     lengths = [segment.offsets[-1, 1] for segment in segments]
     first = np.cumsum([0, *lengths[:-1]], dtype=np.int32)
     return LabelledTokens(
@@ -242,6 +259,7 @@ def _joined(segments: list[LabelledTokens]) -> LabelledTokens:
 
 
 def _check_text(text: str, name: str) -> None:
+    """Raise an ``AnnotatorError`` that names the text, unless it is a string of characters."""
     if not isinstance(text, str):
         raise AnnotatorError(f"{name}: {type(text).__name__} instead of str. Decode it, or drop it.")
     try:

@@ -1,4 +1,4 @@
-"""The word lists of the fact rules, lower-cased. The paper names a few words of each; these extend them."""
+"""The word lists of the fact rules, lower-cased. The paper names a few words of each list; these lists have more."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import enum
 
 
 class Cue(enum.IntFlag):
-    """What a word's form says to the rules."""
+    """The lists that the form of a word is in, as bits."""
 
     THE = 1
-    TITLE = 2  # stands before a person's name
-    LIFE_EVENT = 4  # a verb that a person is the subject of
-    ORGANISATION = 8  # names a kind of organisation
+    TITLE = 2  # a title, which stands before a person's name
+    LIFE_EVENT = 4  # a verb whose subject is a person
+    ORGANISATION = 8  # a kind of organisation
     MANNER = 16  # a preposition that says how
-    NAME_PARTICLE = 32  # part of many unrelated names
+    NAME_PARTICLE = 32  # a part of many unrelated names
 
 
 _WORDS = {
@@ -44,7 +44,7 @@ _WORDS = {
         """,
 }
 
-# Lower-cased word -> its Cue bits.
+# Lower-cased word -> its Cue bits. A word of two lists has both bits.
 LEXICON: dict[str, int] = {}
 for _cue, _words in _WORDS.items():
     for _word in _words.split():

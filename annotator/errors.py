@@ -1,4 +1,4 @@
-"""What the annotator tells its users. Every other error is a bug, and keeps its traceback."""
+"""Errors for the users of the annotator. Every other error is a bug and keeps its traceback."""
 
 
 class AnnotatorError(ValueError):
@@ -6,4 +6,4 @@ class AnnotatorError(ValueError):
 
 
 class MissingFileError(AnnotatorError, FileNotFoundError):
-    """There is no such file."""
+    """A file that a setting names does not exist."""

@@ -1,13 +1,15 @@
 """Words -> FactClass per word, with the rule that decided: the rules of appendix A.2.1 on arrays.
 
-A word is decided by the first of these that applies to it:
+The first of these that applies to a word decides on it:
 
 1. White space is OTHER.
-2. Function words are GRAMMATICAL wherever they stand, also inside a name or date ("University of Oxford",
-   "August 15, 1769"): they are not informative content.
-3. Words of a named entity or of an informative noun chunk are FACTUAL where the document mentions them
-   for the first time, else OTHER (repeated). The title line of a document is part of it, and mentions too.
+2. Function words are GRAMMATICAL wherever they stand, also inside a name or a date ("University of Oxford",
+   "August 15, 1769"), because they carry no information.
+3. Words of a named entity or of an informative noun chunk are FACTUAL where the document mentions them for the first
+   time, else OTHER (repeated). The title line is part of the document, so that it mentions, too.
 4. All other words are OTHER.
+
+"Step 1" to "Step 3" below are the steps of the paper: named entities, noun chunks and numbers, function words.
 """
 
 from __future__ import annotations
@@ -22,12 +24,12 @@ from numpy.typing import NDArray
 from annotator.cues import LEXICON, Cue
 from annotator.records import Dep, Ent, FactClass, Flag, Pos, Words
 
-# Part of the fingerprint: raise it with every change, here or in words.py or align.py, that moves a label.
+# Part of the fingerprint: raise it with every change that moves a label, here or in words.py or align.py.
 RULES_VERSION = 2
 
 
 class Rule(enum.IntEnum):
-    """What decided on a word. The order of the factual rules is their precedence."""
+    """The rule that decided on a word. Of two factual rules the one that comes first here has precedence."""
 
     NO_RULE = 0
     WHITE_SPACE = 1
@@ -46,7 +48,7 @@ class Rule(enum.IntEnum):
     PROPER_NOUN = 12
     COMMON_NOUN = 13
     NUMBER = 14
-    # Informative, but not for the first time
+    # Informative, but mentioned before
     REPEATED_PERSON = 15
     REPEATED_ENTITY = 16
     REPEATED_WORD = 17
@@ -62,7 +64,7 @@ Indices = NDArray[np.int64]
 
 
 def _table(members: Iterable[int]) -> Bools:
-    """Membership of small codes as a table: ``table[codes]`` is far faster than np.isin."""
+    """A table of which small codes are members. ``table[codes]`` is far faster than ``np.isin``."""
     table = np.zeros(32, dtype=np.bool_)
     table[list(members)] = True
     return table
@@ -90,21 +92,21 @@ _LETTER_OR_DIGIT = Flag.LETTER | Flag.DIGIT
 _CUE_REACH = 3
 
 
-# NumPy takes ten times as long to compare with an enum as with a plain int, which tells on short documents.
+# NumPy takes up to ten times as long to compare with an enum as with a plain int, which matters on short documents.
 
 
 def _is(codes: Codes, code: int) -> Bools:
-    """Which codes are this one."""
+    """Compare codes with one code; bool, same shape."""
     return codes == int(code)
 
 
 def _has(codes: Codes, bits: int) -> Bools:
-    """Which codes have one of these bits."""
+    """Find the codes that have at least one of these bits; bool, same shape."""
     return (codes & int(bits)) != 0
 
 
-def _and_behind(values: NDArray[Any], last: int) -> NDArray[Any]:
-    """[n] -> [n + 1]: the values, and another behind them."""
+def _append(values: NDArray[Any], last: int) -> NDArray[Any]:
+    """[n] -> [n + 1]: the values, then ``last``. As an index, n or -1 then stands for "no word" and gives ``last``."""
     longer = np.empty(len(values) + 1, dtype=values.dtype)
     longer[:-1] = values
     longer[-1] = last
@@ -112,7 +114,7 @@ def _and_behind(values: NDArray[Any], last: int) -> NDArray[Any]:
 
 
 def _of_word_before(values: NDArray[Any], first: int) -> NDArray[Any]:
-    """[n] -> [n]: what the word before has; the first word has none before it."""
+    """[n] -> [n]: each word gets the value of the word before it, and the first word gets ``first``."""
     shifted = np.empty_like(values)
     shifted[:1] = first
     shifted[1:] = values[:-1]
@@ -127,8 +129,8 @@ def class_of_rule(rules: Codes) -> Codes:
 def fired_rules(words: Words) -> Codes:
     """The ``Rule`` that decides on each word; uint8 [n].
 
-    Reading of "first occurrence": beside the paper's repetition of whole entities, a content word that the
-    document already has, in whatever role, is not factual again (see ``first_mentions``).
+    The paper says "first occurrence" of entities. Here it is also said of words: a content word that the document has
+    already had, in whatever role, is not factual again (see ``first_mentions``).
     """
     grammatical = grammatical_rules(words)
     space = _has(words.flags, Flag.SPACE)
@@ -147,9 +149,9 @@ def fired_rules(words: Words) -> Codes:
 def grammatical_rules(words: Words) -> Codes:
     """Step 3: the grammatical rule of each function word, NO_RULE for the others; uint8 [n].
 
-    Determiners include possessives ("my"), as in the paper's list. A particle is the infinitive's "to" or
-    the possessive "'s", which the parser treats as auxiliary and case marker; "not" is neither. What has a
-    digit ("1973–76") is never grammatical, whatever the tagger takes it for.
+    Determiners include possessives ("my"), as in the paper's list. A particle is the infinitive's "to" or the
+    possessive "'s", which the parser labels as an auxiliary and a case marker; "not" is neither. A word with a digit
+    ("1973–76") is never grammatical, whatever its tag.
     """
     rules = _GRAMMATICAL_POS[words.pos]
     rules[_is(words.pos, Pos.PRON) & _DETERMINER_ROLE[words.dep]] = Rule.DETERMINER
@@ -163,9 +165,9 @@ def grammatical_rules(words: Words) -> Codes:
 def first_mentions(words: Words, content: Bools) -> Bools:
     """The words that are the first of their form among the content words of the document; bool [n].
 
-    Only content words count, so that the auxiliary "may" does not use up the month. A name and a common word of the
-    same letters are not one word: before a proper noun, only proper nouns and words of named entities count, so that
-    "new ideas" do not use up New Zealand.
+    Only content words count, so that the month "May" is a first mention after the auxiliary "may". A name and a common
+    word of the same letters are two words: a proper noun is repeated only if a proper noun or a word of a named entity
+    had its form before. So New Zealand is a first mention after "new ideas".
     """
     form = words.form
     proper = content & _is(words.pos, Pos.PROPN)
@@ -175,52 +177,61 @@ def first_mentions(words: Words, content: Bools) -> Bools:
 
 
 def _first_index(form: NDArray[np.int32], mask: Bools) -> Indices:
-    """Index of the first word in the mask for each form, n for none; int64 [forms]."""
+    """The index of the first word in the mask for each form, n for none; int64 [forms]."""
     first = np.full(int(form.max(initial=-1)) + 1, len(form), dtype=np.int64)
     backwards = np.flatnonzero(mask)[::-1]
-    first[form[backwards]] = backwards  # of several assignments to one place, the last one holds
+    first[form[backwards]] = backwards  # where several words have one form, the last assignment wins
     return first
 
 
-class _Spans(NamedTuple):
-    """m runs of words: the first word and the end of each; ``member`` is each word's run, -1 for none."""
+class _WordRuns(NamedTuple):
+    """m runs of neighbouring words, without overlap, among n words.
+
+    begin:  int64 [m], the first word of each run.
+    end:    int64 [m], the end of each run (exclusive).
+    member: int64 [n], the run of each word, -1 for none.
+
+    With the runs "Marie Curie" and "Warsaw" in "Marie Curie left Warsaw", begin is 0, 3, end is 2, 4, and member is
+    0, 0, -1, 1.
+    """
 
     begin: Indices
     end: Indices
     member: Indices
 
     def any(self, mask: Bools) -> Bools:
-        """Whether any word of each run is in the mask; bool [n] -> bool [m]."""
+        """Find the runs that have a word in the mask; bool [n] -> bool [m]."""
+        # count[i] is the number of masked words before word i. It grows within a run that has one.
         count = np.zeros(len(mask) + 1, dtype=np.int64)
         np.cumsum(mask, out=count[1:])
         return count[self.end] > count[self.begin]
 
     def spread(self, flags: Bools) -> Bools:
-        """Each word's flag is that of its run, False outside; bool [m] -> bool [n]."""
-        return _and_behind(flags, False)[self.member]
+        """Give each word the flag of its run, False outside of runs; bool [m] -> bool [n]."""
+        return _append(flags, False)[self.member]
 
 
-def _spans(inside: Bools, starts: Bools) -> _Spans:
-    """The runs of neighbouring words inside, cut before each word of ``starts``."""
+def _word_runs(inside: Bools, starts: Bools) -> _WordRuns:
+    """The runs of neighbouring words that are ``inside``, cut before each word of ``starts``."""
     before = _of_word_before(inside, False)
     begin = inside & (starts | ~before)
     number = np.cumsum(begin) - 1
-    after = _and_behind(begin | ~inside, True)[1:]
-    return _Spans(np.flatnonzero(begin), np.flatnonzero(inside & after) + 1, np.where(inside, number, -1))
+    after = _append(begin | ~inside, True)[1:]
+    return _WordRuns(np.flatnonzero(begin), np.flatnonzero(inside & after) + 1, np.where(inside, number, -1))
 
 
 # Step 1: named entities
 
 
 def entity_rules(words: Words, content: Bools, cues: Codes) -> tuple[Codes, Codes]:
-    """Step 1: the rule of each content word of a named entity, and the rule of repetition; 2 x uint8 [n].
+    """Step 1: the rule of each content word of a named entity, and its rule of repetition; each uint8 [n].
 
-    An entity is split at white space, as chunks are. A PERSON that shares a name component with an earlier
-    PERSON is a repetition, all of it; any other entity only if the same words were an entity before. A
-    number is never part of a repetition: it is factual until it has been mentioned itself.
+    An entity is split at white space, as chunks are. A PERSON that shares a name component with an earlier PERSON is a
+    repetition as a whole: "Marie" after "Marie Curie". Any other entity is one only if an earlier entity had the same
+    words. A number is never part of a repetition: it is factual until it has been mentioned itself.
     """
     inside = ~_is(words.ent, Ent.NONE) & ~_has(words.flags, Flag.SPACE)
-    spans = _spans(inside, words.ent_start)
+    spans = _word_runs(inside, words.ent_start)
     person = _is(words.ent, Ent.PERSON)
     inside &= content
     rules = np.where(person, np.uint8(Rule.PERSON_ENTITY), np.uint8(Rule.NAMED_ENTITY)) * inside.view(np.uint8)
@@ -231,24 +242,25 @@ def entity_rules(words: Words, content: Bools, cues: Codes) -> tuple[Codes, Code
     return rules, repeated * (inside & ~is_number(words)).view(np.uint8)
 
 
-def _shares_component(words: Words, entities: _Spans, names: Bools, cues: Codes) -> Bools:
-    """Whether each entity has a name component of an earlier PERSON; bool [entities].
+def _shares_component(words: Words, entities: _WordRuns, names: Bools, cues: Codes) -> Bools:
+    """Find the entities that have a name component of an earlier PERSON; bool [entities].
 
-    Initials, titles and particles such as "van" are no name components: strangers share them.
+    Initials, titles and particles such as "van" are not name components, since unrelated people share them.
     """
     length = words.end - words.start
     initial = (length == 1) | ((length == 2) & ~_has(words.flags, Flag.ALPHA))
     component = names & ~initial & ~_has(cues, _NO_COMPONENT)
     at = np.flatnonzero(component)
     first = _first_index(words.form, component)[words.form[at]]
-    owner = entities.member[at]
+    owner = entities.member[at]  # the entity of each component; the component is shared if it first came before that
     shares = np.zeros(len(entities.begin), dtype=np.bool_)
     shares[owner[first < entities.begin[owner]]] = True
     return shares
 
 
-def _same_entity(words: Words, entities: _Spans, mask: Bools) -> Bools:
-    """Whether an earlier entity had the same content words in the same order; bool [entities]."""
+def _same_entity(words: Words, entities: _WordRuns, mask: Bools) -> Bools:
+    """Find the entities whose content words an earlier entity had in the same order; bool [entities]."""
+    # The forms of all content words in a row, and where each entity's begin and end among them.
     at = np.flatnonzero(mask)
     forms = words.form[at]
     begin = np.searchsorted(at, entities.begin).tolist()
@@ -268,15 +280,16 @@ def _same_entity(words: Words, entities: _Spans, mask: Bools) -> Bools:
 def chunk_rules(words: Words, content: Bools, cues: Codes) -> Codes:
     """Step 2: the rule by which each word is informative, whether or not it is repeated; uint8 [n].
 
-    Chunks are split at white space. Proper nouns and numbers count outside chunks too: a name that the
-    parser leaves out of every chunk is taken for a chunk of its own.
+    Chunks are split at white space. Proper nouns and numbers count outside of chunks, too: a name that the parser
+    leaves out of every chunk counts as a chunk of its own.
     """
-    chunks = _chunk_spans(words)
+    chunks = _chunk_runs(words)
     proper = content & _is(words.pos, Pos.PROPN)
     noun = content & _NOUN[words.pos]
     capital = content & _has(words.flags, Flag.CAPITAL) & _NAME[words.pos]
     name = proper | (capital & ~_sentence_initial(words))
 
+    # From the lowest precedence to the highest: each line overrides those above it.
     rules = np.where(is_number(words), np.uint8(Rule.NUMBER), np.uint8(Rule.NO_RULE))
     rules[noun & chunks.spread(_in_factual_role(words, chunks, cues))] = Rule.COMMON_NOUN
     rules[proper] = Rule.PROPER_NOUN
@@ -288,22 +301,27 @@ def chunk_rules(words: Words, content: Bools, cues: Codes) -> Codes:
 
 
 def is_number(words: Words) -> Bools:
-    """Words with a digit, and numbers in words ("ten", "third") unless pronoun or adverb; bool [n]."""
+    """Words with a digit, and numbers in words ("ten", "third") that are not pronouns or adverbs; bool [n]."""
     spelled = _has(words.flags, Flag.LIKE_NUM) & _SPELLED_NUMBER[words.pos]
     return _has(words.flags, Flag.DIGIT) | spelled | _is(words.pos, Pos.NUM)
 
 
-def _chunk_spans(words: Words) -> _Spans:
+def _chunk_runs(words: Words) -> _WordRuns:
+    """The noun chunks, without white space. A chunk adds 1 to the depth at its start and takes it away at its end."""
     depth = np.zeros(len(words) + 1, dtype=np.int64)
     depth[words.chunks[:, 0]] += 1
     depth[words.chunks[:, 1]] -= 1
     starts = np.zeros(len(words), dtype=np.bool_)
     starts[words.chunks[:, 0]] = True
-    return _spans((np.cumsum(depth[:-1]) > 0) & ~_has(words.flags, Flag.SPACE), starts)
+    return _word_runs((np.cumsum(depth[:-1]) > 0) & ~_has(words.flags, Flag.SPACE), starts)
 
 
 def _sentence_initial(words: Words) -> Bools:
-    """The first word of each sentence or line, whose capital says nothing; bool [n]."""
+    """The words whose capital says nothing: the first with a letter or digit in a sentence or line; bool [n].
+
+    A word is one if the latest such word before it stands before the start of its sentence or line.
+    """
+    # Word 5 of "He left . <newline> ( Later": the line opens at word 4, "(", and the latest word of letters is word 1.
     index = np.arange(len(words))
     new = words.sent_start | _of_word_before(_has(words.flags, Flag.SPACE), True)
     opening = np.maximum.accumulate(np.where(new, index, 0))
@@ -313,7 +331,11 @@ def _sentence_initial(words: Words) -> Bools:
 
 
 def _follow(words: Words, links: Bools) -> Indices:
-    """Where each word's chain of heads leads while its dependency label is in ``links``; int64 [n]."""
+    """The end of each word's chain of heads, which is followed while the label is in ``links``; int64 [n].
+
+    In "a lawyer, politician and judge" the conjuncts "politician" and "judge" lead to "lawyer" by CONJ. Each round
+    doubles the length of the chains that are followed, so that a chain of 1,000 takes 10 rounds.
+    """
     target = np.where(links[words.dep], words.head, np.arange(len(words)))
     while True:
         further = target[target]
@@ -326,11 +348,12 @@ _CONJ = _table((Dep.CONJ,))
 _CONJ_OR_APPOS = _table((Dep.CONJ, Dep.APPOS))
 
 
-def _in_factual_role(words: Words, chunks: _Spans, cues: Codes) -> Bools:
+def _in_factual_role(words: Words, chunks: _WordRuns, cues: Codes) -> Bools:
     """Chunks that are predicative attribute, direct object or appositive; bool [chunks].
 
-    A conjunct has the role of the first of its kind ("a lawyer and politician"). What depends on the object
-    of a manner preposition has none ("by trade, a dying one"); the "by" of an agent is not one of these.
+    A conjunct has the role of the first conjunct ("a lawyer and politician"). A chunk that depends on the object of a
+    manner preposition has no such role ("by trade, a dying one"). The "by" of an agent is not a manner preposition,
+    since the parser labels it otherwise.
     """
     last = chunks.end - 1
     role = words.dep[_follow(words, _CONJ)[last]]
@@ -339,36 +362,39 @@ def _in_factual_role(words: Words, chunks: _Spans, cues: Codes) -> Bools:
     return _FACTUAL_ROLE[role] & ~by_manner
 
 
-def _up_to_keyword(chunks: _Spans, noun: Bools, cues: Codes) -> Bools:
-    """Words of a chunk up to its last noun that names a kind of organisation; bool [n].
+def _up_to_keyword(chunks: _WordRuns, noun: Bools, cues: Codes) -> Bools:
+    """The words of each chunk up to its last noun for a kind of organisation; bool [n].
 
-    What follows that noun is another thing: "the high school drama students".
+    The words after that noun are about something else: "drama students" in "the high school drama students".
     """
-    keyword = _and_behind(noun & _has(cues, Cue.ORGANISATION), False)
+    keyword = _append(noun & _has(cues, Cue.ORGANISATION), False)
     n = len(noun)
+    # The place of the next keyword at or after each word, n for none. A word is one of these if that is in its chunk.
     ahead = np.minimum.accumulate(np.where(keyword, np.arange(n + 1), n)[::-1])[::-1][:-1]
-    end = _and_behind(chunks.end, 0)[chunks.member]  # 0 for words outside, whose member is -1
+    end = _append(chunks.end, 0)[chunks.member]  # 0 for words outside, whose member is -1
     return ahead < end
 
 
-def _the_before_name(chunks: _Spans, name: Bools, cues: Codes) -> Bools:
+def _the_before_name(chunks: _WordRuns, name: Bools, cues: Codes) -> Bools:
     """Chunks that open with "the" and a name-like word; bool [chunks]."""
-    second = _and_behind(name, False)[chunks.begin + 1] & (chunks.end - chunks.begin > 1)
+    # begin + 1 is in the array also where the chunk is the last word of the document.
+    second = _append(name, False)[chunks.begin + 1] & (chunks.end - chunks.begin > 1)
     return _has(cues[chunks.begin], Cue.THE) & second
 
 
-def _in_person_role(words: Words, chunks: _Spans, name: Bools) -> Bools:
-    """Subjects and appositives with a name-like head; bool [chunks]."""
+def _in_person_role(words: Words, chunks: _WordRuns, name: Bools) -> Bools:
+    """Chunks that are subjects or appositives and end in a name-like word; bool [chunks]."""
     last = chunks.end - 1
     return _PERSON_ROLE[words.dep[_follow(words, _CONJ)[last]]] & name[last]
 
 
-def _has_person_cue(words: Words, chunks: _Spans, capital: Bools, cues: Codes) -> Bools:
+def _has_person_cue(words: Words, chunks: _WordRuns, capital: Bools, cues: Codes) -> Bools:
     """Chunks followed by a verb such as "born", or with a title before a capitalised word; bool [chunks]."""
-    skipped = _and_behind(_SKIPPED_BEFORE_CUE[words.pos], False)
+    skipped = _append(_SKIPPED_BEFORE_CUE[words.pos], False)
+    # In "Ada Lovelace (was born", the follower moves from "(" over "was" to "born".
     follower = chunks.end
     for _ in range(_CUE_REACH):
         follower = follower + skipped[follower]
-    verb = _and_behind(_has(cues, Cue.LIFE_EVENT), False)[follower]
+    verb = _append(_has(cues, Cue.LIFE_EVENT), False)[follower]
     titled = _of_word_before(_has(cues, Cue.TITLE), False) & capital
     return verb | chunks.any(titled)

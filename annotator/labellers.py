@@ -1,10 +1,12 @@
-"""Labellers of other domains: a Python callable ``text -> spans`` in the place of the parser and the fact rules.
+"""Labellers for other domains: Python callables ``text -> spans`` that replace the parser and the fact rules.
 
-Appendix D of the paper: what makes a token worth delegating depends on the domain, and the rules of appendix A.2.1 are
-one approximation, for Wikipedia. A labeller is named by an entry point of the group ``lacy_stream.labellers``, or as
-``package.module:callable``. It is called with one text at a time, in the worker processes, and returns or yields pairs
-(start, end) in code points; see ``annotator.spans``. A class is called once without arguments, in each worker, and
-its instance is the labeller: the place to load what it needs. A labeller must give the same spans for the same text.
+Which tokens are worth delegating depends on the domain (appendix D of the paper). The rules of appendix A.2.1 are one
+approximation, for Wikipedia.
+
+A labeller is named by an entry point of the group ``lacy_stream.labellers``, or as ``package.module:callable``. The
+worker processes call it with one text at a time. It returns or yields pairs (start, end) in code points, see
+``annotator.spans``, and it must give the same spans for the same text. If the name stands for a class, each worker
+calls it once without arguments, and the instance is the labeller. Its constructor is the place to load what it needs.
 """
 
 from __future__ import annotations
@@ -26,10 +28,10 @@ GROUP = "lacy_stream.labellers"
 
 
 def find_labeller(name: str) -> EntryPoint:
-    """Where a labeller is, without importing it.
+    """Find a labeller by name, without importing it.
 
     Raises:
-        AnnotatorError: there is none of this name, or several; says which there are.
+        AnnotatorError: there is no labeller of this name, or there are several. The message lists those that there are.
     """
     module, colon, _ = name.partition(":")
     if colon:
@@ -57,7 +59,7 @@ class Labeller:
     """A labeller, imported and ready.
 
     Args:
-        name: see above.
+        name: name of an entry point, or ``package.module:callable``.
 
     Raises:
         AnnotatorError: there is no such labeller, or it cannot be imported or called.
@@ -69,19 +71,23 @@ class Labeller:
         try:
             found = entry.load()
             self._label = found() if isinstance(found, type) else found
-        except Exception as error:  # of the labeller's own: whatever its import or constructor raises
+        except Exception as error:  # the labeller's import or constructor may raise anything
             raise AnnotatorError(f"labeller: {name!r} cannot be loaded: {type(error).__name__}: {error}") from error
         if not callable(self._label):
             raise AnnotatorError(f"labeller: {name!r} is {type(self._label).__name__}. Give a callable: text -> spans.")
         self.identity = _identity(entry, self._label)
-        """What its spans depend on beside the text, by name: the callable, the installed version of its package, its
-        attribute ``version`` where it has one, and the file that it is written in."""
+        """Everything besides the text that its spans depend on, by name: the callable, the installed version of its
+        package, its attribute ``version`` if it has one, and the hash of the file that it is written in."""
 
     def spans(self, text: str) -> NDArray[np.int32]:
-        """The spans of a text, int32 [n, 2].
+        """Call the labeller with a text.
+
+        Returns:
+            int32 [n, 2].
 
         Raises:
-            AnnotatorError: what the labeller gave are no spans of this text. What the labeller raises, comes through.
+            AnnotatorError: the labeller gave something else than spans of this text. An exception of the labeller
+                itself is not caught.
         """
         found = self._label(text)
         try:
@@ -91,6 +97,7 @@ class Labeller:
 
 
 def _identity(entry: EntryPoint, label: Any) -> dict[str, str]:
+    """See ``Labeller.identity``."""
     identity = {"labeller": entry.value, "spans": str(SPANS_VERSION)}
     if entry.dist is not None:
         identity["labeller_package"] = f"{entry.dist.name} {entry.dist.version}"
@@ -103,4 +110,5 @@ def _identity(entry: EntryPoint, label: Any) -> dict[str, str]:
 
 
 def _exists(module: str) -> bool:
+    """Tell whether a top-level module can be imported. A module in ``sys.modules`` need not be a file."""
     return module in sys.modules or (module.isidentifier() and importlib.util.find_spec(module) is not None)

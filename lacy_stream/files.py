@@ -1,4 +1,4 @@
-"""Files and folders that users name: read with a clear error, written whole or not at all, told apart."""
+"""Files and folders that users name: clear errors, atomic writing, fingerprints."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ AnyPath = str | os.PathLike[str]
 
 @contextmanager
 def file_errors(path: AnyPath, doing: Literal["read", "written"]) -> Iterator[None]:
-    """Name the file in the errors of what is done with it.
+    """Turn the errors of reading or writing a file into one that names it.
 
     Args:
-        path: of the file or folder.
-        doing: what fails.
+        path: the file or folder.
+        doing: what the ``with`` block does to it.
 
     Raises:
-        FileError: in the place of an OSError, or of a UnicodeDecodeError.
+        FileError: replaces an OSError or a UnicodeDecodeError of the block.
     """
     try:
         yield
@@ -41,7 +41,7 @@ def file_errors(path: AnyPath, doing: Literal["read", "written"]) -> Iterator[No
 
 
 def read_text(path: AnyPath) -> str:
-    """The text of a UTF-8 file.
+    """Read a UTF-8 file.
 
     Raises:
         FileError: it cannot be read.
@@ -51,7 +51,10 @@ def read_text(path: AnyPath) -> str:
 
 
 def write_text(path: AnyPath, text: str, errors: str = "strict") -> None:
-    """Write a UTF-8 file, whole or not at all.
+    """Write a UTF-8 file. After an error the file is what it was before.
+
+    Args:
+        errors: what to do with lone surrogates, as in ``str.encode``.
 
     Raises:
         FileError: it cannot be written.
@@ -62,11 +65,11 @@ def write_text(path: AnyPath, text: str, errors: str = "strict") -> None:
 
 @contextmanager
 def replaced_file(path: AnyPath) -> Iterator[Path]:
-    """Yields the path of a file to write, which takes the place of ``path`` at the end. After an error ``path`` is what
-    it was. One process at a time may write a file.
+    """Yield the path of a temporary file, which replaces ``path`` when the block ends. After an error ``path`` is what
+    it was before. Only one process at a time may write the same file.
 
     Raises:
-        FileError: the folder cannot be made, or the file cannot take its place.
+        FileError: the folder cannot be made, or the file cannot be replaced.
     """
     path = Path(path)
     partial = path.with_name(f".{path.name}.partial")
@@ -83,7 +86,8 @@ def replaced_file(path: AnyPath) -> Iterator[Path]:
 
 @contextmanager
 def new_folder(path: AnyPath) -> Iterator[Path]:
-    """Yields the path of a folder to make, which becomes ``path`` at the end. After an error there is none.
+    """Yield the path of a folder that the block makes. It is renamed to ``path`` when the block ends. After an error
+    there is no such folder.
 
     Raises:
         FileError: ``path`` exists, or cannot be written.
@@ -100,7 +104,7 @@ def new_folder(path: AnyPath) -> Iterator[Path]:
 
 @contextmanager
 def scratch_folder(folder: AnyPath, name: str) -> Iterator[Path]:
-    """A folder of one's own, ``.NAME.XXXXXXXX.part``, beside the file or folder that is made in it."""
+    """Yield a new temporary folder ``.NAME.XXXXXXXX.part`` inside ``folder``, and remove it at the end."""
     path = tempfile.mkdtemp(dir=folder, prefix=f".{name}.", suffix=".part")
     try:
         yield Path(path)
@@ -109,8 +113,12 @@ def scratch_folder(folder: AnyPath, name: str) -> Iterator[Path]:
 
 
 def file_fingerprint(path: AnyPath) -> str:
-    """Short digest of names, sizes and times of change of a file, or of all files of a folder. A model that was trained
-    or exported again has another one, and its gigabytes are not read. A hub name stands for itself."""
+    """Digest a file, or all files of a folder, by name, size and time of change. The content is not read, since models
+    have gigabytes. A model that was trained or exported again has a new fingerprint all the same.
+
+    Returns:
+        16 hex digits. For a path that does not exist, such as a hub name, they depend on the name alone.
+    """
     if not os.path.exists(path):
         return hashlib.sha256(os.fspath(path).encode()).hexdigest()[:16]
     path = Path(path).resolve()
@@ -120,5 +128,5 @@ def file_fingerprint(path: AnyPath) -> str:
 
 
 def is_hub_name(name: str) -> bool:
-    """Whether it could be owner/name on the Hugging Face hub."""
+    """Whether a name has the form owner/name of the Hugging Face hub."""
     return re.fullmatch(r"\w[\w.-]*/[\w.-]+", name) is not None

@@ -1,4 +1,4 @@
-"""Results that are made one by one and kept in a file as they come, so that a stopped run can be resumed."""
+"""A file of results that are written one by one, so that an interrupted run can be resumed."""
 
 from __future__ import annotations
 
@@ -12,22 +12,23 @@ from lacy_stream.files import file_errors
 
 
 class JournalError(UsageError):
-    """The file belongs to another run; the message says what differs."""
+    """The file is damaged or belongs to another run; the message says what differs."""
 
 
 class Journal:
-    """JSONL: first what the results depend on, then one result a line. A line that a killed run left unfinished is
-    dropped when the file is opened again.
+    """A JSONL file. The first line holds the settings that the results depend on, and each further line one result.
+    A line that a killed run left unfinished is dropped when the file is opened again.
 
     Args:
-        path: the file; it and its folder are made where missing.
-        settings: what the results depend on. JSON values.
+        path: the file; it is made if missing, with its folder.
+        settings: JSON values that the results depend on.
 
     Attributes:
-        results: those that are there already, in order.
+        results: the results in the file, in order.
 
     Raises:
-        JournalError: the file was written with other settings.
+        JournalError: the file was written with other settings, or a line is not JSON.
+        FileError: the file cannot be written.
     """
 
     def __init__(self, path: str | os.PathLike[str], settings: dict[str, Any]) -> None:
@@ -54,11 +55,12 @@ class Journal:
             self._write(settings)
 
     def add(self, result: Any) -> None:
-        """Keep one more result."""
+        """Append one result, which must be a JSON value."""
         self._write(result)
         self.results.append(result)
 
     def close(self) -> None:
+        """Close the file."""
         self._file.close()
 
     def _write(self, value: Any) -> None:

@@ -1,4 +1,4 @@
-"""How far a command is: a bar on a terminal, elsewhere a line on stderr now and then."""
+"""Progress of a command: a bar on a terminal, and a line on stderr every ten seconds elsewhere."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from time import monotonic
 from typing import NamedTuple
 
 SECONDS = 10
-"""Between two lines."""
+"""Shortest time between two lines."""
 
 
 class _State(NamedTuple):
-    """What is shown: the text beside a bar; the text of a line, made from the time; whether the work has ended."""
+    """What to show: the position and text of the bar, the text of a line at a given time, whether work has ended."""
 
     completed: float
     total: float | None
@@ -25,12 +25,14 @@ class _State(NamedTuple):
 
 @contextmanager
 def progress(what: str, total: int, done: int = 0, *, together: int = 1) -> Iterator[Callable[[int], None]]:
-    """Yields ``advance(n)``; call it when n items are done. A log gets a line at the first items and at the last.
+    """Yield ``advance(n)``; call it when n items are done. A log gets a line for the first items and one for the last.
 
     Args:
-        what: is being done, in the plural: "biographies".
-        total: items in all; done: those of an earlier run.
-        together: how many are finished at once; a part of them would promise too long a time.
+        what: name of the items, in the plural: "biographies".
+        total: number of all items.
+        done: number of items that an earlier run has finished.
+        together: number of items that are finished at once. The time left is estimated after whole groups only, since
+            it would come out too long within a group.
     """
     start, finished = monotonic(), done
 
@@ -51,7 +53,7 @@ def progress(what: str, total: int, done: int = 0, *, together: int = 1) -> Iter
 
 @dataclass(frozen=True)
 class SourceProgress:
-    """How far sources are read: the share of their bytes (None where unknown), and the rows so far."""
+    """Progress in reading sources: the share of their bytes (None if unknown), and the rows so far."""
 
     source: str
     done: float | None
@@ -61,8 +63,8 @@ class SourceProgress:
 
 @contextmanager
 def source_progress(program: str) -> Iterator[Callable[[SourceProgress], None]]:
-    """Yields a function that shows a ``SourceProgress``. Nothing is shown of work that takes less than ten seconds,
-    unless there is a terminal."""
+    """Yield a function that shows a ``SourceProgress``. Without a terminal, work of less than ten seconds shows
+    nothing."""
     from annotator.terminal import printable
 
     with _display(program, None, 0, said=monotonic()) as show:
@@ -77,11 +79,11 @@ def source_progress(program: str) -> Iterator[Callable[[SourceProgress], None]]:
 
 @contextmanager
 def _display(what: str, total: float | None, done: float, said: float) -> Iterator[Callable[[_State], None]]:
-    """Yields a function that shows a state.
+    """Yield a function that shows a state.
 
     Args:
-        total, done: to begin with.
-        said: time of the last line.
+        total, done: length and position of the bar at the start.
+        said: time at which the last line counts as printed.
     """
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
@@ -104,7 +106,7 @@ def _display(what: str, total: float | None, done: float, said: float) -> Iterat
 
 
 def duration(seconds: float) -> str:
-    """Seconds in the largest unit that fits: 40 s, 12 min, 3.5 h."""
+    """Format seconds in the largest unit that fits: 40 s, 12 min, 3.5 h."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -17,15 +17,18 @@ from typing import Annotated, Any, Literal, cast
 import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, ValidationError, model_validator
 
+from lacy_stream.composer_names import Kind, class_name, nearest_name
 from lacy_stream.errors import UsageError
 from lacy_stream.objective.methods import NEEDS, MethodName, Objective, Rank, Scope, check_fractions
 from lacy_stream.schema import (
     BelowOne,
+    Components,
     Fraction,
     NotNegative,
     NotNegativeFloat,
+    OpenSection,
     Positive,
     PositiveFloat,
     PositiveOrAll,
@@ -101,8 +104,44 @@ class GPT2(Section):
         return self
 
 
-# A second family is a second class here, with a `name` of its own: GPT2 | Llama.
-Model = Annotated[GPT2, Field(discriminator="name")]
+class HFCausalLM(Section):
+    """Any causal language model of transformers, new or continued from its weights. The keys are LLM Foundry's."""
+
+    name: Literal["hf_causal_lm"]
+    """Family of the model."""
+    pretrained_model_name_or_path: str | None = None
+    """Folder or hub name of a model, or `package:NAME/PATH` for a folder of an installed package; null: the defaults of
+    the `model_type` that `config_overrides` names."""
+    pretrained: bool = True
+    """Whether to continue from the weights; `false`: only the configuration is taken."""
+    gguf_file: str | None = None
+    """Name of a `.gguf` file in the folder or repository, which is then read in place of its configuration and
+    weights."""
+    config_overrides: dict[str, Any] = {}
+    """Values of the model's configuration, by transformers' names, such as `{num_hidden_layers: 12}`."""
+    attn_implementation: Literal["eager", "sdpa", "flash_attention_2"] | None = None
+    """How transformers computes attention; null: its own choice."""
+    pad_vocab_to_multiple_of: Positive = 1
+    """The rows of the embeddings are a multiple of this. The rows after `<CALL>` are never used."""
+
+    @model_validator(mode="after")
+    def _check_source(self) -> HFCausalLM:
+        if self.pretrained_model_name_or_path is not None:
+            return self
+        if self.pretrained or self.gguf_file:
+            raise ValueError(
+                "pretrained_model_name_or_path: missing; name the model whose weights are continued, or set "
+                "pretrained: false for a new one"
+            )
+        if "model_type" not in self.config_overrides:
+            raise ValueError(
+                "config_overrides: names no model_type; give one of transformers, such as {model_type: llama}, or a "
+                "pretrained_model_name_or_path"
+            )
+        return self
+
+
+Model = Annotated[GPT2 | HFCausalLM, Field(discriminator="name")]
 
 
 class Tokenizer(Section):
@@ -188,8 +227,8 @@ class Loader(Section):
     since."""
 
 
-class Optimizer(Section):
-    """How the gradients change the weights."""
+class AdamW(Section):
+    """How the gradients change the weights: PyTorch's AdamW."""
 
     name: Literal["adamw"] = "adamw"
     """PyTorch's AdamW."""
@@ -203,13 +242,49 @@ class Optimizer(Section):
     """Decoupled weight decay."""
 
 
-class Scheduler(Section):
+class OtherOptimizer(OpenSection):
+    """Any other optimizer. Further keys are its own arguments."""
+
+    name: str
+    """`decoupled_adamw` or another of Composer's, such as `DecoupledSGDW`; or `package.module:Class`."""
+    lr: PositiveFloat
+    """Learning rate after the warm-up."""
+
+
+class ConstantWithWarmup(Section):
     """The learning rate over time: linear warm-up, then constant. `scheduler: null`: no warm-up."""
 
     name: Literal["constant_with_warmup"] = "constant_with_warmup"
     """Kind of the schedule."""
     t_warmup: DurationOrZero = "0ba"
     """Length of the warm-up, in the unit of `max_duration`; 0ba: none."""
+
+
+class OtherScheduler(OpenSection):
+    """Any other schedule. Further keys are its own arguments, such as `t_warmup` and `alpha_f`."""
+
+    name: str
+    """One of Composer's, such as `cosine_annealing_with_warmup`, `linear_with_warmup` or
+    `CosineAnnealingWithWarmupScheduler`; or `package.module:Class`."""
+
+
+def _by_name(ours: str) -> Discriminator:
+    """Tells a section of ours from any other, by its `name`; without one it is ours."""
+
+    def kind(value: Any) -> str:
+        name = value.get("name", ours) if isinstance(value, Mapping) else getattr(value, "name", ours)
+        return "ours" if name == ours else "other"
+
+    return Discriminator(kind)
+
+
+Optimizer = Annotated[
+    Annotated[AdamW, Tag("ours")] | Annotated[OtherOptimizer, Tag("other")], Field(discriminator=_by_name("adamw"))
+]
+Scheduler = Annotated[
+    Annotated[ConstantWithWarmup, Tag("ours")] | Annotated[OtherScheduler, Tag("other")],
+    Field(discriminator=_by_name("constant_with_warmup")),
+]
 
 
 class CallMask(Section):
@@ -260,8 +335,10 @@ class GradientClipping(Section):
     """The largest norm, value or ratio."""
 
 
-class Algorithms(Section):
-    """Composer algorithms. `algorithms: null` turns both off."""
+class Algorithms(Components):
+    """Composer algorithms, each off where it is null. Besides those below, any of Composer's by its name, or
+    `package.module:Class`, with its own arguments, such as `EMA: {half_life: 100ba}`. `algorithms: null` turns all
+    off."""
 
     call_mask: Annotated[CallMask, null_means(method="baseline")] = CallMask()
     """Which tokens are delegated; null: none."""
@@ -280,8 +357,13 @@ class Empty(Section):
     """A callback without settings: write `lr_monitor: {}`."""
 
 
-class Callbacks(Section):
-    """Composer callbacks; each is off where it is null. `callbacks: null` turns them all off."""
+class Callbacks(Components):
+    """Composer callbacks, each off where it is null. Besides those below, any of Composer's by its name, or
+    `package.module:Class`, with its own arguments, such as `optimizer_monitor: {batch_log_interval: 10}`.
+    `callbacks: null` turns all off."""
+
+    nan_monitor: Empty | None = Empty()
+    """Stops the run where the loss is not a number."""
 
     speed_monitor: SpeedMonitor | None = None
     """Logs samples, tokens and batches a second."""
@@ -324,8 +406,10 @@ class FileLog(Section):
     """Batches between two writes."""
 
 
-class Loggers(Section):
-    """Composer loggers; each is off where it is null. `loggers: null` turns them all off."""
+class Loggers(Components):
+    """Composer loggers, each off where it is null. Besides those below, any of Composer's by its name, or
+    `package.module:Class`, with its own arguments, such as `mlflow: {experiment_name: lacy}`. `loggers: null` turns all
+    off."""
 
     tensorboard: TensorBoard | None = None
     """Logs for TensorBoard."""
@@ -333,6 +417,15 @@ class Loggers(Section):
     """Logs to Weights & Biases."""
     file: FileLog | None = None
     """Logs to a text file."""
+
+
+class Profiler(OpenSection):
+    """Composer's profiler. Further keys are its own arguments, such as `torch_prof_folder`."""
+
+    schedule: dict[str, Any] = {}
+    """Arguments of Composer's `cyclic_schedule`, such as `{wait: 10, active: 4}`."""
+    json_trace_handler: dict[str, Any] = {}
+    """Arguments of Composer's `JSONTraceHandler`, such as `{folder: traces}`."""
 
 
 class Recipe(Section):
@@ -357,11 +450,11 @@ class Recipe(Section):
     """The validation data; null: no validation."""
     optimizer: Optimizer
     """The optimizer."""
-    scheduler: Annotated[Scheduler, null_means()] = Scheduler()
+    scheduler: Annotated[Scheduler, null_means()] = ConstantWithWarmup()
     """The learning rate over time; null: constant."""
     algorithms: Annotated[Algorithms, null_means(call_mask=None)] = Algorithms()
     """Composer algorithms; null: none, so no calls."""
-    callbacks: Annotated[Callbacks, null_means()] = Callbacks()
+    callbacks: Annotated[Callbacks, null_means(nan_monitor=None)] = Callbacks()
     """Composer callbacks; null: none."""
     loggers: Annotated[Loggers, null_means()] = Loggers()
     """Composer loggers; null: none."""
@@ -383,6 +476,10 @@ class Recipe(Section):
     """Composer's precision; without a GPU it is always fp32."""
     fsdp_config: dict[str, Any] | None = None
     """Composer's FSDP settings, for models that do not fit one GPU; null: DDP."""
+    compile_config: dict[str, Any] | None = None
+    """Arguments of `torch.compile`; `{}`: its defaults; null: the model is not compiled."""
+    profiler: Profiler | None = None
+    """Composer's profiler; null: off."""
     progress_bar: bool = True
     """Whether Composer draws its progress bar."""
     log_to_console: bool = False
@@ -402,6 +499,12 @@ class Recipe(Section):
     `save_folder`."""
     load_path: str | None = None
     """Checkpoint to start from; null: a new model."""
+    load_weights_only: bool = False
+    """Whether only the weights of `load_path` are taken: optimizer, step and position of the data are then new."""
+    load_ignore_keys: list[str] = []
+    """Parts of `load_path` that are not loaded, as Composer names them, such as `state/optimizers`."""
+    spin_dataloaders: bool = True
+    """Whether a stream without a saved position is run through to the step of the checkpoint."""
     autoresume: bool = False
     """Whether the same command continues from the last checkpoint in `save_folder`."""
     dist_timeout: PositiveFloat = 600.0
@@ -472,7 +575,17 @@ def _read_extended(path: Path) -> Any:
         raise RecipeError(
             f"extends: {name!r} in {str(path)!r} extends {inherited['extends']!r} itself; name a complete recipe"
         )
-    return OmegaConf.merge(inherited, values)
+    return OmegaConf.create(_merged(inherited, values))
+
+
+def _merged(base: Any, values: Any) -> Any:
+    """The values over those of a base. A section with another ``name`` has other keys, so it replaces that of the
+    base."""
+    if not isinstance(base, dict) or not isinstance(values, dict):
+        return values
+    if "name" in values and base.get("name", values["name"]) != values["name"]:
+        return values
+    return base | {key: _merged(base[key], value) if key in base else value for key, value in values.items()}
 
 
 def _read(path: Path) -> dict[Any, Any]:
@@ -534,12 +647,13 @@ def tokenizer_path(name: str) -> Path:
 
 def _problems(recipe: Recipe) -> Iterator[str]:
     """What does not go together in a recipe whose sections are right."""
-    warmup = recipe.scheduler.t_warmup
-    if _count(warmup) and _unit(warmup) != _unit(recipe.max_duration):
-        yield (
-            f"scheduler.t_warmup: {warmup!r} is counted in another unit than max_duration, {recipe.max_duration!r}: "
-            "give both in the same"
-        )
+    warmup = getattr(recipe.scheduler, "t_warmup", None)
+    if isinstance(warmup, str) and re.fullmatch(r"[\d_]+(ba|tok|sp)", warmup):
+        if _count(warmup) and _unit(warmup) != _unit(recipe.max_duration):
+            yield (
+                f"scheduler.t_warmup: {warmup!r} is counted in another unit than max_duration, "
+                f"{recipe.max_duration!r}: give both in the same"
+            )
     if recipe.autoresume and (recipe.save_folder is None or recipe.run_name is None or recipe.save_overwrite):
         yield "autoresume: true needs a save_folder, a run_name, and save_overwrite: false (or set autoresume=false)"
     method, annotator, data = recipe.algorithms.call_mask.method, recipe.annotator, recipe.train_loader.dataset
@@ -561,6 +675,7 @@ def _problems(recipe: Recipe) -> Iterator[str]:
 
 def _problems_here(recipe: Recipe) -> Iterator[str]:
     """What keeps a recipe from running on this machine with this number of ranks."""
+    yield from _unknown_names(recipe)
     for package, logger in {"tensorboard": recipe.loggers.tensorboard, "wandb": recipe.loggers.wandb}.items():
         if logger is not None and importlib.util.find_spec(package) is None:
             yield f"loggers.{package}: the package {package} is not installed: pip install {package}"
@@ -573,6 +688,33 @@ def _problems_here(recipe: Recipe) -> Iterator[str]:
     for key, loader in {"train_loader": recipe.train_loader, "eval_loader": recipe.eval_loader}.items():
         if loader is not None and loader.lanes % ranks:
             yield f"{key}.lanes: {loader.lanes} cannot be shared by {ranks} ranks; choose a multiple of {ranks}"
+
+
+def _unknown_names(recipe: Recipe) -> Iterator[str]:
+    """Optimizers, schedulers, callbacks, loggers and algorithms that Composer does not have."""
+    named: dict[Kind, tuple[Any, Any]] = {
+        "optimizer": (AdamW, recipe.optimizer),
+        "scheduler": (ConstantWithWarmup, recipe.scheduler),
+    }
+    for key, (ours, section) in named.items():
+        known = (ours.model_fields["name"].default,)
+        if isinstance(section, OtherOptimizer | OtherScheduler) and not _is_known(key, section.name):
+            near = nearest_name(key, section.name, known)
+            yield f"{key}.name: {section.name!r} is unknown; the nearest known name is {near}"
+    sections: dict[Kind, Components] = {
+        "callbacks": recipe.callbacks,
+        "loggers": recipe.loggers,
+        "algorithms": recipe.algorithms,
+    }
+    for key, section in sections.items():
+        for name, arguments in section.further.items():
+            if not _is_known(key, name):
+                near = nearest_name(key, name, tuple(type(section).model_fields))
+                yield f"{key}.{name}: unknown key (value {arguments}); the nearest known key is {key}.{near}"
+
+
+def _is_known(kind: Kind, name: str) -> bool:
+    return ":" in name or class_name(kind, name) is not None
 
 
 def _count(duration: str) -> int:

@@ -21,6 +21,7 @@ A recipe is a YAML file that describes a run: `composer recipes/lacy_334m.yaml`.
   recipe then holds only what differs. Mappings are merged key by key; any other value, a list or `null`, replaces that
   of the base. The base must be a complete recipe, without an `extends` of its own.
 - Values are plain data: `${...}` is refused.
+- The keys of a section are listed under its name. *section or `null`* says that the section can be turned off.
 - Everything is checked before anything is loaded. Each mistake is named with its key, its value and the way out.
 """
 
@@ -33,7 +34,7 @@ def reference() -> str:
     for name, place in _places(schema, "", schema["$defs"]):
         places.setdefault(name, []).append(place)
     parts = [INTRODUCTION, _part("The whole recipe", schema)]
-    parts += [_part(_title(places[name]), sections[name]) for name in places if name in sections]
+    parts += [_part(_title(places[name], sections[name]), sections[name]) for name in places if name in sections]
     return "\n".join(parts)
 
 
@@ -54,8 +55,10 @@ def _references(field: dict[str, Any], place: str) -> Iterator[tuple[str, str]]:
         yield from _references(named, f"{place}.NAME")
 
 
-def _title(places: list[str]) -> str:
-    return " and ".join(f"`{place}`" for place in places)
+def _title(places: list[str], section: dict[str, Any]) -> str:
+    """The keys where a section stands, and its name where several may stand there."""
+    name = section["properties"].get("name", {}).get("const")
+    return " and ".join(f"`{place}`" for place in places) + (f", `name: {name}`" if name else "")
 
 
 def _part(title: str, section: dict[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""What the sections of a recipe are made of: a strict base class, kinds of values, and one line for each mistake."""
+"""Building blocks of a recipe: a strict base class, types of values, and one line of text for each mistake."""
 
 from __future__ import annotations
 
@@ -7,17 +7,50 @@ import typing
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    GetJsonSchemaHandler,
+    ValidationError,
+    model_validator,
+)
 from pydantic.fields import FieldInfo
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
 
 
 class Section(BaseModel):
-    """A mapping with known keys. The docstring under a field says what its key means."""
+    """A mapping with fixed keys. The docstring under a field explains its key."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, coerce_numbers_to_str=True, use_attribute_docstrings=True)
 
 
-# Numbers are strict: without it, `true` would be 1.
+class OpenSection(Section):
+    """A mapping that may have keys of its own beside the known ones: arguments of what it names."""
+
+    model_config = ConfigDict(extra="allow")
+
+    @property
+    def further(self) -> dict[str, Any]:
+        """The keys that are not known, but for those that are null."""
+        return {key: value for key, value in (self.model_extra or {}).items() if value is not None}
+
+
+class Components(OpenSection):
+    """A mapping of names to arguments. The names that are not known are Composer's, or ``package.module:Class``."""
+
+    @model_validator(mode="after")
+    def _check_arguments(self) -> Components:
+        for key, value in self.further.items():
+            if not isinstance(value, Mapping):
+                raise ValueError(f"{key}: {value!r} is not a mapping of arguments to values")
+        return self
+
+
+# Numbers are strict: otherwise `true` would count as 1.
 Positive = Annotated[int, Field(strict=True, gt=0)]
 NotNegative = Annotated[int, Field(strict=True, ge=0)]
 PositiveFloat = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)]
@@ -35,21 +68,28 @@ def _at_least_one_or_all(value: int) -> int:
 PositiveOrAll = Annotated[int, Field(strict=True), AfterValidator(_at_least_one_or_all)]
 
 
+class _NullMeans(BeforeValidator):
+    """A validator that shows in the JSON schema: the section or null."""
+
+    def __get_pydantic_json_schema__(self, core_schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        return {"anyOf": [handler(core_schema), {"type": "null"}]}
+
+
 def null_means(**values: Any) -> BeforeValidator:
-    """Lets ``key=null`` turn a section off: null stands for these values."""
-    return BeforeValidator(lambda value: values if value is None else value)
+    """Let ``key=null`` turn a section off: null stands for these values."""
+    return _NullMeans(lambda value: values if value is None else value)
 
 
 def mistakes(error: ValidationError, schema: type[Section]) -> list[str]:
-    """One line for each mistake: the key, its value and the way out. Unknown keys come first, since a misspelt key is
-    often missing as well."""
+    """Describe each mistake in one line: the key, its value and what to do. Unknown keys come first, because a misspelt
+    key often causes a second mistake, the missing key."""
     details = sorted(error.errors(include_url=False), key=lambda detail: detail["type"] != "extra_forbidden")
     return [_mistake(detail, schema) for detail in details]
 
 
 def _mistake(detail: Any, schema: type[Section]) -> str:
     kind, context = detail["type"], detail.get("ctx", {})
-    keys, known = _place(detail["loc"], schema)
+    keys, known = _locate(detail["loc"], schema)
     path, value = ".".join(keys), "null" if detail["input"] is None else repr(detail["input"])
     if kind == "extra_forbidden":
         nearest = _nearest_key(keys, known, schema)
@@ -64,19 +104,19 @@ def _mistake(detail: Any, schema: type[Section]) -> str:
         return f"{path}: {context['tag']!r} must be {context['expected_tags']}"
     if kind in ("model_type", "model_attributes_type", "dict_type"):
         return f"{path}: {value} is not a mapping of keys to values"
-    if kind == "value_error" and isinstance(detail["input"], Mapping):  # of a section: it begins with the key
+    if kind == "value_error" and isinstance(detail["input"], Mapping):  # from a section: the key is in the text
         return ".".join([*keys, str(context["error"])])
     if kind == "value_error":
         return f"{path}: {value} {context['error']}"
     return f"{path}: {value} {detail['msg'].replace('Input should', 'must')}"
 
 
-def _place(location: tuple[int | str, ...], schema: type[Section]) -> tuple[list[str], list[str]]:
-    """The dotted key of an error, in parts, and the keys that are known beside it."""
+def _locate(location: tuple[int | str, ...], schema: type[Section]) -> tuple[list[str], list[str]]:
+    """Find the key of an error, as the parts of a dotted key, and the known keys of the same section."""
     keys: list[str] = []
     sections, known, is_tag = [schema], list(schema.model_fields), False
     for part in location:
-        if is_tag:  # pydantic puts the name of the chosen class into the place
+        if is_tag:  # pydantic puts the name of the chosen class into the location
             is_tag = False
             continue
         keys.append(str(part))
@@ -89,14 +129,14 @@ def _place(location: tuple[int | str, ...], schema: type[Section]) -> tuple[list
 
 
 def sections_in(annotation: Any) -> list[type[Section]]:
-    """The sections that an annotation such as ``dict[str, Source] | None`` is made of."""
+    """Find the sections in an annotation: ``[Source]`` in ``dict[str, Source] | None``."""
     if isinstance(annotation, type) and issubclass(annotation, Section):
         return [annotation]
     return [section for part in typing.get_args(annotation) for section in sections_in(part)]
 
 
 def _nearest_key(keys: list[str], beside: list[str], schema: type[Section]) -> str | None:
-    """The known key that was probably meant: one at the same place, or one of that name at another."""
+    """Find the known key that was probably meant: a similar one in the same section, or one of that name elsewhere."""
     if near := difflib.get_close_matches(keys[-1], beside, n=1, cutoff=0.7):
         return ".".join([*keys[:-1], near[0]])
     elsewhere = {path.rpartition(".")[2]: path for path in sorted(_paths(schema), reverse=True)}
@@ -105,7 +145,7 @@ def _nearest_key(keys: list[str], beside: list[str], schema: type[Section]) -> s
 
 
 def _paths(schema: type[Section]) -> Iterator[str]:
-    """Every dotted key."""
+    """Yield every dotted key of a schema."""
     fields: dict[str, FieldInfo] = schema.model_fields
     for key, field in fields.items():
         yield key

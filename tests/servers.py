@@ -1,4 +1,4 @@
-"""Real servers on 127.0.0.1 for tests: moto's S3, OpenSSH's SFTP, and an HTTP proxy that makes faults."""
+"""Real servers on 127.0.0.1 for tests: S3 (moto), SFTP (OpenSSH), completions, and an HTTP proxy that makes faults."""
 
 from __future__ import annotations
 
@@ -187,6 +187,20 @@ def sftp_server(folder: Path) -> Iterator[tuple[str, dict[str, str]]]:
         server.wait(10)
 
 
+@contextlib.contextmanager
+def completions_server(mode: str, *arguments: str) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+    """URL and process of completions_server.py."""
+    command = [sys.executable, str(Path(__file__).with_name("completions_server.py")), mode, *arguments]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        port = process.stdout.readline().strip()
+        assert port, "the server did not start"
+        try:
+            yield f"http://127.0.0.1:{port}/v1", process
+        finally:
+            process.kill()
+
+
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -194,7 +208,7 @@ def free_port() -> int:
 
 
 def _wait_for(port: int, server: subprocess.Popen[bytes], log: Path) -> None:
-    end = time.monotonic() + 20
+    end = time.monotonic() + 120
     while True:
         try:
             return socket.create_connection(("127.0.0.1", port), 1).close()

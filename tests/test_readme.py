@@ -45,6 +45,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, corpus: Path, tokenize
 
 
 @pytest.mark.slow
+@pytest.mark.process
 def test_plugging_in(here: Path) -> None:
     """The Trainer example runs with a user's own GPT-2, trains, and calls 15% of the tokens."""
     torch.manual_seed(0)
@@ -58,6 +59,7 @@ def test_plugging_in(here: Path) -> None:
     assert not torch.equal(before, model.model.transformer.wte.weight)
 
 
+@pytest.mark.parser
 def test_annotator_alone(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The annotator example prints the ids of the facts of its sentence."""
     run_example("Annotator(")
@@ -69,7 +71,7 @@ def test_selector_of_ones_own() -> None:
     names = run_example("def hardest_words")
     loss = torch.tensor([5.0, 1.0, 4.0, 9.0, 3.0])
     targets = Targets(loss, torch.tensor([1, 2, 1, 0, 1]), torch.ones(5, dtype=torch.bool), torch.rand(5))
-    call, ignore = names["call_mask"].method.select(targets, torch.tensor(2), torch.tensor(1))
+    call, ignore = names["call_mask"].objective.method.select(targets, torch.tensor(2), torch.tensor(1))
     assert call.nonzero().flatten().tolist() == [0, 2] and ignore.nonzero().flatten().tolist() == [1]
 
 
@@ -91,6 +93,7 @@ def test_labeller_that_is_a_class() -> None:
     assert labeller.version
 
 
+@pytest.mark.model
 def test_model_of_ones_own() -> None:
     """The example of a model is trained by the call mask, on batches of the form that the page describes."""
     model = run_example("class Bigrams")["Bigrams"](vocab_size=11)
@@ -113,9 +116,11 @@ def test_model_of_ones_own() -> None:
 
 
 def test_no_example_is_left_out() -> None:
-    """Every Python example is one of those above, or the labeller that test_labellers.py runs."""
+    """Every Python example is one of those above, the labeller that test_labellers.py runs, or one of the two loops of
+    test_any_trainer.py."""
     tested = Path(__file__).read_text(encoding="utf-8")
-    markers = [*re.findall(r'run_example\("([^"]+)"', tested), "def formulas_and_quantities"]
+    elsewhere = ["def formulas_and_quantities", "objective.begin_step(step", "class CallTrainer"]
+    markers = [*re.findall(r'run_example\("([^"]+)"', tested), *elsewhere]
     assert [[marker in code for marker in markers].count(True) for _, code in EXAMPLES] == [1] * len(markers)
 
 

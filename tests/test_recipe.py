@@ -13,9 +13,19 @@ import pytest
 import torch
 import yaml
 from pydantic import Field, ValidationError
+from transformers import AutoModelForCausalLM
 
 from lacy_stream.objective.methods import NEEDS
-from lacy_stream.recipe import GPT2, Recipe, RecipeError, check_recipe, dump_recipe, load_recipe, tokenizer_path
+from lacy_stream.recipe import (
+    GPT2,
+    HFCausalLM,
+    Recipe,
+    RecipeError,
+    check_recipe,
+    dump_recipe,
+    load_recipe,
+    tokenizer_path,
+)
 from lacy_stream.recipe_reference import reference
 from lacy_stream.schema import Section, mistakes
 from lacy_stream.stream.source import Source
@@ -70,7 +80,9 @@ DIFFERENT_FROM_LACY = {
 
 
 @pytest.mark.parametrize(
-    "path", [path for path in RECIPES if "extends" in path.read_text()], ids=lambda path: path.stem
+    "path",
+    [path for path in RECIPES if "extends" in path.read_text() and path.stem != "lacy_llama_350m"],
+    ids=lambda path: path.stem,
 )
 def test_recipe_differs_from_its_base_only_in_what_makes_it(path: Path) -> None:
     """Runs of one size are comparable: a recipe has the values of its base, but for its name and its method's keys."""
@@ -119,6 +131,7 @@ def test_reference_recipe() -> None:
     assert recipe.algorithms.call_mask.method == "baseline"
 
 
+@pytest.mark.model
 @pytest.mark.parametrize(("name", "expected"), [("lacy_334m", 334e6), ("lacy_1b", 1.27e9)])
 def test_model_sizes(name: str, expected: float) -> None:
     """The built models have 334M and 1.27B parameters within 1.5%, embeddings counted once."""
@@ -126,8 +139,27 @@ def test_model_sizes(name: str, expected: float) -> None:
 
     recipe = load_recipe(DEMO.with_name(f"{name}.yaml"))
     with torch.device("meta"):
-        model = build_model(recipe.model, vocab_size=32_001, max_seq_len=1024, call_token_id=32_000, eos_id=2)
+        model = build_model(recipe.model, max_seq_len=1024, call_token_id=32_000, eos_id=2)
     assert sum(parameter.numel() for parameter in model.parameters()) == pytest.approx(expected, rel=0.015)
+
+
+@pytest.mark.model
+def test_recipe_of_a_llama() -> None:
+    """The Llama beside the paper's models has 345M parameters, 2,048 positions and as many tokens in a batch as the
+    recipe that it extends; a model of another name replaces that of the base, and its other sections are merged."""
+    from lacy_stream.train.hugging_face import read_config
+
+    recipe, base = (load_recipe(DEMO.with_name(f"{name}.yaml")) for name in ("lacy_llama_350m", "lacy_334m"))
+    assert isinstance(recipe.model, HFCausalLM)
+    config = read_config(recipe.model, pieces=32_000, max_seq_len=recipe.max_seq_len)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    assert model.num_parameters() == pytest.approx(345e6, rel=0.01)
+    assert (config.vocab_size, config.max_position_embeddings, config.hidden_act) == (32_064, 2048, "silu")
+    tokens = [run.global_train_batch_size * run.max_seq_len for run in (recipe, base)]
+    assert tokens[0] == tokens[1]
+    assert (recipe.optimizer.weight_decay, recipe.train_loader) == (0.1, base.train_loader)
+    assert recipe.algorithms.call_mask.objective == "defer" and recipe.callbacks == base.callbacks
 
 
 def test_overrides_replace_values() -> None:
@@ -190,7 +222,22 @@ def test_facts_need_no_parser_where_labels_come_otherwise() -> None:
         ("optimizer.lr=0", "optimizer.lr: 0 must be greater than 0"),
         ("optimizer.lr=.nan", "optimizer.lr: nan must be a finite number"),
         ("optimizer.betas=[0.9]", r"optimizer.betas.1: missing"),
-        ("optimizer.name=adam", "optimizer.name: 'adam' must be 'adamw'"),
+        ("optimizer.name=adam", "optimizer.name: 'adam' is unknown; the nearest known name is adamw"),
+        ("optimizer.weigth_decay=0", "optimizer.weigth_decay: .*nearest known key is optimizer.weight_decay"),
+        ("optimizer={name: DecoupledAdmW, lr: 1}", "optimizer.name: .* nearest known name is DecoupledAdamW"),
+        (
+            "scheduler={name: cosine_annealing_warmup}",
+            "scheduler.name: .*nearest known name is cosine_annealing_with_warmup",
+        ),
+        ("scheduler={name: cosine_annealing_with_warmup, t_warmup: 9tok}", "scheduler.t_warmup: '9tok' is counted in"),
+        (
+            "callbacks.OptimizerMontor={}",
+            "callbacks.OptimizerMontor: .*nearest known key is callbacks.OptimizerMonitor",
+        ),
+        ("loggers.mlfow={}", "loggers.mlfow: .*nearest known key is loggers.mlflow"),
+        ("algorithms.EMAA={}", "algorithms.EMAA: .*nearest known key is algorithms.EMA"),
+        ("callbacks.optimizer_monitor=3", "callbacks.optimizer_monitor: 3 is not a mapping of arguments"),
+        ("load_ignore_keys=state", "load_ignore_keys: 'state' must be a valid list"),
         ("max_duration=2ep", "max_duration: '2ep' is not a duration"),
         ("max_duration=100", "max_duration: 100 is not a duration"),
         ("eval_interval=often", "eval_interval: 'often' is not a duration"),
@@ -298,7 +345,10 @@ def test_all_mistakes_are_named_at_once() -> None:
         ("algorithms.call_mask", {"method": "baseline"}),
         ("algorithms.call_mask.reference", None),
         ("algorithms.gradient_clipping", None),
-        ("callbacks", {}),
+        ("callbacks", {"nan_monitor": None}),
+        ("callbacks.nan_monitor", None),
+        ("compile_config", None),
+        ("profiler", None),
         ("callbacks.speed_monitor", None),
         ("callbacks.lr_monitor", None),
         ("callbacks.memory_monitor", None),
@@ -362,6 +412,7 @@ def test_base_that_cannot_be_extended(tmp_path: Path, base: str, message: str) -
         load_recipe(tmp_path / "mine.yaml")
 
 
+@pytest.mark.process
 def test_python_runs_a_recipe_that_extends_another(tmp_path: Path) -> None:
     """``python recipe.yaml``, which is what `composer recipe.yaml` runs, finds the base from any working directory."""
     command = [sys.executable, DEMO.with_name("spacy_334m.yaml"), "train_loader.lanes=0"]
@@ -455,6 +506,7 @@ def test_missing_tokenizer(name: str) -> None:
         tokenizer_path(name)
 
 
+@pytest.mark.process
 def test_mistake_stops_the_run_before_anything_is_loaded() -> None:
     """`python -m lacy_stream` answers a mistake at once, on one line, with exit code 2."""
     run = subprocess.run(

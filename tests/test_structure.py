@@ -19,6 +19,7 @@ def modules_after(statement: str) -> set[str]:
     return set(run.stdout.split())
 
 
+@pytest.mark.process
 def test_import_contracts() -> None:
     """Who may import whom (.importlinter): the annotator stands alone, the stages do not know one another."""
     run = subprocess.run(
@@ -27,6 +28,7 @@ def test_import_contracts() -> None:
     assert run.returncode == 0, run.stdout
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     "module",
     [
@@ -34,7 +36,7 @@ def test_import_contracts() -> None:
         "lacy_stream.cascade.settings",
         "lacy_stream.objective.methods",
         "lacy_stream.stream.pool",
-        "lacy_stream.stream.label_cache",
+        "lacy_stream.stream.labels.cache",
         "lacy_stream.recipe",
         "lacy_stream.stream.packing",
         "lacy_stream.foundry.config",
@@ -47,11 +49,13 @@ def test_imports_stay_light(module: str) -> None:
     assert not loaded & {"torch", "composer", "streaming", "transformers", "spacy"}
 
 
+@pytest.mark.process
 def test_pool_does_not_load_numpy() -> None:
     """numpy reads its thread settings when it is loaded: a worker must be able to set them before."""
     assert "numpy" not in modules_after("import lacy_stream.stream.pool")
 
 
+@pytest.mark.model
 def test_public_names_exist() -> None:
     """Every name that `lacy_stream` lists can be imported from it, and an unknown one is an AttributeError."""
     import lacy_stream
@@ -73,7 +77,7 @@ def test_table_has_one_row_per_file() -> None:
 def test_every_test_says_what_it_shows() -> None:
     """Every test has a sentence of its own."""
     missing = []
-    for path in (ROOT / "tests").glob("test_*.py"):
+    for path in (ROOT / "tests").rglob("test_*.py"):
         missing += re.findall(
             r"^ *def (test_\w+)\([^\"]*?\)[^\"]*?:\n(?! *(?:r?\"\"\"))", path.read_text(), re.MULTILINE
         )

@@ -1,13 +1,15 @@
-"""Workers for tests of the pool: no process, no parser, no tokenizer, and they die when they are told to."""
+"""Workers without a process: those of one kind read words and die when they are told to, the others annotate."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Mapping, Sequence
+from random import Random
 
 import numpy as np
 
-from annotator import AnnotatorSettings, Document, FactClass, LabelledTokens
+from annotator import Annotator, AnnotatorSettings, Document, FactClass, LabelledTokens
+from lacy_stream.stream.workers.local import _annotate_and_name
 from lacy_stream.stream.workers.protocol import Answer, WorkerDied
 
 
@@ -105,3 +107,52 @@ class WordWorker:
     def close(self) -> None:
         self._ended.set()
         self.closed = True
+
+
+class ThreadWorkers:
+    """Starts ``ThreadWorker``s for a pool, all with one annotator: what is tested with them is the pool's user.
+
+    Args:
+        annotator: as a rule the session's, which has its parser loaded already; without one, that of the pool's
+            settings is built.
+        longest_pause_s: each answer takes a random time up to this, so that answers come in any order.
+    """
+
+    def __init__(self, annotator: Annotator | None = None, longest_pause_s: float = 0, seed: int = 0) -> None:
+        self.annotator, self.longest_pause_s = annotator, longest_pause_s
+        self.random, self.annotating = Random(seed), threading.Lock()
+        self.gate = threading.Event()
+        """Answers are held back while it is not set."""
+        self.gate.set()
+
+    def __call__(self, name: str, settings: AnnotatorSettings) -> ThreadWorker:
+        with self.annotating:
+            if self.annotator is None:
+                self.annotator = settings.build()
+        return ThreadWorker(self, self.annotator)
+
+
+class ThreadWorker:
+    """A ``Worker`` in the thread of its pool that annotates as a process would."""
+
+    def __init__(self, workers: ThreadWorkers, annotator: Annotator) -> None:
+        self._workers, self._annotator, self._ended = workers, annotator, threading.Event()
+        self.identity = annotator.identity
+
+    def is_alive(self) -> bool:
+        return not self._ended.is_set()
+
+    def annotate(self, documents: list[Document], timeout_s: float) -> Answer:
+        workers = self._workers
+        with workers.annotating:
+            results, fallbacks = _annotate_and_name(self._annotator, documents)
+            pause_s = workers.random.uniform(0, workers.longest_pause_s)
+        workers.gate.wait(30)
+        if self._ended.wait(pause_s):
+            raise WorkerDied("died with exit code -9")
+        return Answer(results, 0.01, self._annotator.stats(), fallbacks)
+
+    def kill(self) -> None:
+        self._ended.set()
+
+    close = kill

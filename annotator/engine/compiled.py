@@ -1,4 +1,4 @@
-"""Compiled functions: where numba keeps them between runs, and word of the first compile."""
+"""Compiled functions: where numba keeps them between runs, and the notice before the first compile."""
 
 from __future__ import annotations
 
@@ -13,38 +13,41 @@ import numba
 _log = logging.getLogger(__name__)
 _KERNELS: list[Any] = []
 
-# Sums of one row may be reordered into vector lanes. Every row goes through the same instructions, so that its
-# result does not depend on where it stands.
+# LLVM may reorder a sum over the numbers of one row, so that it adds in the lanes of a vector. Every row goes through
+# the same instructions, so that its result does not depend on its place or on other rows. NaN and infinity keep their
+# meaning.
 _VECTOR_SUMS = {"reassoc", "contract", "nsz"}
 
 
 def kernel(function: Callable[..., Any]) -> Any:
     """Compile a function on its first call; later processes load it from the cache.
 
-    The cache is ``NUMBA_CACHE_DIR`` if that is set, else ``__pycache__`` beside the source, else a folder of the
-    user's. Numba replaces its files atomically, so processes that start at once do not break one another. It compiles
-    again when the function's own file has changed, not for a change of what the function calls in another file
-    (``transitions`` calls ``layers``): there, remove the cache by hand.
+    The cache is ``NUMBA_CACHE_DIR`` if that is set, else ``__pycache__`` beside the source, else a folder in the user's
+    home. Numba replaces its files atomically, so that processes which start at once do not break one another.
+
+    Numba compiles a function again when the file of the function changes. It does not notice a change of what the
+    function calls in another file: ``parser`` and ``entities`` call kernels of ``scorer`` and ``layers``. After such a
+    change, remove the cache by hand.
     """
     return _register(function, fastmath=False)
 
 
 def vector_kernel(function: Callable[..., Any]) -> Any:
-    """``kernel`` for loops over the numbers of one row, whose sums may be reordered."""
+    """Like ``kernel``, for loops over the numbers of one row, whose sums may be reordered (``_VECTOR_SUMS``)."""
     return _register(function, fastmath=_VECTOR_SUMS)
 
 
 def _register(function: Callable[..., Any], fastmath: bool | set[str]) -> Any:
     try:
         compiled = numba.njit(cache=True, nogil=True, fastmath=fastmath)(function)
-    except RuntimeError:  # no folder that can be written to
+    except RuntimeError:  # no cache folder can be written to
         compiled = numba.njit(nogil=True, fastmath=fastmath)(function)
     _KERNELS.append(compiled)
     return compiled
 
 
 def announce_compile() -> bool:
-    """Say so, once, if the cache is empty; returns whether it is."""
+    """Log a warning if some function is not in the cache. Returns whether one is not."""
     cold = not all(_is_cached(compiled) for compiled in _KERNELS)
     if cold:
         _log.warning("compiling the annotation engine: about half a minute, once; later starts read it from disk")
@@ -52,6 +55,7 @@ def announce_compile() -> bool:
 
 
 def _is_cached(compiled: Any) -> bool:
+    """Tell whether the cache has a file of the function, perhaps one for another version of its source."""
     folder = compiled.stats.cache_path
     if folder is None:
         return False

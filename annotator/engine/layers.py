@@ -1,9 +1,20 @@
-"""The layers as compiled loops: matrix products on the processor's vectors, and maxout with layer norm behind them.
+"""The layers as compiled loops: matrix products on the processor's vector registers, each with what follows it.
 
-BLAS would serve for the products alone. Ours is here for three reasons. Each row of a result is one sum in the order of
-the weight's rows, whatever else is multiplied, so that a text has the same labels alone and among others without
-filling up blocks. A row may overlap the next, so that the window of three words is no copy. And the layer norm takes a
-product out of the nearest cache, six rows at a time.
+BLAS could do the products. These loops replace it for three reasons:
+
+- Each number of a result is one sum in the order of the weight's rows, whatever else is multiplied. BLAS rounds a row
+  by the shape of the whole product, so that the labels of a text could depend on its neighbours.
+- A row may overlap the next. The window of three words of width w is the 3 * w numbers that begin at the left
+  neighbour, and the next window begins w numbers later, so that no window is copied.
+- Maxout and layer norm take the products of six rows while these are still in the nearest cache.
+
+A product is computed in *tiles* of ``ROWS`` rows and ``COLUMNS`` columns, whose sums stay in registers:
+
+    out[i : i + ROWS, c : c + COLUMNS] = sum over k of  rows[i : i + ROWS, k] (one number a row)
+                                                      x panel[k, :]           (COLUMNS numbers)
+
+Numbers of rows are multiples of ``ROWS``, and weights are padded with zeros to multiples of ``COLUMNS``. ``_emit_tile``
+writes this loop in LLVM's intermediate language, which decides what stays in registers.
 """
 
 from __future__ import annotations
@@ -26,47 +37,57 @@ Floats = NDArray[np.float32]
 
 _FEATURES = llvmlite.binding.get_host_cpu_features()
 _FUSED = bool(_FEATURES.get("fma")) or platform.machine() in ("aarch64", "arm64")
-# A tile of the product is held in registers: of 32 vectors of 16 numbers (AVX-512), or of 16 of 8 (AVX2).
+# The sums of a tile stay in registers: 6 x 3 of 32 registers of 16 numbers (AVX-512), or 6 x 2 of 16 registers of 8
+# (AVX2). The others hold the row of the panel and the number of the row. docs/LOG.md has what other sizes took.
 _LANES = 16 if _FEATURES.get("avx512f") else 8
 _VECTORS = 3 if _FEATURES.get("avx512f") else 2
 ROWS = 6
 COLUMNS = _LANES * _VECTORS
 
-
-# Of a single row, a tile is wider: its sums have to wait for one another otherwise.
+# A product of a single row has a wider tile. With few sums, each addition would have to wait for the one before it.
 _WIDE = 7
 WIDE_COLUMNS = _LANES * _WIDE
 
 
-class Linear(NamedTuple):
-    """A weight in panels of some columns, [panels, nI, columns], and its bias, [panels * columns], which both end in
-    zeros; or no bias, [0]."""
+class LinearLayer(NamedTuple):
+    """A weight [nI, nO] and its bias, laid out for the products and padded with zeros.
+
+    panels: float32 [panels, nI, columns]; panel p holds the columns of the weight from p * columns on, so that a tile
+            reads neighbouring numbers.
+    bias:   float32 [panels * columns], or [0] for no bias.
+    """
 
     panels: Floats
     bias: Floats
 
     @property
     def width(self) -> int:
-        """Columns of the result."""
+        """Number of columns of the result, with the padding."""
         return len(self.panels) * self.panels.shape[2]
 
 
-def linear(weight: Floats, bias: Floats | None = None, columns: int = COLUMNS) -> Linear:
-    """Lay out a weight [nI, nO] and its bias [nO] for the products."""
+def linear(weight: Floats, bias: Floats | None = None, columns: int = COLUMNS) -> LinearLayer:
+    """Lay out a weight float32 [nI, nO] and its bias float32 [nO] in panels of ``columns`` columns."""
     extra = -weight.shape[1] % columns
     padded = np.pad(weight, ((0, 0), (0, extra)))
     panels = padded.reshape(len(weight), -1, columns).transpose(1, 0, 2)
     bias = np.zeros(0, dtype=np.float32) if bias is None else np.pad(bias, (0, extra))
-    return Linear(np.ascontiguousarray(panels), bias)
+    return LinearLayer(np.ascontiguousarray(panels), bias)
 
 
 def whole_tiles(rows: int) -> int:
-    """The next number of rows that products can have: a multiple of ``ROWS``."""
+    """The number of rows, rounded up to a multiple of ``ROWS``."""
     return -(-rows // ROWS) * ROWS
 
 
-def apply(layer: Linear, vectors: Floats, out: Floats | None = None) -> Floats:
-    """``vectors @ weight + bias``: [n, nI] -> [n, panels * COLUMNS], n a multiple of ``ROWS``."""
+def apply(layer: LinearLayer, vectors: Floats, out: Floats | None = None) -> Floats:
+    """``vectors @ weight + bias``.
+
+    Args:
+        layer: with panels of ``COLUMNS`` columns.
+        vectors: float32 [n, at least nI], n a multiple of ``ROWS``. Numbers after the first nI of a row are not read.
+        out: float32 [n, layer.width] to fill; None for a new array.
+    """
     if out is None:
         out = np.empty((len(vectors), layer.width), dtype=np.float32)
     _apply(vectors, layer.panels, layer.bias, out)
@@ -74,15 +95,15 @@ def apply(layer: Linear, vectors: Floats, out: Floats | None = None) -> Floats:
 
 
 def _declare_tile(typing_context, rows, first, stride, panels, panel, out, out_row, out_column):
-    """``out[row, column :][:COLUMNS] = rows[first + i * stride :][:nI] @ panels[panel]`` for i < ROWS.
+    """For i < ROWS: ``out[out_row + i, out_column :][:COLUMNS] = flat[first + i * stride :][:nI] @ panels[panel]``.
 
-    ``rows`` is read as one flat run of numbers. All three arrays are contiguous; nothing checks the bounds.
+    ``flat`` is ``rows`` read as one run of numbers. All three arrays are contiguous. Nothing checks the bounds.
     """
     return _signature(rows, panels, out), partial(_emit_tile, ROWS, _VECTORS)
 
 
 def _declare_wide_tile(typing_context, rows, first, stride, panels, panel, out, out_row, out_column):
-    """The same of one row, and of panels of WIDE_COLUMNS."""
+    """Like ``_declare_tile``, for one row and panels of ``WIDE_COLUMNS`` columns."""
     return _signature(rows, panels, out), partial(_emit_tile, 1, _WIDE)
 
 
@@ -95,8 +116,21 @@ def _signature(rows: Any, panels: Any, out: Any) -> Any:
 
 
 def _emit_tile(n_rows: int, n_vectors: int, context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-    """One loop over nI: load a row of the panel, and add its products with the number of each row to rows x vectors
-    sums that stay in registers."""
+    """Emit the loop of a tile of ``n_rows`` rows and ``n_vectors`` vectors of ``_LANES`` columns.
+
+    In pseudocode, where a sum is a vector of lanes:
+
+        for k in range(nI):
+            weights = panel[k, :]                      # n_vectors loads
+            for row in range(n_rows):
+                number = rows[row, k] in every lane    # one load and a shuffle
+                for v in range(n_vectors):
+                    sums[row][v] = number * weights[v] + sums[row][v]
+        store all sums
+
+    The loops over rows and vectors are unrolled here, in Python. The sums are phi nodes: values that come either from
+    before the loop (zeros) or from its last round, which is what makes LLVM keep them in registers.
+    """
     _, first, stride, _, panel, _, out_row, out_column = arguments
     int64, int32 = ir.IntType(64), ir.IntType(32)
     vector = ir.VectorType(ir.FloatType(), _LANES)
@@ -140,11 +174,13 @@ def _emit_tile(n_rows: int, n_vectors: int, context: Any, builder: Any, signatur
 
 
 def _load(builder: Any, pointer: Any, offset: int, vector: Any) -> Any:
+    """Load a vector of numbers, which need not be aligned to the size of a vector."""
     place = builder.gep(pointer, [ir.IntType(64)(offset)])
     return builder.load(builder.bitcast(place, vector.as_pointer()), align=4)
 
 
 def _add_product(builder: Any, a: Any, b: Any, c: Any) -> Any:
+    """``a * b + c``, rounded once where the processor can do so (fused multiply-add)."""
     if not _FUSED:
         return builder.fadd(builder.fmul(a, b), c)
     name = f"llvm.fma.v{_LANES}f32"
@@ -154,6 +190,7 @@ def _add_product(builder: Any, a: Any, b: Any, c: Any) -> Any:
 
 @kernel
 def _apply(vectors, panels, bias, out):
+    """See ``apply``; the bias may have no entries."""
     width = vectors.shape[1]
     for i in range(0, len(vectors), ROWS):
         for p in range(len(panels)):
@@ -165,9 +202,12 @@ def _apply(vectors, panels, bias, out):
 
 
 @vector_kernel
-def _maxout(row, bias, gain, shift, out):
-    """Maxout of three pieces that lie apart, layer norm: [>= 3 * width] -> [width]."""
-    # Slices: the compiler knows of them that an index does not count from the end.
+def _maxout_and_norm(row, bias, gain, shift, out):
+    """Maxout of three pieces, then layer norm: ``row`` [at least 3 * width] -> ``out`` [width].
+
+    Number j of the maxout is the highest of row[j], row[width + j] and row[2 * width + j], each with its bias.
+    """
+    # LLVM vectorises loops over slices. It gives up on row[width + j], since a Numba index may count from the end.
     width = len(out)
     one, two, three = row[:width], row[width : 2 * width], row[2 * width : 3 * width]
     bias_one, bias_two, bias_three = bias[:width], bias[width : 2 * width], bias[2 * width : 3 * width]
@@ -187,40 +227,47 @@ def _maxout(row, bias, gain, shift, out):
 
 @vector_kernel
 def mix(vectors, panels, bias, gain, shift, out):
-    """Maxout of ``vectors`` [n, nI], n a multiple of ROWS, into ``out`` [n, width]."""
+    """Maxout and layer norm of ``vectors`` [n, nI], n a multiple of ``ROWS``, into ``out`` [n, width]."""
     width = vectors.shape[1]
     product = np.empty((ROWS, len(bias)), dtype=np.float32)
     for i in range(0, len(vectors), ROWS):
         for p in range(len(panels)):
             _tile(vectors, i * width, width, panels, p, product, 0, p * COLUMNS)
         for k in range(ROWS):
-            _maxout(product[k], bias, gain, shift, out[i + k])
+            _maxout_and_norm(product[k], bias, gain, shift, out[i + k])
 
 
 @vector_kernel
 def convolve(source, panels, bias, gain, shift, target):
-    """``x + maxout(W [left, own, right])`` of each word.
+    """``x + norm(maxout(W [left, x, right]))`` for each word x and its neighbours.
 
-    ``source`` and ``target`` are [n + 2, width], n a multiple of ROWS; their first and last row are zeros, and stay so.
+    ``source`` and ``target`` are [n + 2, width], n a multiple of ``ROWS``. Their first and last row are zeros. They
+    are not written to.
     """
     width = source.shape[1]
     product = np.empty((ROWS, len(bias)), dtype=np.float32)
     for i in range(0, len(source) - 2, ROWS):
         for p in range(len(panels)):
-            # A word's window is what begins with its left neighbour.
+            # Word i is row i + 1, so that its window begins at row i, its left neighbour.
             _tile(source, i * width, width, panels, p, product, 0, p * COLUMNS)
         for k in range(ROWS):
             former, vector = source[i + k + 1], target[i + k + 1]
-            _maxout(product[k], bias, gain, shift, vector)
+            _maxout_and_norm(product[k], bias, gain, shift, vector)
             for j in range(width):
                 vector[j] += former[j]
 
 
 @vector_kernel
 def sum_products(slots, embedded, products, bias, gain, shift, out):
-    """The first convolution, from the three products of each lexeme.
+    """The first convolution, from products that were made beforehand.
 
-    ``slots`` are those of the row before, of each row, and of the row behind: [n + 2]; ``out`` is [n, width].
+    Args:
+        slots: int32 [n + 2], the slots of the row before, of each row, and of the row after.
+        embedded: float32 [slots, width], the embedding in each slot.
+        products: float32 [slots, 9 * width], for each slot its products as left neighbour, as the word itself and as
+            right neighbour, 3 * width numbers each.
+        bias, gain, shift: of the maxout and the layer norm.
+        out: float32 [n, width]; filled.
     """
     width = embedded.shape[1]
     third = 3 * width
@@ -231,14 +278,17 @@ def sum_products(slots, embedded, products, bias, gain, shift, out):
         for j in range(third):
             row[j] = left[j] + own[j] + right[j]
         target, vector = out[i], embedded[slots[i + 1]]
-        _maxout(row, bias, gain, shift, target)
+        _maxout_and_norm(row, bias, gain, shift, target)
         for j in range(width):
             target[j] += vector[j]
 
 
 @vector_kernel
 def gather(table, keys, out, column):
-    """Sum the four rows of a hash table that each lexeme has: into ``out[:, column :][:, :width]``."""
+    """Embed one attribute of each word: the sum of four rows of the table, into ``out[:, column : column + width]``.
+
+    ``table`` is float32 [rows, width], ``keys`` uint32 [n, 4].
+    """
     width = table.shape[1]
     for i in range(len(keys)):
         a, b, c, d = table[keys[i, 0]], table[keys[i, 1]], table[keys[i, 2]], table[keys[i, 3]]
@@ -249,7 +299,7 @@ def gather(table, keys, out, column):
 
 @kernel
 def apply_to_one(row, panels, bias, out):
-    """``row @ weight + bias``: [nI] -> [1, panels * WIDE_COLUMNS]."""
+    """``row @ weight + bias`` of one row [nI], into ``out`` [1, panels * WIDE_COLUMNS]."""
     for p in range(len(panels)):
         _wide_tile(row, 0, 0, panels, p, out, 0, p * WIDE_COLUMNS)
     for j in range(len(bias)):

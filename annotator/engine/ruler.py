@@ -1,7 +1,8 @@
-"""The attribute ruler as a table: part of speech from (tag, lower-cased form, dependency label, white space).
+"""spaCy's attribute ruler as a table: (tag, lower-cased form, dependency label, white space) -> part of speech.
 
-All but a few of spaCy's patterns look at one word. What they set depends on four of its attributes, so they are
-applied beforehand to every combination; patterns over two words are applied to the text itself.
+All but a few of spaCy's patterns look at one word. What they set depends on four of its attributes alone, so they are
+applied beforehand to every combination, and a word costs one look-up: ("NN", other form, "dobj", no white space) gives
+NOUN. Patterns over two words are applied to the text itself.
 """
 
 from __future__ import annotations
@@ -16,21 +17,20 @@ from annotator.engine.structure import UnknownPipelineError
 from annotator.records import Pos
 
 _ATTRIBUTES = ("TAG", "LOWER", "DEP", "IS_SPACE")
-_IGNORED = ("MORPH", "LEMMA")  # nothing reads them
+_IGNORED = ("MORPH", "LEMMA")  # attributes that a pattern may set and no rule of ours reads
 
 
-class Ruler(NamedTuple):
-    """The patterns, applied.
+class RulerTables(NamedTuple):
+    """The patterns, applied to every combination of attributes; the four axes are [tags, forms + 1, labels, 2].
 
-    forms:    the lower-cased words that patterns name; a form's number is its place plus 1, and 0 is any other.
-    pos, dep: uint8 and int32 [tags, forms + 1, labels, 2], the result, and ``rank``, int32, which pattern gave
-              the part of speech.
-    first, second: bool [pairs, tags, forms + 1, labels, 2], what each pattern of two words asks of each.
-    pairs:    int32 [pairs, 3]: rank, which of the two words is changed, and the part of speech.
+    pos:    uint8 [four axes], the part of speech.
+    dep:    int32 [four axes], the dependency label.
+    rank:   int32 [four axes], the number of the pattern that set the part of speech, -1 for none.
+    first:  bool [pairs, four axes], whether a word may be the first of each pattern of two words.
+    second: bool [pairs, four axes], whether it may be the second.
+    pairs:  int32 [pairs, 3]: the number of the pattern; which word it changes, 0 or 1; the part of speech that it sets.
     """
 
-    forms: tuple[str, ...]
-    labels: tuple[str, ...]
     pos: NDArray[np.uint8]
     dep: NDArray[np.int32]
     rank: NDArray[np.int32]
@@ -39,11 +39,38 @@ class Ruler(NamedTuple):
     pairs: NDArray[np.int32]
 
 
+class Ruler(NamedTuple):
+    """An attribute ruler.
+
+    forms:  the lower-cased words that patterns name. The number of a form is its place plus 1; 0 stands for all others.
+    labels: the dependency labels: those given, then those that only patterns set.
+    tables: what the compiled loop reads.
+    """
+
+    forms: tuple[str, ...]
+    labels: tuple[str, ...]
+    tables: RulerTables
+
+
+class WordAttributes(NamedTuple):
+    """The attributes of words that patterns look at, as arrays [words]; tag, form and dep are numbers into the axes."""
+
+    tag: NDArray[np.int32]
+    form: NDArray[np.int32]
+    dep: NDArray[np.int32]
+    space: NDArray[np.bool_]
+
+
 def read_patterns(patterns: list[dict[str, Any]], tags: tuple[str, ...], labels: tuple[str, ...]) -> Ruler:
-    """Apply the patterns of an attribute ruler to all that a word can be.
+    """Apply the patterns of an attribute ruler to every combination of a word's attributes.
+
+    Args:
+        patterns: as ``AttributeRuler.patterns`` lists them; a later one overrides an earlier one.
+        tags: the tagger's tags.
+        labels: the parser's dependency labels.
 
     Raises:
-        UnknownPipelineError: a pattern is of another kind.
+        UnknownPipelineError: a pattern looks at or sets another attribute, or has more than two words.
     """
     forms = tuple(sorted({form for entry in patterns for form in _named_forms(entry)}))
     all_labels = list(labels)
@@ -83,9 +110,7 @@ def read_patterns(patterns: list[dict[str, Any]], tags: tuple[str, ...], labels:
                 pairs.append((number, index, int(Pos[attrs["POS"]])))
             else:
                 raise UnknownPipelineError(f"pattern {number} of the attribute ruler: {pattern}")
-    return Ruler(
-        forms,
-        tuple(all_labels),
+    tables = RulerTables(
         pos,
         dep,
         rank,
@@ -93,9 +118,11 @@ def read_patterns(patterns: list[dict[str, Any]], tags: tuple[str, ...], labels:
         np.array(second, dtype=np.bool_).reshape(-1, *shape),
         np.array(pairs, dtype=np.int32).reshape(-1, 3),
     )
+    return Ruler(forms, tuple(all_labels), tables)
 
 
 def _named_forms(entry: dict[str, Any]) -> list[str]:
+    """The lower-cased words that an entry's patterns name: a string, or {"IN": [...]} or {"NOT_IN": [...]}."""
     named = []
     for pattern in entry["patterns"]:
         for token in pattern:
@@ -106,7 +133,7 @@ def _named_forms(entry: dict[str, Any]) -> list[str]:
 
 
 def _mask(token: dict[str, Any], axes: dict[str, NDArray[Any]]) -> NDArray[np.bool_]:
-    """Where a pattern of one word holds, on the four axes."""
+    """The combinations for which the pattern of one word holds: bool, broadcastable to the four axes."""
     if not set(token) <= set(_ATTRIBUTES):
         raise UnknownPipelineError(f"the attribute ruler looks at {sorted(token)}")
     mask = np.ones([1] * len(axes), dtype=np.bool_)
@@ -117,6 +144,7 @@ def _mask(token: dict[str, Any], axes: dict[str, NDArray[Any]]) -> NDArray[np.bo
 
 
 def _holds(condition: Any, value: Any) -> bool:
+    """Tell whether a value meets a pattern's condition. The form None stands for all that no pattern names."""
     if condition is None:
         return True
     if isinstance(condition, (str, bool)):
@@ -127,23 +155,32 @@ def _holds(condition: Any, value: Any) -> bool:
 
 
 @kernel
-def apply_rules(
-    first_word, tag, form, dep, space, pos_table, dep_table, rank_table, first, second, pairs, pos, new_dep
-):
-    """Fill ``pos`` uint8 [words] and ``new_dep`` int32 [words]; arguments as in ``Ruler``."""
+def apply_rules(first_word, words, tables, pos, dep):
+    """Set parts of speech and dependency labels.
+
+    Args:
+        first_word: int64 [texts + 1], index of each text's first word.
+        words: ``WordAttributes``.
+        tables: ``RulerTables``.
+        pos: uint8 [words]; filled with ``Pos`` values.
+        dep: int32 [words]; filled with numbers of labels. Patterns see the labels of ``words``, not these.
+    """
+    # Arrays are taken out of their tuples once: inside the loop, each access would count references.
+    tag, form, raw_dep, space = words
+    pos_table, dep_table, rank_table, first, second, pairs = tables
     for t in range(len(first_word) - 1):
         begin, end = first_word[t], first_word[t + 1]
         for w in range(begin, end):
             s = 1 if space[w] else 0
-            pos[w] = pos_table[tag[w], form[w], dep[w], s]
-            new_dep[w] = dep_table[tag[w], form[w], dep[w], s]
+            pos[w] = pos_table[tag[w], form[w], raw_dep[w], s]
+            dep[w] = dep_table[tag[w], form[w], raw_dep[w], s]
         for p in range(len(pairs)):
             for w in range(begin, end - 1):
-                if not second[p, tag[w + 1], form[w + 1], dep[w + 1], 1 if space[w + 1] else 0]:
+                if not second[p, tag[w + 1], form[w + 1], raw_dep[w + 1], 1 if space[w + 1] else 0]:
                     continue
-                if not first[p, tag[w], form[w], dep[w], 1 if space[w] else 0]:
+                if not first[p, tag[w], form[w], raw_dep[w], 1 if space[w] else 0]:
                     continue
                 target = w + pairs[p, 1]
-                rank = rank_table[tag[target], form[target], dep[target], 1 if space[target] else 0]
-                if rank < pairs[p, 0]:
+                rank = rank_table[tag[target], form[target], raw_dep[target], 1 if space[target] else 0]
+                if rank < pairs[p, 0]:  # a later pattern of one word has precedence
                     pos[target] = pairs[p, 2]

@@ -1,4 +1,4 @@
-"""spaCy's tokenizer, copied, and its special cases that could reach over two chunks."""
+"""A copy of spaCy's tokenizer, and an index of the special cases that could reach over two chunks."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-_ORTH = 65  # spaCy's number of the attribute, by which special cases spell their words
+_ORTH = 65  # spaCy's number of the attribute with which special cases spell their words
 
 
-def copied(tokenizer: Any, rules: dict[str, Any]) -> Any:
+def copy_tokenizer(tokenizer: Any, rules: dict[str, Any]) -> Any:
     """A tokenizer of the same kind with these special cases, and a new vocabulary of the same language."""
     old = tokenizer.vocab
     vocab = type(old)(lex_attr_getters=old.lex_attr_getters, lookups=old.lookups, get_noun_chunks=old.get_noun_chunks)
@@ -26,38 +26,44 @@ def copied(tokenizer: Any, rules: dict[str, Any]) -> Any:
     )
 
 
-class Joints:
-    """Neighbouring words of the tokenizer's special cases, to tell where one could reach over two chunks.
+class NeighbourIndex:
+    """The words that stand side by side in the tokenizer's special cases.
 
-    ``left`` and ``right`` number the words that are first and second of such a pair, from 1; ``pairs`` is bool
-    [left + 1, right + 1].
+    A special case can reach over two chunks only where it has the last word of one and the first word of the next as
+    neighbours. Without special cases ":-)" for instance is the words ":", "-" and ")", with the neighbours (":", "-")
+    and ("-", ")"). So a chunk that ends in ":" and one that begins with "-" may be joined.
+
+    left, right: ORTH of a word that is the first, or the second, of such a pair -> its number, from 1.
+    pairs:       bool [left words + 1, right words + 1], which numbers are a pair. The number 0 stands for any other
+                 word, and has no pair.
     """
 
     def __init__(self, tokenizer: Any) -> None:
-        plain = copied(tokenizer, {})
+        plain = copy_tokenizer(tokenizer, {})
+        # Only these are found by the matcher; a special case that no expression cuts is looked up as a whole.
         matched = [
             rule
             for rule in tokenizer.rules
             if tokenizer.find_prefix(rule) or tokenizer.find_infix(rule) or tokenizer.find_suffix(rule) or " " in rule
         ]
-        strings = plain.vocab.strings  # numbers of words are hashes, the same everywhere
+        strings = plain.vocab.strings  # ORTH is a hash of the string, the same in every vocabulary
         pairs = set()
-        self.single: set[int] = set()  # what a special case makes, if it is one word
-        self.double: set[tuple[int, int]] = set()  # the first two of its words
+        self._single: set[int] = set()  # what a special case makes, if it is one word
+        self._double: set[tuple[int, int]] = set()  # else the first two of its words
         for rule in matched:
             spelled = [word.orth for word in plain(rule)]
             pairs.update(itertools.pairwise(spelled))
             made = [strings.add(part[_ORTH]) for part in tokenizer.rules[rule]]
             if len(made) == 1:
-                self.single.add(made[0])
+                self._single.add(made[0])
             else:
-                self.double.add((made[0], made[1]))
+                self._double.add((made[0], made[1]))
         self.left = {word: number for number, word in enumerate(sorted({a for a, _ in pairs}), start=1)}
         self.right = {word: number for number, word in enumerate(sorted({b for _, b in pairs}), start=1)}
         self.pairs = np.zeros((len(self.left) + 1, len(self.right) + 1), dtype=np.bool_)
         for a, b in pairs:
             self.pairs[self.left[a], self.right[b]] = True
 
-    def special(self, words: list[int]) -> bool:
-        """Whether a chunk of these words may hold a special case."""
-        return not self.single.isdisjoint(words) or not self.double.isdisjoint(itertools.pairwise(words))
+    def may_hold_special_case(self, words: list[int]) -> bool:
+        """Tell whether a chunk of these words (ORTH) may hold a special case."""
+        return not self._single.isdisjoint(words) or not self._double.isdisjoint(itertools.pairwise(words))

@@ -1,4 +1,8 @@
-"""What the engine reads out of a loaded spaCy pipeline: weights, labels, patterns. Knows its pipeline by structure."""
+"""A loaded spaCy pipeline -> the weights, labels and patterns that the engine needs.
+
+The pipeline is known by its structure and not by its name: every layer, setting and size that the engine relies on is
+checked, and a pipeline that differs in one of them is refused.
+"""
 
 from __future__ import annotations
 
@@ -9,26 +13,37 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float32]
 
-# Lexical attributes that the embedding may read: functions of a word's spelling, its norm and the space behind it.
+# Lexical attributes that the embedding may read. They depend on a word's spelling and on the space after it alone.
 LEXICAL = ("ORTH", "NORM", "LOWER", "PREFIX", "SUFFIX", "SHAPE", "SPACY", "IS_SPACE")
 
 _CONVOLUTION = "residual(expand_window>>maxout>>layernorm>>dropout)"
 
 
 class UnknownPipelineError(Exception):
-    """The pipeline is not built as the engine expects; says where."""
+    """The pipeline is not built as the engine expects. The message says what differs."""
 
 
 class HashTable(NamedTuple):
-    """One hash embedding: the column of the features that it reads, its seed, and its rows [nV, width]."""
+    """One hash embedding: an attribute's value is hashed to four rows, and the embedding is their sum.
+
+    column: which of ``Tok2VecWeights.columns`` it reads.
+    seed:   the seed of the hash.
+    rows:   float32 [rows, width].
+    """
 
     column: int
     seed: int
     rows: Floats
 
 
-class Maxout(NamedTuple):
-    """Maxout with layer norm: weight [nI, 3 * width] and bias [3 * width], pieces first; gain and shift [width]."""
+class MaxoutWeights(NamedTuple):
+    """A maxout layer of three pieces with layer norm; nI numbers in, ``width`` numbers out.
+
+    weight: float32 [nI, 3 * width], piece after piece, so that the maximum is over columns that are ``width`` apart.
+    bias:   float32 [3 * width], likewise.
+    gain:   float32 [width], of the layer norm.
+    shift:  float32 [width], of the layer norm.
+    """
 
     weight: Floats
     bias: Floats
@@ -36,28 +51,33 @@ class Maxout(NamedTuple):
     shift: Floats
 
 
-class Tok2Vec(NamedTuple):
-    """Words -> vectors: hash embeddings, a mixer, convolutions over three words."""
+class Tok2VecWeights(NamedTuple):
+    """A network from words to vectors: hash embeddings, a mixer, and convolutions over three words.
+
+    columns: names of the lexical attributes that the tables read.
+    """
 
     columns: tuple[str, ...]
     tables: tuple[HashTable, ...]
-    mixer: Maxout
-    convolutions: tuple[Maxout, ...]
+    mixer: MaxoutWeights
+    convolutions: tuple[MaxoutWeights, ...]
 
     @property
     def width(self) -> int:
+        """Length of a word vector."""
         return len(self.mixer.gain)
 
 
-class Transitions(NamedTuple):
-    """The scorer of a transition system, and its moves.
+class TransitionWeights(NamedTuple):
+    """The scorer of a transition system with F words in a state, and its M moves. All arrays are float32.
 
-    linear, linear_bias:  word vector -> hidden vector: [width, H], [H].
-    features:             hidden vector -> its part in the state, for each role that a word can have: [H, F * 2 * H].
-    padding:              the part of a missing word, [F * 2 * H]. In both, the two maxout pieces lie apart.
-    state_bias:           [2 * H].
-    scores, scores_bias:  state -> moves: [H, M], [M], M padded to a multiple of 16.
-    moves:                names as spaCy spells them: "L-nsubj", "B-PERSON", "S".
+    linear:      [width, H], word vector -> hidden vector, with ``linear_bias`` [H].
+    features:    [H, F * 2 * H], hidden vector -> what the word adds to the state in each of F roles; within a role the
+                 two maxout pieces come one after the other.
+    padding:     [F * 2 * H], what a missing word adds, in the same order.
+    state_bias:  [2 * H].
+    scores:      [H, M], state -> moves, with ``scores_bias`` [M]; M is padded to a multiple of 16.
+    moves:       names as spaCy spells them: "L-nsubj", "B-PERSON", "S".
     """
 
     linear: Floats
@@ -70,35 +90,37 @@ class Transitions(NamedTuple):
     moves: tuple[str, ...]
 
 
-class Pipeline(NamedTuple):
-    """All that the engine needs of a pipeline."""
+class PipelineWeights(NamedTuple):
+    """Everything that the engine needs of a pipeline."""
 
-    shared: Tok2Vec  # of tagger and parser
-    tagger: Floats  # [width, T padded]
-    tagger_bias: Floats
+    shared: Tok2VecWeights  # of tagger and parser
+    tagger: Floats  # [width, T], T = number of tags, padded to a multiple of 16
+    tagger_bias: Floats  # [T], -inf in the padding
     tags: tuple[str, ...]
-    parser: Transitions
-    ner_words: Tok2Vec  # of the entity recogniser
-    ner: Transitions
+    parser: TransitionWeights
+    ner_words: Tok2VecWeights  # of the entity recogniser
+    ner: TransitionWeights
     patterns: list[dict[str, Any]]  # of the attribute ruler
     hash: Any  # thinc's hash of 64-bit keys
 
 
-def read_pipeline(nlp: Any) -> Pipeline:
-    """Read a pipeline.
+def read_pipeline(nlp: Any) -> PipelineWeights:
+    """Read the weights, labels and patterns of a loaded pipeline.
 
     Raises:
-        UnknownPipelineError: it is built in another way, which is all that is wrong with it.
+        UnknownPipelineError: the pipeline is built in another way. spaCy can run it all the same.
     """
     try:
         return _read(nlp)
     except UnknownPipelineError:
         raise
-    except Exception as error:  # other internals than those that were looked for
+    except Exception as error:  # the pipeline lacks an attribute that was looked for
         raise UnknownPipelineError(f"{type(error).__name__}: {error}") from error
 
 
-def _read(nlp: Any) -> Pipeline:
+def _read(nlp: Any) -> PipelineWeights:
+    """See ``read_pipeline``; raises whatever an unknown pipeline makes it raise."""
+    # The components, each by its factory: their names may differ. Tagger, parser and ruler depend on those before them.
     factories = [nlp.get_pipe_meta(name).factory for name in nlp.pipe_names]
     known = ["tok2vec", "tagger", "parser", "attribute_ruler", "ner"]
     _expect(sorted(factories) == sorted(known), f"components {factories}")
@@ -118,7 +140,7 @@ def _read(nlp: Any) -> Pipeline:
     _expect(listener.name == "tok2vec-listener>>list2array>>linear", f"parser {listener.name}")
     own = ner.model.layers[0]
     _expect(own.name.endswith(">>list2array>>linear"), f"entity recogniser {own.name}")
-    return Pipeline(
+    return PipelineWeights(
         shared=_tok2vec(tok2vec.model, tok2vec.model.name),
         tagger=_columns(softmax.get_param("W").T),
         tagger_bias=_columns(softmax.get_param("b"), fill=-np.inf),
@@ -132,11 +154,18 @@ def _read(nlp: Any) -> Pipeline:
 
 
 def _expect(condition: bool, what: str) -> None:
+    """Refuse the pipeline unless the condition holds."""
     if not condition:
         raise UnknownPipelineError(what)
 
 
-def _tok2vec(model: Any, name: str) -> Tok2Vec:
+def _tok2vec(model: Any, name: str) -> Tok2VecWeights:
+    """The weights of a tok2vec model, found among its leaves in depth-first order.
+
+    Thinc names a model after its layers, so that comparing the name compares the whole structure.
+    """
+    # The leaves of a network are ..., ints-getitem, hashembed, ints-getitem, hashembed, ..., maxout, layernorm, ...; an
+    # ints-getitem picks one column of the features for the table after it.
     leaves = [node for node in model.walk(order="dfs_pre") if not node.layers]
     tables = [node for node in leaves if node.name == "hashembed"]
     maxouts = [node for node in leaves if node.name == "maxout"]
@@ -158,7 +187,7 @@ def _tok2vec(model: Any, name: str) -> Tok2Vec:
         all(node.get_dim("nO") == width for node in (*maxouts, *norms, *tables)) and width % 16 == 0, f"width {width}"
     )
     layers = [_maxout(maxout, norm) for maxout, norm in zip(maxouts, norms, strict=True)]
-    return Tok2Vec(
+    return Tok2VecWeights(
         columns,
         tuple(
             HashTable(getter.attrs["index"][1], table.attrs["seed"], np.ascontiguousarray(table.get_param("E")))
@@ -169,10 +198,11 @@ def _tok2vec(model: Any, name: str) -> Tok2Vec:
     )
 
 
-def _maxout(maxout: Any, norm: Any) -> Maxout:
+def _maxout(maxout: Any, norm: Any) -> MaxoutWeights:
+    """Thinc's order is [output, piece, input]. Pieces come first here, so that a loop over outputs reads neighbours."""
     weight, bias = maxout.get_param("W"), maxout.get_param("b")  # [nO, nP, nI], [nO, nP]
     pieces_first = weight.transpose(1, 0, 2).reshape(-1, weight.shape[2])
-    return Maxout(
+    return MaxoutWeights(
         np.ascontiguousarray(pieces_first.T),
         np.ascontiguousarray(bias.T).ravel(),
         norm.get_param("G").copy(),
@@ -180,7 +210,8 @@ def _maxout(maxout: Any, norm: Any) -> Maxout:
     )
 
 
-def _transitions(pipe: Any, roles: int) -> Transitions:
+def _transitions(pipe: Any, roles: int) -> TransitionWeights:
+    """The weights of a parser or an entity recogniser whose states have ``roles`` words."""
     model = pipe.model
     names = [model.name, model.layers[1].name, model.layers[2].name]
     _expect(names == ["parser_model", "precomputable_affine", "linear"], f"{pipe.name} {names}")
@@ -194,7 +225,7 @@ def _transitions(pipe: Any, roles: int) -> Transitions:
     padding = lower.get_param("pad").reshape(roles, hidden, 2).transpose(0, 2, 1)
     moves = tuple(pipe.moves.get_class_name(i) for i in range(pipe.moves.n_moves))
     _expect(upper.get_dim("nO") == len(moves), f"moves of {pipe.name}")
-    return Transitions(
+    return TransitionWeights(
         np.ascontiguousarray(linear.get_param("W").T),
         linear.get_param("b").copy(),
         np.ascontiguousarray(weight.reshape(roles * 2 * hidden, -1).T),

@@ -1,14 +1,18 @@
 """Checkpoint and partner -> text (section 5, appendix A.5).
 
-settings    what decides a text: the delegation and the decoding
+settings    what a text depends on: the delegation and the decoding
 decoder     a model and its cache: ids -> logits
-delegation  logits -> score; thresholds  scores so far -> threshold
-partner     text -> the larger model's next token: local  in this process, endpoint  over HTTP; open  by its name
-articles    what the partner reads beforehand
-vocabulary, bridge  its token -> the small model's
-generation  all of them, prompt by prompt; output  JSONL, terminal and page
+delegation  logits -> score
+thresholds  scores so far -> threshold
+partner     the interface of the larger model: text -> candidates for the next token
+local, endpoint, open   a partner in this process, one behind an HTTP endpoint, and either of them by its name
+articles    what the partner reads before a text
+vocabulary, bridge      a token of the partner -> tokens of the small model
+generation  all of these together: prompts -> texts
+output      texts -> JSONL, terminal and page
+run         the command `lacy-stream generate`
 
-The names below are loaded when they are first used: the command line reads ``settings`` and does not wait for torch.
+The names below are loaded when they are first used, so that the command line can read ``settings`` without torch.
 """
 
 import importlib

@@ -1,4 +1,4 @@
-"""An article about the person for the partner to read before the text (the RAG set-up of appendix A.5)."""
+"""The article about a person that the partner reads before the text (the RAG set-up of appendix A.5)."""
 
 from __future__ import annotations
 
@@ -16,36 +16,39 @@ TEMPLATE = (
     "{article}<|im_end|>\n"
     "<|im_start|>assistant\n<think>\n\n</think>\n\n"
 )
-"""The paper's, in the chat form of Qwen 3. Other models need their own."""
+"""The template of the paper, in the chat format of Qwen 3. Other models need their own."""
 _BIOGRAPHY = re.compile(r"Tell me a bio of (.+?)\. ")
 
 
 class Articles(Protocol):
-    """``knowledge.Knowledge``, or anything with articles by title."""
+    """A collection of articles, such as ``knowledge.Knowledge``."""
 
-    def article(self, title: str) -> str | None: ...
+    def article(self, title: str) -> str | None:
+        """The text of the article with this title, or None."""
+        ...
 
 
 def title_of(prompt: str) -> str | None:
-    """The name in a prompt of the form "Tell me a bio of NAME. "; None in others."""
+    """Find the name in a prompt of the form "Tell me a bio of NAME. "; None for other prompts."""
     found = _BIOGRAPHY.match(prompt)
     return None if found is None else found[1]
 
 
 def with_article(text: str, title: str | None, articles: Articles, template: str = TEMPLATE) -> Prompt:
-    """The prompt with the first 8,000 characters of the article of this title before it. Without an article there is no
-    background information, as in the paper, and the template goes without it.
+    """Make a prompt whose preamble is a template with the first 8,000 characters of an article. If there is no such
+    article, the template is filled with an empty one, as in the paper.
 
     Args:
         text: the prompt.
-        title: of the article; None takes it from the prompt.
-        template: with {title} and {article}; names of special tokens are read as such by the partner.
+        title: title of the article; None to take it from the prompt.
+        articles: where the article is looked up.
+        template: text with {title} and {article}. The partner reads names of special tokens in it as these tokens.
 
     Raises:
         UsageError: the template has no {article}, or no title is known.
     """
     if "{article}" not in template:
-        raise UsageError("the template has no {article}")
+        raise UsageError("the template has no {article}: put it where the article belongs")
     if (title := title or title_of(text)) is None:
         raise UsageError(f'no title for the prompt {text[:60]!r}: give {{"prompt": …, "title": …}} in a JSONL file')
     article = articles.article(title) or ""

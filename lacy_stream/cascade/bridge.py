@@ -1,7 +1,14 @@
-"""From the partner's next token to the small model's tokens (appendix A.5).
+"""A token of the partner -> tokens of the small model (appendix A.5).
 
-Text is the common language, and it only grows: what stands is never encoded again on the small model's side, since a
-new ending would change earlier tokens (Plan + es -> Pl + anes).
+The two models have different vocabularies, so text is their common language. The tokens of the small model are never
+encoded again: with a new ending, earlier tokens could change ("Plan" and then "es" would become "Pl", "anes"). Each new
+piece of text is encoded by itself, as a continuation of what is there.
+
+    text so far   token of the partner   tokens of the small model
+    "was"         " born"                [" born"]
+    "was "        " born"                ["born"]           the space is there already
+    "was"         " Anneliese"           [" Ann", "eliese"]
+    "was "        " "                    None               nothing would be added
 """
 
 from __future__ import annotations
@@ -12,32 +19,31 @@ from typing import NamedTuple
 from lacy_stream.cascade.vocabulary import Vocabulary
 
 
-class Proposal(NamedTuple):
-    """One candidate of the partner for the next token.
-
-    spelling: its bytes; None for a special token. token: its id in the partner's vocabulary, None where unknown.
-    """
+class Candidate(NamedTuple):
+    """A token that the partner proposes as the next one."""
 
     spelling: bytes | None
+    """The bytes that it spells in UTF-8; None for a special token."""
     token: int | None = None
+    """Its id in the partner's vocabulary; None if unknown."""
 
 
-def pieces_of(proposal: Proposal, before: str, vocabulary: Vocabulary) -> list[int] | None:
-    """The small model's tokens for a partner's token.
+def pieces_of(candidate: Candidate, before: str, vocabulary: Vocabulary) -> list[int] | None:
+    """Express a token of the partner in tokens of the small model.
 
-    A space behind a space is dropped: where the small model has already written the space before a word, the partner's
-    token still has its own.
+    A space after a space is dropped: the small model may have written the space before a word already, but the
+    partner's token for the word brings its own.
 
     Args:
-        proposal: the partner's token.
+        candidate: the partner's token.
         before: the text that it continues.
-        vocabulary: the small model's.
+        vocabulary: the vocabulary of the small model.
 
     Returns:
-        One or more ids, or None where the token cannot be expressed: a special token, a part of a character, nothing
-        but the space that stands already, or no text of this vocabulary.
+        One or more ids. None if the token cannot be expressed: it is a special token, a part of a character or a space
+        after a space, or this vocabulary cannot spell it.
     """
-    spelling = proposal.spelling
+    spelling = candidate.spelling
     if spelling is None:
         return None
     try:
@@ -50,10 +56,19 @@ def pieces_of(proposal: Proposal, before: str, vocabulary: Vocabulary) -> list[i
 
 
 def first_expressible(
-    proposals: Iterable[Proposal], before: str, vocabulary: Vocabulary
-) -> tuple[Proposal, list[int]] | None:
-    """The best proposal that can be expressed, with its tokens; None where none can. Best first."""
-    for proposal in proposals:
-        if (pieces := pieces_of(proposal, before, vocabulary)) is not None:
-            return proposal, pieces
+    candidates: Iterable[Candidate], before: str, vocabulary: Vocabulary
+) -> tuple[Candidate, list[int]] | None:
+    """Find the first candidate that can be expressed.
+
+    Args:
+        candidates: tokens of the partner, best first.
+        before: the text that they continue.
+        vocabulary: the vocabulary of the small model.
+
+    Returns:
+        The candidate and its ids in ``vocabulary``; None if no candidate can be expressed.
+    """
+    for candidate in candidates:
+        if (pieces := pieces_of(candidate, before, vocabulary)) is not None:
+            return candidate, pieces
     return None

@@ -1,4 +1,4 @@
-"""Causal language models that read growing rows of ids and never read the same prefix twice."""
+"""Causal language models with a key-value cache: a row of ids that grows is never read again from its start."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from transformers import DynamicCache, PreTrainedModel, RepetitionPenaltyLogitsP
 
 
 class Decoder:
-    """Logits behind a row of ids, by a key-value cache: it is cropped to what the row has in common with the last one,
-    and only the rest is read.
+    """The logits after a row of ids. The cache is cropped to the prefix that the row shares with the last row, and the
+    model reads only the rest.
 
     Args:
-        model: in eval mode.
-        reuse: False is the plain way, for comparison: the whole row each time, and logits behind each of its ids.
+        model: the model, in eval mode.
+        reuse: False reads the whole row each time and computes the logits after each id, for comparison.
     """
 
     def __init__(self, model: PreTrainedModel, *, reuse: bool = True) -> None:
         self._model, self._reuse = model, reuse
-        # A vocabulary of 49,000 is a fifth of SmolLM2's work on a token, and only the last one's logits are wanted.
+        # Only the logits of the last token are wanted. For 49,000 pieces they are a fifth of SmolLM2's work on a token.
         self._last_only = {"logits_to_keep": 1} if reuse and "logits_to_keep" in _parameters(model) else {}
         self._cache, self._ids = DynamicCache(), []
         self._last_V: Tensor | None = None
@@ -30,17 +30,20 @@ class Decoder:
 
     @torch.inference_mode()
     def logits(self, ids: Sequence[int]) -> Tensor:
-        """float32 [V]: of the token behind the row.
+        """The logits of the token that follows a row.
 
         Args:
-            ids: at least one.
+            ids: the row, at least one id.
+
+        Returns:
+            float32 [V].
         """
         ids = list(ids)
         keep = _common(self._ids, ids) if self._reuse else 0
         if keep == len(ids):
             if len(ids) == len(self._ids) and self._last_V is not None:
                 return self._last_V
-            keep -= 1
+            keep -= 1  # nothing is new, but the model must read at least one id to give logits
         if keep == 0:
             self._cache = DynamicCache()
         elif keep < len(self._ids):
@@ -53,12 +56,18 @@ class Decoder:
 
 
 class BatchDecoder:
-    """Logits behind several rows that only grow, and end at different times. All are read in one pass: the new ids of
-    each to the right of what was read, padding before them where another row has more, masked for good.
+    """The logits after several rows that grow and end at different times. One pass of the model reads all new ids.
+
+    The new ids of a row are put to the right of what was read before. A row with fewer new ids than the longest gets
+    padding before them, which stays masked from then on. For the rows a b c and d e, which then grow by f, and by g h:
+
+        pass 1   pass 2   mask            positions of pass 2
+        a b c    - f      1 1 1  0 1      3 (of f)
+        - d e    g h      0 1 1  1 1      2 3 (of g and h)
 
     Args:
-        model: in eval mode.
-        rows: their numbers; more than one only where the model ``takes_batches``.
+        model: the model, in eval mode.
+        rows: numbers of the rows. There may be several if the model ``takes_batches``.
         reuse: False reads the whole rows each time, for comparison.
     """
 
@@ -72,10 +81,14 @@ class BatchDecoder:
 
     @torch.inference_mode()
     def logits(self, rows: Mapping[int, Sequence[int]]) -> dict[int, Tensor]:
-        """float32 [n, V] for each row: behind each of the n ids at its end that were not read before.
+        """Read what is new in the rows.
 
         Args:
-            rows: by number, each longer than last time. Those that are missing have ended, and do not come again.
+            rows: number -> row. Each row is longer than at the last call. A row that is missing has ended, and must not
+                come again.
+
+        Returns:
+            Number -> float32 [n, V]: the logits after each of the n ids at the end of the row that are new.
         """
         if not self._reuse:
             self._begin(rows)
@@ -85,10 +98,10 @@ class BatchDecoder:
         ids_BT = torch.tensor([[0] * (width - len(ids)) + list(ids) for ids in new.values()], device=device)
         places: dict[str, Tensor] = {}
         if self._many:
-            behind_B1 = torch.tensor([[width - len(ids)] for ids in new.values()], device=device)
+            padding_B1 = torch.tensor([[width - len(ids)] for ids in new.values()], device=device)
             steps_T, read_B1 = torch.arange(width, device=device), torch.tensor([[n] for n in self._read.values()])
-            self._mask_BT = torch.cat([self._mask_BT, (steps_T >= behind_B1).long()], dim=1)
-            positions_BT = (read_B1.to(device) + steps_T - behind_B1).clamp(min=0)
+            self._mask_BT = torch.cat([self._mask_BT, (steps_T >= padding_B1).long()], dim=1)
+            positions_BT = (read_B1.to(device) + steps_T - padding_B1).clamp(min=0)
             places = {"attention_mask": self._mask_BT, "position_ids": positions_BT}
         out = self._model(input_ids=ids_BT, past_key_values=self._cache, use_cache=True, **places)
         self._read = {number: len(rows[number]) for number in self._read}
@@ -98,6 +111,7 @@ class BatchDecoder:
         }
 
     def _drop(self, ended: Sequence[int]) -> None:
+        """Take rows out of the cache and the mask."""
         if not ended:
             return
         left_B = torch.tensor(
@@ -110,7 +124,7 @@ class BatchDecoder:
 
 
 def takes_batches(model: PreTrainedModel) -> bool:
-    """Whether rows of different lengths can be read together: the model must be told their positions."""
+    """Whether a model can read rows of different lengths together. It must accept their positions as an argument."""
     return "position_ids" in _parameters(model)
 
 
@@ -123,7 +137,16 @@ def _common(a: Sequence[int], b: Sequence[int]) -> int:
 
 
 def penalised(logits_V: Tensor, ids: Sequence[int], penalty: float) -> Tensor:
-    """The logits with the repetition penalty of transformers on the ids that stand already; 1 is none."""
+    """Apply the repetition penalty of transformers.
+
+    Args:
+        logits_V: logits of the next token, float32 [V].
+        ids: ids that are penalised, because they are in the text already.
+        penalty: 1 for none; more makes these ids less likely.
+
+    Returns:
+        float32 [V]; ``logits_V`` itself if there is no penalty.
+    """
     if penalty == 1:
         return logits_V
     row = torch.tensor([list(ids)], device=logits_V.device)

@@ -1,4 +1,4 @@
-"""What is delegated: a score for each position, the higher the sooner (section 5, table 9)."""
+"""The score of a position: the higher, the sooner it is delegated (section 5, table 9)."""
 
 from __future__ import annotations
 
@@ -19,35 +19,44 @@ from lacy_stream.objective.scores import call_scores, uncertainty
 from lacy_stream.train.checkpoint import CallingModel
 
 NOT_A_FACT = -100.0
-"""Added to the uncertainty (0 to about 10 nats) of a token that would be no fact."""
+"""Added to the uncertainty (0 to about 10 nats) of a token that is not a fact, so that all facts come first."""
 
 
 class Score(Protocol):
-    """Called at each position where a token is chosen.
+    """A function that scores a position at which a token is chosen."""
 
-    Args of ``__call__``:
-        logits_V: of the small model, raw.
-        proposal: the token that it would write.
-        text: so far.
-    """
+    def __call__(self, logits_V: Tensor, proposal: int, text: str) -> float:
+        """Score a position.
 
-    def __call__(self, logits_V: Tensor, proposal: int, text: str) -> float: ...
+        Args:
+            logits_V: raw logits of the small model, float32 [V].
+            proposal: id of the token that the small model would write.
+            text: the text so far.
+        """
+        ...
 
     def of_text(self, number: int) -> Score:
-        """The score for one text, by its number in the run: it must not depend on other texts."""
+        """The score for one text, given by its number in the run. It must not depend on other texts."""
         ...
 
     def of_prompt(self, logits_TV: Tensor) -> list[float]:
-        """Scores at the positions of a prompt, for the threshold to begin with; empty where they would be no guide."""
+        """Scores at the positions of a prompt, for the threshold to begin with. Empty if they would be misleading or
+        too expensive.
+
+        Args:
+            logits_TV: logits after each id of the prompt, float32 [T, V].
+        """
         ...
 
 
 class CallScore:
     """The score of <CALL> (LaCy and all methods that are trained to call).
 
+    The threshold alone decides. It does not matter whether <CALL> is the most likely token.
+
     Args:
-        call_token_id: id of <CALL>. rank_calls_by: its log-odds or its logit, see ``methods.Rank``. The threshold alone
-            decides: where <CALL> leads plays no part.
+        call_token_id: id of <CALL>.
+        rank_calls_by: whether the score is the log-odds or the logit of <CALL>, see ``methods.Rank``.
     """
 
     def __init__(self, call_token_id: int, rank_calls_by: Rank) -> None:
@@ -64,8 +73,13 @@ class CallScore:
         return call_scores(logits_TV, self._id, self._rank).score.tolist()
 
 
-class Random:
-    """The control: uniform in 0..1, whatever the model says."""
+class RandomScore:
+    """The control: uniform in 0..1, independent of the model.
+
+    Args:
+        seed: seed of the run.
+        number: number of the text in the run.
+    """
 
     def __init__(self, seed: int, number: int = 0) -> None:
         self._seed, self._random = seed, random.Random(seed * 1_000_003 + number)
@@ -74,24 +88,24 @@ class Random:
         return self._random.random()
 
     def of_text(self, number: int) -> Score:
-        return Random(self._seed, number)
+        return RandomScore(self._seed, number)
 
     def of_prompt(self, logits_TV: Tensor) -> list[float]:
-        return [position / 100 for position in range(101)]  # their distribution is known
+        return [position / 100 for position in range(101)]  # evenly spread, since the distribution is known
 
 
 class InferenceTimeLacy:
-    """i-LaCy: an ordinary model delegates where the token that it would write is a fact and it is unsure.
+    """i-LaCy: an ordinary model delegates where it is uncertain and the token that it would write is a fact.
 
-    Facts come first. Where there are fewer of them than the call rate asks for, the most uncertain of the other tokens
-    follow; in the paper these are never delegated, and the rate is then not reached.
+    Facts come first. If there are fewer facts than the call rate asks for, the most uncertain of the other tokens
+    follow. The paper never delegates these, and so it does not reach the rate.
 
     Args:
-        vocabulary: the model's.
-        annotator: parses the text so far with the proposed token at its end; its tokenizer may be another.
-        entropy: uncertainty is the entropy of the 20 most likely tokens, renormalised; else the negative
-            log-probability of the most likely one. Nats, of the logits as they come, <CALL> excluded.
-        call_token_id: of a model that has <CALL>.
+        vocabulary: the vocabulary of the model.
+        annotator: parses the text so far, with the proposed token at its end. It may have another tokenizer.
+        entropy: True measures uncertainty as the entropy of the 20 most likely tokens, renormalised; False, as the
+            negative log-probability of the most likely token. Both are in nats, from the raw logits without <CALL>.
+        call_token_id: id of <CALL> if the model has it; else None.
     """
 
     def __init__(
@@ -103,7 +117,7 @@ class InferenceTimeLacy:
     def __call__(self, logits_V: Tensor, proposal: int, text: str) -> float:
         logits_V = logits_V.float().clone()
         if self._call_token_id is not None:
-            logits_V[self._call_token_id] = -torch.inf
+            logits_V[self._call_token_id :] = -torch.inf
         unsure = uncertainty(logits_V, entropy=self._entropy)
         spelling = self._vocabulary.spellings[proposal]
         if spelling is None:
@@ -114,10 +128,10 @@ class InferenceTimeLacy:
         return self
 
     def of_prompt(self, logits_TV: Tensor) -> list[float]:
-        return []  # would take a parse for each position
+        return []  # each position would take a parse
 
     def _is_fact(self, text: str) -> bool:
-        """Whether the word at the end of the text is one. A lone space before a word is not."""
+        """Whether the last word of the text is a fact. A space at the end is not."""
         if text[-1:].isspace():
             return False
         classes = self._annotator.annotate([text])[0].classes
@@ -127,13 +141,16 @@ class InferenceTimeLacy:
 def open_score(
     delegation: Delegation, model: CallingModel, vocabulary: Vocabulary, annotator: Annotator | None = None
 ) -> Score:
-    """The score by which a model delegates.
+    """Make the score by which a model delegates.
 
     Args:
-        annotator: for i-LaCy; None makes one.
+        delegation: names the method.
+        model: the small model.
+        vocabulary: its vocabulary.
+        annotator: finds facts for i-LaCy; None makes one.
 
     Raises:
-        UsageError: the model cannot use it.
+        UsageError: the model cannot delegate by this method.
     """
     if delegation.method == "call":
         if model.call_token_id is None:
@@ -148,7 +165,7 @@ def open_score(
         rank = delegation.rank_calls_by or model.rank_calls_by
         return CallScore(model.call_token_id, rank)  # type: ignore[arg-type]
     if delegation.method == "random":
-        return Random(delegation.seed)
+        return RandomScore(delegation.seed)
     if annotator is None:
         annotator = default_annotator(model)
     entropy = delegation.method == "ilacy-entropy"
@@ -156,8 +173,11 @@ def open_score(
 
 
 def default_annotator(model: CallingModel) -> Annotator:
-    """The annotator of the model's run, or where none is known, en_core_web_sm's. A model without a SentencePiece file
-    gets the one of mistral-common, which only cuts the parsed words into pieces."""
+    """Make the annotator of the model's run, or one with en_core_web_sm if no run is known.
+
+    A model with a tokenizer.json gets the SentencePiece file of mistral-common. Its pieces do not matter here, because
+    only the class of the last word is wanted.
+    """
     from lacy_stream.recipe import tokenizer_path
 
     pipeline = model.recipe.annotator.model if model.recipe is not None else None

@@ -1,4 +1,4 @@
-"""A partner behind an OpenAI-style completions endpoint that tells its most likely tokens (vLLM, llama.cpp, ...)."""
+"""A partner at an OpenAI-style completions endpoint that returns its most likely tokens (vLLM, llama.cpp, ...)."""
 
 from __future__ import annotations
 
@@ -8,27 +8,30 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from lacy_stream.cascade.bridge import Proposal
+from lacy_stream.cascade.bridge import Candidate
 from lacy_stream.cascade.partner import PartnerError, PromptError
 from lacy_stream.cascade.vocabulary import Vocabulary
 
 TOP_LOGPROBS = 20
-"""Candidates that are asked for: vLLM's default limit."""
+"""Number of candidates to ask for: vLLM's default limit."""
 TIMEOUT_S = 60.0
 RETRIES = 4
 _SPECIAL = re.compile(r"<\|.*\|>|</?s>|<(bos|eos|pad|unk|end_of_turn|start_of_turn)>|\[(INST|/INST)\]")
 
 
 class EndpointPartner:
-    """The model of an endpoint. The key, where it wants one, is read from OPENAI_API_KEY. The server keeps the cache of
-    the text (vLLM and llama.cpp do by default). No repetition penalty is applied.
+    """The model of an endpoint.
+
+    If the endpoint needs a key, it is read from OPENAI_API_KEY. The server should cache the text; vLLM and llama.cpp do
+    so by default. No repetition penalty is applied.
 
     Args:
-        spec: ``http://host:8000/v1#MODEL``; without a name, the only model that the endpoint has.
-        timeout_s: for each attempt. retries: further attempts, with growing pauses, where it does not answer.
+        spec: ``http://host:8000/v1#MODEL``. Without a name, the endpoint must have exactly one model.
+        timeout_s: seconds for each attempt.
+        retries: further attempts, with growing pauses, if the endpoint does not answer.
 
     Raises:
-        PartnerError: it cannot be reached, or the name is missing.
+        PartnerError: the endpoint cannot be reached, or several models need a name, or openai is not installed.
     """
 
     def __init__(self, spec: str, *, timeout_s: float = TIMEOUT_S, retries: int = RETRIES) -> None:
@@ -44,16 +47,21 @@ class EndpointPartner:
         self.name = model or self._only_model()
 
     def speaks(self, vocabulary: Vocabulary) -> bool:
+        """False: the endpoint's ids are not known."""
         return False
 
     def session(self, preamble: str = "") -> EndpointSession:
+        """Begin a text after a preamble."""
         return EndpointSession(self, preamble)
 
-    def candidates(self, prompt: str) -> list[Proposal]:
-        """The most likely next tokens, best first.
+    def candidates(self, prompt: str) -> list[Candidate]:
+        """Ask for the most likely next tokens.
+
+        Returns:
+            Up to ``TOP_LOGPROBS`` candidates, best first, without ids.
 
         Raises:
-            PartnerError: no answer, a refusal, or an answer without top log-probabilities.
+            PartnerError: the endpoint does not answer, refuses the request, or returns no top log-probabilities.
             PromptError: the prompt is longer than the model's context.
         """
         try:
@@ -68,7 +76,7 @@ class EndpointPartner:
             raise self._unreachable(error) from error
         return self._read(answer.text)
 
-    def _read(self, answer: str) -> list[Proposal]:
+    def _read(self, answer: str) -> list[Candidate]:
         try:
             logprobs = json.loads(answer)["choices"][0].get("logprobs")
             top = _top_logprobs(logprobs)
@@ -76,11 +84,11 @@ class EndpointPartner:
             top = []
         if not top:
             raise PartnerError(
-                f"{self._url} answers without top log-probabilities, which the cascade needs for the next best token "
+                f"{self._url} answers without top log-probabilities, which the cascade needs for the next-best token "
                 f"(it asks for completions with logprobs={TOP_LOGPROBS}). vLLM and llama.cpp's server give them. "
                 f"The answer: {answer[:200]}"
             )
-        return [Proposal(spelling) for _, spelling in sorted(top, key=lambda pair: -pair[0])]
+        return [Candidate(spelling) for _, spelling in sorted(top, key=lambda pair: -pair[0])]
 
     def _only_model(self) -> str:
         try:
@@ -96,24 +104,24 @@ class EndpointPartner:
     def _unreachable(self, error: Exception) -> PartnerError:
         return PartnerError(
             f"the partner {self._url} does not answer ({type(error).__name__}: {error}). What was generated is kept: "
-            "start the endpoint and give the same command again"
+            "start the endpoint and run the same command again"
         )
 
 
 class EndpointSession:
-    """One text: its preamble and the text itself go over at each call."""
+    """One text. Each call sends the preamble and the whole text."""
 
     def __init__(self, partner: EndpointPartner, preamble: str) -> None:
         self._partner, self._preamble = partner, preamble
 
-    def propose(self, text: str, ids: Sequence[int] | None = None) -> Iterator[Proposal]:
-        """See ``partners.Session``. A space at the end of the text is left as it is."""
+    def propose(self, text: str, ids: Sequence[int] | None = None) -> Iterator[Candidate]:
+        """See ``partner.Session``. A space at the end of the text is sent as it is."""
         yield from self._partner.candidates(self._preamble + text)
 
 
 def _top_logprobs(logprobs: dict[str, Any]) -> list[tuple[float, bytes | None]]:
-    """(log-probability, spelling) of the candidates for the first token, in either of two layouts: a dictionary
-    (OpenAI's completions, vLLM), or the list of chat completions, which llama.cpp uses for both."""
+    """Read the candidates for the first token as (log-probability, spelling). There are two layouts: a dictionary
+    (OpenAI's completions, vLLM), and the list of chat completions, which llama.cpp uses for both."""
     if "content" in logprobs:
         entries = logprobs["content"][0]["top_logprobs"]
         return [(float(e["logprob"]), _spelling(e["token"], e.get("bytes"))) for e in entries]
@@ -121,8 +129,8 @@ def _top_logprobs(logprobs: dict[str, Any]) -> list[tuple[float, bytes | None]]:
 
 
 def _spelling(token: str, data: list[int] | None) -> bytes | None:
-    """Of a token as an endpoint writes it; None for a special one, and for a part of a character of which only U+FFFD
-    is left."""
+    """The bytes of a token as an endpoint names it. None for a special token, and for a part of a character that was
+    replaced by U+FFFD."""
     if not token or _SPECIAL.fullmatch(token) or ("\ufffd" in token and not data):
         return None
     return bytes(data) if data else token.encode()

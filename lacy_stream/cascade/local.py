@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 
-from lacy_stream.cascade.bridge import Proposal
+from lacy_stream.cascade.bridge import Candidate
 from lacy_stream.cascade.decoder import Decoder, penalised
 from lacy_stream.cascade.partner import PartnerError, PromptError
 from lacy_stream.cascade.vocabulary import TransformersVocabulary, Vocabulary
@@ -16,17 +16,21 @@ from lacy_stream.errors import UsageError
 from lacy_stream.recipe import package_file
 
 CANDIDATES = 100
-"""How many of the partner's tokens are tried, best first, until one can be expressed."""
+"""Number of the partner's tokens that are tried, best first, until one can be expressed."""
 
 
 class TransformersPartner:
-    """A causal language model of transformers with its own tokenizer, greedy.
+    """A causal language model of transformers with its own tokenizer and greedy decoding.
 
     Args:
-        model: in eval mode. tokenizer: a fast one.
-        name: for people.
-        repetition_penalty: on the ids of the text so far, as transformers applies it.
-        reuse: False encodes everything again at each call, for comparison.
+        model: the model, in eval mode.
+        tokenizer: its fast tokenizer.
+        name: name for messages and records.
+        repetition_penalty: penalty for the ids of the text so far, as in transformers.
+        reuse: False reads the whole text again at each call, for comparison.
+
+    Raises:
+        UsageError: the tokenizer is of an unknown kind, see ``TransformersVocabulary``.
     """
 
     def __init__(
@@ -40,49 +44,57 @@ class TransformersPartner:
     ) -> None:
         self.name, self.model, self.penalty, self.reuse = name, model, repetition_penalty, reuse
         self.vocabulary = TransformersVocabulary(tokenizer)
-        # The token that stands before a text; a model that has none begins with the text itself.
+        # The beginning-of-text token. A model without one begins with the text itself.
         start = tokenizer.bos_token and tokenizer.convert_tokens_to_ids(str(tokenizer.bos_token))
         self.start = [start] if isinstance(start, int) else []
         self.context: int | None = getattr(model.config, "max_position_embeddings", None)
         spellings = self.vocabulary.spellings
+        # Whether a space can be a token of its own, or is always the beginning of the next token.
         self.splits_spaces = b" " in [spellings[id] for id in self.vocabulary.encode("a 1")]
         spaced = [bool(s) and s.startswith(b" ") for s in spellings]
-        spaced += [False] * (model.config.vocab_size - len(spaced))  # models pad their vocabularies
+        spaced += [False] * (model.config.vocab_size - len(spaced))  # there are more logits than ids
         self.begin_with_space_V = torch.tensor(spaced, device=model.device)
 
     def speaks(self, vocabulary: Vocabulary) -> bool:
+        """Whether a vocabulary has the same ids and spellings as the partner's."""
         return self.vocabulary.same_as(vocabulary)
 
     def session(self, preamble: str = "") -> TransformersSession:
+        """Begin a text after a preamble."""
         return TransformersSession(self, self.vocabulary.encode_special(preamble) if preamble else self.start)
 
 
 class TransformersSession:
-    """One text, with its key-value cache. Each call encodes the text anew, and the model reads what has changed: the
-    new tokens, and the last ones of before where they are cut otherwise now."""
+    """One text, with its key-value cache. Each call encodes the whole text, and the model reads what has changed: the
+    new tokens, and earlier tokens that the longer text splits differently."""
 
     def __init__(self, partner: TransformersPartner, start: list[int]) -> None:
         self._partner, self._start = partner, start
         self._decoder = Decoder(partner.model, reuse=partner.reuse)
 
-    def propose(self, text: str, ids: Sequence[int] | None = None) -> Iterator[Proposal]:
-        """See ``Session``."""
+    def propose(self, text: str, ids: Sequence[int] | None = None) -> Iterator[Candidate]:
+        """See ``partner.Session``."""
         logits_V, _ = self.next_logits(text, ids)
         spellings = self._partner.vocabulary.spellings
         for id in torch.topk(logits_V, min(CANDIDATES, len(logits_V))).indices.tolist():
-            yield Proposal(spellings[id] if id < len(spellings) else None, id)
+            yield Candidate(spellings[id] if id < len(spellings) else None, id)
 
     def next_logits(self, text: str, ids: Sequence[int] | None = None) -> tuple[Tensor, bool]:
-        """The logits of the next token, [V], after the repetition penalty; and whether a space at the end of the text
-        was taken back. That is done where the partner's tokens would hold it: the only tokens with a finite logit are
-        then those that begin with one. Arguments and errors as in ``propose``."""
+        """Compute the logits of the next token. Arguments and errors are those of ``propose``.
+
+        A space at the end of the text is taken back if the partner's tokens begin with their space. Only tokens that
+        begin with a space are then possible: for "was ", the partner reads "was", and the other logits become -inf.
+
+        Returns:
+            The logits after the repetition penalty, float32 [V], and whether a space was taken back.
+        """
         partner = self._partner
         spaced = ids is None and text.endswith(" ") and text[-2:] != "  " and not partner.splits_spaces
         row = self._start + (partner.vocabulary.encode(text[:-1] if spaced else text) if ids is None else list(ids))
         if partner.context is not None and len(row) > partner.context:
             raise PromptError(f"{len(row)} tokens, and the partner {partner.name} has a context of {partner.context}")
         if not row:
-            raise PromptError(f"nothing to read for the partner {partner.name}")
+            raise PromptError(f"the partner {partner.name} has nothing to read: the text is empty")
         logits_V = penalised(self._decoder.logits(row), row, partner.penalty)
         if spaced:
             logits_V = logits_V.masked_fill(~partner.begin_with_space_V[: len(logits_V)], -torch.inf)
@@ -90,7 +102,12 @@ class TransformersSession:
 
 
 def load_partner(name: str, *, repetition_penalty: float, device: str) -> TransformersPartner:
-    """Load a folder, a hub name, a .gguf file, or ``package:NAME/PATH`` for a file of an installed package.
+    """Load a model of transformers as a partner.
+
+    Args:
+        name: a folder, a hub name, a .gguf file, or ``package:NAME/PATH`` for a file of an installed package.
+        repetition_penalty: see ``TransformersPartner``.
+        device: torch device.
 
     Raises:
         PartnerError: it cannot be loaded.

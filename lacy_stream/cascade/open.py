@@ -1,4 +1,4 @@
-"""The name of a partner -> the partner."""
+"""Opens a partner by its name."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from lacy_stream.cascade.partner import Partner
 
 
 def open_partner(spec: str, *, repetition_penalty: float = 1.2, device: str = "cpu") -> Partner:
-    """A partner by its name.
+    """Open a partner by its name.
 
     Args:
         spec: a folder, a hub name, a .gguf file, ``package:NAME/PATH`` for a file of an installed package, or the URL
-            of an OpenAI-style endpoint as ``http://host:8000/v1#MODEL`` (the model may be left out where the endpoint
-            has only one).
-        repetition_penalty: for models of transformers; an endpoint's tokens come as they are.
-        device: torch device, for models of transformers.
+            of an OpenAI-style endpoint in the form ``http://host:8000/v1#MODEL``. The model may be left out if the
+            endpoint has only one.
+        repetition_penalty: penalty for models that are loaded here; it does not apply to endpoints.
+        device: torch device for models that are loaded here.
 
     Raises:
-        PartnerError: it cannot be loaded or reached.
+        PartnerError: the partner cannot be loaded or reached.
     """
     if re.match(r"https?://", spec):
         return EndpointPartner(spec)

@@ -1,4 +1,4 @@
-"""Generated texts for people and for files: JSONL that a stopped run goes on with, the terminal, a page."""
+"""Generated texts as JSONL records, from which a run can be resumed, on the terminal, and as an HTML page."""
 
 from __future__ import annotations
 
@@ -22,8 +22,11 @@ PARTNER_STYLE = "bold white on red"
 
 
 def record(generation: Generation) -> dict[str, Any]:
-    """A JSON object: ``tokens`` are [text, writer, score, threshold] each. A threshold that always or never calls is
-    null."""
+    """Turn a generation into a JSON object.
+
+    Each of its ``tokens`` is a list [text, writer, score, threshold]. An infinite threshold, which calls always or
+    never, becomes null.
+    """
     return {
         "prompt": generation.prompt,
         "text": generation.text,
@@ -40,18 +43,24 @@ def record(generation: Generation) -> dict[str, Any]:
 
 
 def from_record(value: dict[str, Any]) -> Generation:
-    """What ``record`` has written."""
+    """Turn a JSON object of ``record`` back into a generation."""
     tokens = [Token(*token) for token in value["tokens"]]
     names = ("prompt", "text", "finish", "skipped", "prompt_scores", "fallbacks")
     return Generation(tokens=tokens, **{name: value[name] for name in names})
 
 
 def read_prompts(path: str | os.PathLike[str], articles: Articles | None = None, template: str = "") -> list[Prompt]:
-    """The prompts of a file: .jsonl has objects with "prompt" and optionally "title" (of the article); else each line
-    is one. Empty prompts stay, and are skipped by name when they are generated.
+    """Read the prompts of a file. Empty prompts are kept; generation skips them and names them.
+
+    Args:
+        path: a .jsonl file of objects with "prompt" and optionally "title", the title of the article; or a text file
+            with one prompt a line.
+        articles: articles for the partner to read first; None for no articles.
+        template: see ``with_article``; "" for its default.
 
     Raises:
-        UsageError: the file has none, a line is no such object, or a title is missing.
+        UsageError: the file has no prompts, a line is not such an object, or a title is missing.
+        FileError: the file cannot be read.
     """
     prompts = []
     with file_errors(path, "read"), open(path, encoding="utf-8") as file:
@@ -64,22 +73,22 @@ def read_prompts(path: str | os.PathLike[str], articles: Articles | None = None,
                 except (ValueError, LookupError, TypeError, AttributeError):
                     text = None
                 if not isinstance(text, str) or not isinstance(title, str | None):
-                    raise UsageError(f'{os.fspath(path)}, line {number}: no object with a "prompt"')
+                    raise UsageError(f'{os.fspath(path)}, line {number}: expected an object with "prompt"')
             prompts.append(as_prompt(text, title, articles, template))
     if not prompts:
-        raise UsageError(f"{os.fspath(path)} holds no prompts; it wants one a line")
+        raise UsageError(f"{os.fspath(path)} holds no prompts; write one a line")
     return prompts
 
 
 def as_prompt(text: str, title: str | None, articles: Articles | None, template: str) -> Prompt:
-    """A prompt, with its article where there are articles."""
+    """Make a prompt, with its article if there are articles."""
     if articles is None or not text.strip():
         return Prompt(text)
     return with_article(text, title, articles, **({"template": template} if template else {}))
 
 
 def styled(token: Token, colour: bool) -> Text:
-    """One token for the terminal: the partner's on red, or where there is no colour, in ⟦ ⟧."""
+    """Format a token for the terminal. Tokens of the partner are red, or in ⟦ ⟧ without colour."""
     text = printable(token.text)
     if token.writer != PARTNER or not text:
         return Text(text)
@@ -89,7 +98,7 @@ def styled(token: Token, colour: bool) -> Text:
 
 
 def to_html(generations: Iterable[Generation]) -> str:
-    """A page with each text and the partner's tokens marked; neighbours together."""
+    """Make a page of all texts. The partner's tokens are marked, and adjacent ones share a mark."""
     pages = []
     for number, generation in enumerate(generations, start=1):
         about = generation.skipped or f"{generation.call_rate:.0%} by the partner"
@@ -107,5 +116,5 @@ def _page_tokens(generation: Generation) -> Iterator[page.Token]:
 
 
 def write_page(generations: Iterable[Generation], path: str | os.PathLike[str]) -> None:
-    """Write ``to_html``."""
+    """Write the page of ``to_html``."""
     write_text(path, to_html(generations), errors="replace")

@@ -1,49 +1,54 @@
-"""What a partner is: the larger model that steps in."""
+"""The interface of a partner, the larger model that writes where the small one calls."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from typing import Protocol
 
-from lacy_stream.cascade.bridge import Proposal
+from lacy_stream.cascade.bridge import Candidate
 from lacy_stream.cascade.vocabulary import Vocabulary
 from lacy_stream.errors import UsageError
 
 
 class PartnerError(UsageError):
-    """The partner cannot be used, or does not answer; the message says why and what to do."""
+    """The partner cannot be used or does not answer; the message says why, and what to do."""
 
 
 class PromptError(UsageError):
-    """This one prompt cannot be continued; the message says why."""
+    """One prompt cannot be continued; the message says why. Other prompts are not affected."""
 
 
 class Session(Protocol):
-    """A partner on one text."""
+    """A partner that works on one text."""
 
-    def propose(self, text: str, ids: Sequence[int] | None = None) -> Iterator[Proposal]:
-        """Candidates for the next token, best first.
+    def propose(self, text: str, ids: Sequence[int] | None = None) -> Iterator[Candidate]:
+        """Yield candidates for the next token, best first.
 
         Args:
-            text: so far. ids: its tokens, where the partner ``speaks`` the small model's vocabulary; else None.
+            text: the text so far.
+            ids: its tokens, if the partner ``speaks`` the vocabulary of the small model; else None.
 
         Raises:
-            PartnerError: no answer.
+            PartnerError: the partner does not answer.
             PromptError: the text is longer than the partner's context.
         """
         ...
 
 
 class Partner(Protocol):
-    """name: for people and for records.
-
-    speaks(vocabulary): whether tokens have the same ids there, so that they go over as they are.
-    session(preamble): a new text. The preamble is what the partner reads before it and the small model does not; it may
-        name special tokens.
-    """
+    """A larger model that proposes tokens."""
 
     name: str
+    """Name for messages and records."""
 
-    def speaks(self, vocabulary: Vocabulary) -> bool: ...
+    def speaks(self, vocabulary: Vocabulary) -> bool:
+        """Whether tokens have the same ids in this vocabulary as in the partner's, so that no translation is needed."""
+        ...
 
-    def session(self, preamble: str = "") -> Session: ...
+    def session(self, preamble: str = "") -> Session:
+        """Begin a text.
+
+        Args:
+            preamble: text that the partner reads first, and the small model does not. It may name special tokens.
+        """
+        ...

@@ -1,4 +1,4 @@
-"""The run of `lacy-stream generate`: texts on the terminal as they grow, JSONL that is gone on with, a page."""
+"""The command `lacy-stream generate`: texts on the terminal, in a JSONL file for resuming, and on an HTML page."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import itertools
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 from rich.console import Console
 from rich.text import Text
@@ -16,45 +15,18 @@ from lacy_stream.cascade.articles import TEMPLATE, Articles
 from lacy_stream.cascade.generation import Generation, OnToken, Prompt, Token, generate
 from lacy_stream.cascade.open import open_partner
 from lacy_stream.cascade.output import PARTNER_STYLE, as_prompt, from_record, read_prompts, record, styled, write_page
-from lacy_stream.cascade.settings import Decoding, Delegation, flat_settings
-from lacy_stream.files import file_fingerprint, read_text
+from lacy_stream.cascade.settings import GenerateOptions
+from lacy_stream.files import read_text
 from lacy_stream.journal import Journal, JournalError
 from lacy_stream.progress import progress
 from lacy_stream.train.checkpoint import load_model
 
 
-@dataclass(frozen=True)
-class Options:
-    """What the command was told; see its help and ``generate``.
+def run(options: GenerateOptions) -> int:
+    """Generate texts, show them and write them.
 
-    prompts: texts, or ``prompts_file``. out, html: files. knowledge: store of the articles that the partner reads;
-    title: of the article for ``prompts``. template: file of the text around an article. Texts are shown as they grow
-    where they are written one at a time, and otherwise when they are finished.
-    """
-
-    model: str
-    prompts: Sequence[str] = ()
-    prompts_file: str | None = None
-    partner: str | None = None
-    delegation: Delegation = Delegation()
-    decoding: Decoding = Decoding()
-    knowledge: str | None = None
-    title: str | None = None
-    template: str | None = None
-    out: str | None = None
-    html: str | None = None
-    device: str = "cpu"
-
-    def settings(self) -> dict[str, object]:
-        """What the texts depend on, beside the prompts."""
-        files = {"knowledge": self.knowledge, "template": self.template}
-        prints = {name: file and file_fingerprint(file) for name, file in files.items()}
-        texts = {"model": file_fingerprint(self.model), "partner": self.partner, "title": self.title}
-        return texts | flat_settings(self.delegation, self.decoding) | prints
-
-
-def run(options: Options) -> int:
-    """Generate, show and write. Returns how many prompts were skipped.
+    Returns:
+        The number of skipped prompts.
 
     Raises:
         LacyStreamError: the options, the prompts, the model or the partner cannot be used.
@@ -80,16 +52,16 @@ def run(options: Options) -> int:
     return sum(bool(generation.skipped) for generation in finished)
 
 
-def _prompts(options: Options) -> list[Prompt]:
+def _prompts(options: GenerateOptions) -> list[Prompt]:
     articles: Articles | None = None
     template = TEMPLATE if options.template is None else read_text(options.template)
     if options.knowledge is not None:
         from lacy_stream.prepare.knowledge import Knowledge
 
         articles = Knowledge(options.knowledge)
-    if options.prompts_file is not None:
-        return read_prompts(options.prompts_file, articles, template)
-    return [as_prompt(text, options.title, articles, template) for text in options.prompts]
+    if options.prompts is not None:
+        return read_prompts(options.prompts, articles, template)
+    return [as_prompt(text, options.title, articles, template) for text in options.prompt]
 
 
 def _check_same(prompts: Sequence[Prompt], done: Sequence[Generation], out: str | None) -> None:
@@ -104,7 +76,7 @@ def _check_same(prompts: Sequence[Prompt], done: Sequence[Generation], out: str 
 
 
 def _generations(
-    options: Options, prompts: Sequence[Prompt], done: Sequence[Generation], on_token: OnToken | None
+    options: GenerateOptions, prompts: Sequence[Prompt], done: Sequence[Generation], on_token: OnToken | None
 ) -> Iterator[Generation]:
     model = load_model(options.model)
     model.model.to(options.device)  # type: ignore[arg-type]
@@ -125,10 +97,13 @@ def _generations(
 
 
 @contextmanager
-def _display(console: Console, prompts: Sequence[Prompt], done: int, options: Options):
-    """Yields what is told of tokens and of texts. Few prompts: their texts, as they grow where it is one at a time; a
-    file of them: a bar."""
-    if options.prompts_file is not None:
+def _display(console: Console, prompts: Sequence[Prompt], done: int, options: GenerateOptions):
+    """Yield two callbacks: ``on_token`` (or None), for each token, and ``on_text``, for each finished text.
+
+    For a file of prompts they move a progress bar. Otherwise they print the texts: token by token if texts are written
+    one at a time, and else when they are finished.
+    """
+    if options.prompts is not None:
         with progress("texts", len(prompts), done, together=options.decoding.batch_size) as advance:
             yield None, lambda generation: advance(1)
         return
@@ -153,8 +128,8 @@ def _display(console: Console, prompts: Sequence[Prompt], done: int, options: Op
     yield on_token if options.decoding.batch_size == 1 else None, on_text
 
 
-def _summarise(console: Console, generations: Sequence[Generation], options: Options) -> None:
-    """How many texts and calls, and what went wrong."""
+def _summarise(console: Console, generations: Sequence[Generation], options: GenerateOptions) -> None:
+    """Print the numbers of texts and calls, and what went wrong."""
     written = [generation for generation in generations if not generation.skipped]
     tokens = sum(len(generation.tokens) for generation in written)
     rate = sum(generation.call_rate * len(generation.tokens) for generation in written) / max(tokens, 1)
@@ -165,7 +140,7 @@ def _summarise(console: Console, generations: Sequence[Generation], options: Opt
     console.print(line)
     fallbacks = sum(generation.fallbacks for generation in written)
     if fallbacks:
-        console.print(f"{fallbacks:,} calls brought nothing that can be expressed; the small model wrote there")
+        console.print(f"{fallbacks:,} calls gave no token that can be expressed; the small model wrote instead")
     for number, generation in enumerate(generations, start=1):
         if generation.skipped:
             console.print(f"skipped: prompt {number}: {printable(generation.skipped)}", style="yellow", markup=False)

@@ -1,17 +1,24 @@
-"""What decides the texts of a cascade, said once for `generate`, `evaluate` and the code. It stands outside the folder
-``cascade``, whose imports take seconds, so that `--help` answers at once."""
+"""Settings of a cascade, for `generate`, `evaluate` and the Python interface. This file does not import torch, so that
+`--help` answers at once."""
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from typing import Annotated, Literal, get_args
 
 from lacy_stream.errors import UsageError
-from lacy_stream.objective.methods import RANKS
+from lacy_stream.files import file_fingerprint
+from lacy_stream.objective.methods import RANKS, Rank
 
-DELEGATION_METHODS = ("call", "random", "ilacy-logprob", "ilacy-entropy")
-ESTIMATORS = ("tracking", "paper")
+DelegationMethod = Literal["call", "random", "ilacy-logprob", "ilacy-entropy"]
+"""What decides which tokens are delegated, see docs/cascade.md."""
+Estimator = Literal["tracking", "paper"]
+"""How the threshold of the calls is estimated, see ``thresholds``."""
+
+DELEGATION_METHODS: tuple[DelegationMethod, ...] = get_args(DelegationMethod)
+ESTIMATORS: tuple[Estimator, ...] = get_args(Estimator)
 MANY_TEXTS = 8
-"""Batch size where many texts are written, and nobody watches them grow."""
+"""Batch size for writing many texts that nobody watches as they grow."""
 
 
 @dataclass(frozen=True)
@@ -19,23 +26,24 @@ class Delegation:
     """What the small model delegates.
 
     Raises:
-        UsageError: a value that means nothing.
+        UsageError: a value is not one of the known ones or out of range.
     """
 
-    method: str = "call"
-    """Who decides: "call" (the score of <CALL>), "random", "ilacy-logprob" or "ilacy-entropy"."""
+    method: DelegationMethod = "call"
+    """What decides: the score of <CALL>, chance, or the uncertainty of the model at facts (i-LaCy)."""
 
     call_rate: float = 0.15
-    """Share of the tokens that the partner writes, 0 to 1; 0 for no calls."""
+    """Share of the tokens that the partner writes, from 0 (no calls) to 1."""
 
-    estimator: str = "tracking"
-    """Of the threshold: "tracking" or "paper", see ``cascade.thresholds``."""
+    estimator: Estimator = "tracking"
+    """How the threshold of the calls is estimated: `tracking` keeps to the call rate; `paper` is the quantile of all
+    scores so far."""
 
     seed: int = 0
-    """Of random delegation."""
+    """Seed of random delegation."""
 
-    rank_calls_by: str | None = None
-    """The score of <CALL>, see ``methods.Rank``; None for that of the model's run. Of method "call" only."""
+    rank_calls_by: Rank | None = None
+    """The score of <CALL>, where it decides; `logit` is the paper's. Default: that of the model's run."""
 
     def __post_init__(self) -> None:
         if self.method not in DELEGATION_METHODS:
@@ -58,18 +66,17 @@ class Decoding:
     """How texts are written.
 
     Raises:
-        UsageError: a value that means nothing.
+        UsageError: a value is out of range.
     """
 
     max_new_tokens: int = 256
-    """At most, in the small model's tokens; the last call may go over by what belongs to it."""
+    """Longest text, in tokens of the small model. A call at the end may exceed it by the rest of its pieces."""
 
     repetition_penalty: float = 1.2
-    """Of the small model, and of a partner that is loaded here; 1 for none."""
+    """Repetition penalty of the small model and of a partner that is loaded here; 1 for none."""
 
     batch_size: int = 1
-    """Texts that the small model writes at once; the partner answers one at a time. Rounding, and where the threshold
-    stands, depend on it."""
+    """Texts that the small model writes at once; the partner answers one at a time. Texts depend slightly on it."""
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
@@ -83,6 +90,65 @@ class Decoding:
 
 
 def flat_settings(delegation: Delegation, decoding: Decoding) -> dict[str, object]:
-    """Both as JSON values, by the names of the command line's options."""
+    """Both settings as one mapping of JSON values, with the option names of the command line."""
     values = asdict(delegation)
     return {"delegate": values.pop("method")} | values | asdict(decoding)
+
+
+@dataclass(frozen=True)
+class GenerateOptions:
+    """What a run of `lacy-stream generate` is told. Texts are shown as they grow where they are written one at a time,
+    and otherwise when they are finished.
+
+    Raises:
+        UsageError: values that do not fit together.
+    """
+
+    model: Annotated[str, "MODEL"]
+    """Checkpoint, exported folder, or another causal language model."""
+
+    prompt: tuple[Annotated[str, "TEXT"], ...] = ()
+    """A text to continue; may be given several times."""
+
+    prompts: Annotated[str, "FILE"] | None = None
+    """Texts to continue: one a line, or .jsonl with "prompt" and "title"."""
+
+    partner: Annotated[str, "PARTNER"] | None = None
+    """The larger model. Without one, there are no calls."""
+
+    out: Annotated[str, "FILE"] | None = None
+    """JSONL file of the texts, token by token; the same command resumes it. Required with --prompts."""
+
+    html: Annotated[str, "FILE"] | None = None
+    """Also write a page that shows who wrote each token."""
+
+    device: str = "cpu"
+    """The torch device."""
+
+    delegation: Delegation = Delegation()
+    """What is delegated."""
+
+    decoding: Decoding = Decoding()
+    """How the texts are written."""
+
+    knowledge: Annotated[str, "FILE"] | None = None
+    """Articles that the partner reads first: a store made by `lacy-stream knowledge build`."""
+
+    title: Annotated[str, "TITLE"] | None = None
+    """Title of the article for --prompt. Default: NAME in "Tell me a bio of NAME. "."""
+
+    template: Annotated[str, "FILE"] | None = None
+    """Text around {title} and {article}. Default: the paper's, for Qwen 3."""
+
+    def __post_init__(self) -> None:
+        if bool(self.prompt) == (self.prompts is not None):
+            raise UsageError("there are no prompts, or two kinds of them: give either --prompt TEXT or --prompts FILE")
+        if self.prompts is not None and self.out is None:
+            raise UsageError("--prompts needs --out FILE, where its texts are kept")
+
+    def settings(self) -> dict[str, object]:
+        """What the texts depend on, besides the prompts."""
+        files = {"knowledge": self.knowledge, "template": self.template}
+        prints = {name: file and file_fingerprint(file) for name, file in files.items()}
+        texts = {"model": file_fingerprint(self.model), "partner": self.partner, "title": self.title}
+        return texts | flat_settings(self.delegation, self.decoding) | prints

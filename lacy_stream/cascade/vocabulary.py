@@ -1,4 +1,4 @@
-"""What token ids spell, for our own tokenizers and for those of transformers."""
+"""Vocabularies as bytes: what each token id spells, for tokenizers of the annotator and of transformers."""
 
 from __future__ import annotations
 
@@ -15,39 +15,36 @@ from lacy_stream.errors import UsageError
 
 
 class Vocabulary:
-    """A tokenizer as bytes.
-
-    Attributes:
-        spellings: what each id spells, in UTF-8; None for ids that no text has (control, special, unknown). A piece
-            may be a part of a character.
-        adds_space: the tokenizer puts a space before each text, which is not part of it.
-    """
+    """A tokenizer whose pieces are seen as bytes."""
 
     spellings: list[bytes | None]
+    """The bytes that each id spells in UTF-8, [V]. A piece may be a part of a character. Ids that do not stand for text
+    (control, special, unknown) have None."""
     adds_space: bool
+    """Whether the tokenizer puts a space before each text, which does not belong to the text."""
 
     def encode(self, text: str) -> list[int]:
-        """The ids of a whole text, nothing added."""
+        """Encode a whole text, without special tokens."""
         raise NotImplementedError
 
     def encode_special(self, text: str) -> list[int]:
-        """As ``encode``, but names of special tokens are read as such."""
+        """Encode a whole text in which names of special tokens stand for these tokens."""
         raise NotImplementedError
 
     def spell(self, ids: Sequence[int]) -> bytes:
-        """The bytes of a whole text's ids. Special ids spell nothing."""
+        """Decode the ids of a whole text to bytes. Special ids add nothing."""
         data = b"".join(self.spellings[id] or b"" for id in ids)
         return data[1:] if self.adds_space and data.startswith(b" ") else data
 
     def continuation(self, text: str) -> list[int] | None:
-        """The ids that spell a text in the middle of another: no space is put before it.
+        """Encode a text that continues another one, so that no space is put before it.
 
         Returns:
-            None where no ids spell exactly this text.
+            The ids; None if no ids spell exactly this text.
         """
         ids = self.encode(text)
         if self.adds_space:
-            # A line break is a piece of its own, so what follows it is encoded as it would be inside a text.
+            # A line break is a piece of its own, so what follows is encoded without a space before it.
             start = self.encode("\n")
             ids = self.encode("\n" + text)
             if ids[: len(start)] != start:
@@ -57,7 +54,8 @@ class Vocabulary:
         return ids if None not in spelled and b"".join(s or b"" for s in spelled) == text.encode() else None
 
     def same_as(self, other: Vocabulary) -> bool:
-        """Whether each piece of the other has the same id and spelling here. Ids behind them (as <CALL>) may differ."""
+        """Whether all pieces have the same ids and spellings in both vocabularies. One of them may have one more id at
+        the end, such as <CALL>."""
         shared = min(len(self.spellings), len(other.spellings))
         apart = abs(len(self.spellings) - len(other.spellings))
         return (
@@ -66,7 +64,7 @@ class Vocabulary:
 
 
 class TokenizerVocabulary(Vocabulary):
-    """A tokenizer that a model can be trained with."""
+    """The vocabulary of a tokenizer of the annotator, with which a model can be trained."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
@@ -76,15 +74,15 @@ class TokenizerVocabulary(Vocabulary):
     def encode(self, text: str) -> list[int]:
         return self._tokenizer.encode(text).ids.tolist()
 
-    encode_special = encode  # it reads names of special pieces as text
+    encode_special = encode  # such a tokenizer reads names of special pieces as text
 
 
 class TransformersVocabulary(Vocabulary):
-    """A fast tokenizer of transformers: byte-level BPE (GPT-2, Llama 3, Qwen, ...) or SentencePiece's spelling
-    (Llama 2, Mistral, Gemma, ours).
+    """The vocabulary of a fast tokenizer of transformers: a byte-level BPE (GPT-2, Llama 3, Qwen, ...), or one that
+    spells pieces as SentencePiece does (Llama 2, Mistral, Gemma).
 
     Raises:
-        UsageError: it is of neither kind.
+        UsageError: the tokenizer is of neither kind.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
@@ -117,7 +115,7 @@ class TransformersVocabulary(Vocabulary):
         return self._encode(text, split_special_tokens=False)
 
     def _encode(self, text: str, **how: Any) -> list[int]:
-        # verbose=False: a text longer than the model's context is our caller's business, not a warning.
+        # verbose=False: no warning of texts longer than the context, since callers check that.
         return self.tokenizer(text, add_special_tokens=False, verbose=False, **how)["input_ids"]  # type: ignore[return-value]
 
 
@@ -127,7 +125,7 @@ _BYTE_OF = {character: byte for byte, character in bytes_to_unicode().items()}
 def _byte_level(token: str) -> bytes | None:
     try:
         return bytes(_BYTE_OF[character] for character in token)
-    except KeyError:  # a token that stands outside the byte alphabet is no text
+    except KeyError:  # a token outside the byte alphabet is not text
         return None
 
 
@@ -138,7 +136,7 @@ def _sentencepiece(token: str) -> bytes:
 
 
 def open_vocabulary(path: Path) -> Vocabulary:
-    """Of a ``CallingModel.tokenizer``: of our own models, or the tokenizer.json of another model."""
+    """Open the vocabulary of a ``CallingModel.tokenizer``: a SentencePiece file, or the tokenizer.json of a model."""
     if is_tokenizer_json(path):
         return TransformersVocabulary(AutoTokenizer.from_pretrained(path.parent, use_fast=True))
     return TokenizerVocabulary(open_tokenizer(path))

@@ -21,8 +21,10 @@ from annotator.tokenizers import Tokenizer
 from lacy_stream.errors import UsageError
 from lacy_stream.evaluate.judge import Judge, in_parallel
 from lacy_stream.evaluate.results import Table, publish
+from lacy_stream.evaluate.settings import JudgeOptions
 from lacy_stream.evaluate.token_table import LOSS_BIN_NAMES, LOSS_BINS, token_table
-from lacy_stream.prepare.inputs import ReadOptions, find_inputs, read_rows
+from lacy_stream.prepare.inputs import find_inputs, read_rows
+from lacy_stream.prepare.settings import ReadOptions
 from lacy_stream.progress import progress
 from lacy_stream.recipe import Recipe
 from lacy_stream.train.checkpoint import CallingModel, load_model
@@ -270,7 +272,7 @@ def evaluate_acceptability(
     scored: Mapping[str, Sequence[Scored]],
     judge: Judge,
     out: str | os.PathLike[str],
-    threads: int = 8,
+    threads: int = JudgeOptions.threads,
     training: Sequence[str] = (),
 ) -> None:
     """Judge the proposals of each model and write acceptability.json, .md and .png.

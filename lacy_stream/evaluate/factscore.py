@@ -29,11 +29,11 @@ from lacy_stream.evaluate.atomic_facts import (
 from lacy_stream.evaluate.biographies import Biography
 from lacy_stream.evaluate.judge import Judge, in_parallel
 from lacy_stream.evaluate.results import Table, bars, publish
+from lacy_stream.evaluate.settings import FactCheckOptions, JudgeOptions
 from lacy_stream.prepare.knowledge import Knowledge
 from lacy_stream.progress import progress
 
-GAMMA = 10
-"""Facts below which a biography is penalised for being short."""
+GAMMA = FactCheckOptions.gamma
 PASSAGES = 5
 FACT_TOKENS, VERDICT_TOKENS = 256, 32
 PAPER = {"Baseline 334M": 15.89, "LaCy 334M": 22.71, "LaCy 334M, RAG partner": 31.67, "Llama 3.2 1B alone": 34.20}
@@ -92,7 +92,7 @@ class Jury:
     judge: Judge
     knowledge: Knowledge
     demonstrations: Demonstrations
-    threads: int = 8
+    threads: int = JudgeOptions.threads
     gamma: int = GAMMA
 
 

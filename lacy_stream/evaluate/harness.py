@@ -22,6 +22,7 @@ from transformers import AutoTokenizer, LlamaTokenizer, PreTrainedTokenizerBase
 
 from annotator.tokenizers import is_tokenizer_json
 from lacy_stream.errors import UsageError
+from lacy_stream.evaluate.settings import BenchmarkOptions
 from lacy_stream.files import file_fingerprint
 from lacy_stream.train.checkpoint import CallingModel, load_model
 
@@ -55,7 +56,7 @@ class LacyLM(_HFLM):
     def _model_call(self, inps: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         logits = super()._model_call(inps, *args, **kwargs)
         if self._call_token_id is not None:
-            logits[..., self._call_token_id] = -torch.inf
+            logits[..., self._call_token_id :] = -torch.inf
         return logits
 
     def _loglikelihood_tokens(self, requests: list[Any], **kwargs: Any) -> list[tuple[float, bool]]:
@@ -65,7 +66,7 @@ class LacyLM(_HFLM):
 
     def _model_generate(self, context: torch.Tensor, max_length: int, stop: list[str], **kwargs: Any) -> torch.Tensor:
         if self._call_token_id is not None:
-            kwargs["bad_words_ids"] = [[self._call_token_id]]
+            kwargs["bad_words_ids"] = [[id] for id in range(self._call_token_id, self.model.config.vocab_size)]
         return super()._model_generate(context, max_length, stop, **kwargs)
 
 
@@ -94,35 +95,28 @@ class TaskResult:
 
 
 def run_tasks(
-    path: str,
-    tasks: Sequence[str],
-    manager: TaskManager,
-    cache: Path,
-    *,
-    device: str,
-    batch_size: int = 8,
-    limit: int | None = None,
+    path: str, tasks: Sequence[str], manager: TaskManager, options: BenchmarkOptions
 ) -> dict[str, TaskResult]:
-    """Run tasks on one model. lm-eval shows how far it is and how long it will take.
+    """Run tasks on one model. lm-eval shows how far it is and how long it will take. Its answers are kept in the folder
+    answers of ``options.out``, where an interrupted run finds them again.
 
     Args:
         path: of the model.
         tasks: names that the manager knows.
-        cache: folder of the answers that models have given. An interrupted run finds them again.
-        limit: items of each task.
 
     Raises:
         UsageError: the data of a task are on the hub, which cannot be reached.
     """
     logging.getLogger("lm_eval").setLevel(logging.ERROR)  # it warns of a model that is an object
+    cache = Path(options.out) / "answers"
     cache.mkdir(parents=True, exist_ok=True)
-    model: Any = LacyLM(path, batch_size=batch_size, device=device)  # type: ignore[call-arg]
+    model: Any = LacyLM(path, batch_size=options.batch_size, device=options.device)  # type: ignore[call-arg]
     try:
         results: Any = simple_evaluate(
             model=model,
             tasks=list(tasks),
             task_manager=manager,
-            limit=limit,
+            limit=options.limit,
             use_cache=str(cache / file_fingerprint(path)),
             bootstrap_iters=0,
         )

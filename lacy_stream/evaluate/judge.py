@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 import openai
 
 from lacy_stream.errors import UsageError
+from lacy_stream.evaluate.settings import JudgeOptions
 from lacy_stream.files import file_errors
 
 Item = TypeVar("Item")
@@ -55,8 +56,8 @@ class Judge:
         cache: str | os.PathLike[str],
         *,
         api_key: str | None = None,
-        timeout_s: float = 60.0,
-        retries: int = 4,
+        timeout_s: float = JudgeOptions.judge_timeout,
+        retries: int = JudgeOptions.judge_retries,
     ) -> None:
         key = api_key or os.environ.get("OPENAI_API_KEY") or "none"
         self.url, self.model = url, model

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,38 +9,23 @@ from typing import Any
 from lm_eval.tasks import TaskManager
 
 from lacy_stream.evaluate.harness import TaskResult, run_tasks
-from lacy_stream.evaluate.models import training_notes
+from lacy_stream.evaluate.models import labels, training_notes
 from lacy_stream.evaluate.results import Table, bars, publish
+from lacy_stream.evaluate.settings import LeakageOptions
 
 TASKS = {"qa_wikidata": "QA Wikidata", "popqa_longtail": "PopQA long tail"}
 FOLDER = Path(__file__).parent / "tasks"
 
 
-def evaluate_leakage(
-    models: Mapping[str, str],
-    out: str | os.PathLike[str],
-    *,
-    data: str,
-    device: str,
-    batch_size: int = 8,
-    limit: int | None = None,
-) -> None:
+def evaluate_leakage(options: LeakageOptions) -> None:
     """Share of the questions whose answer each model gives by itself; writes leakage.json, .md and .png.
 
-    Args:
-        models: label -> path.
-        data: folder of the two data files, see ``tasks/answers.py``.
-        limit: items of each task.
-
     Raises:
-        UsageError: the folder lacks a file.
+        UsageError: the folder lacks one of its files, see ``tasks/answers.py``.
     """
-    manager = TaskManager(include_path=FOLDER, include_defaults=False, metadata={"data": data})
-    cache = Path(out) / "answers"
-    results = {
-        label: run_tasks(path, list(TASKS), manager, cache, device=device, batch_size=batch_size, limit=limit)
-        for label, path in models.items()
-    }
+    models, out = labels(options.models), Path(options.out)
+    manager = TaskManager(include_path=FOLDER, include_defaults=False, metadata={"data": options.data})
+    results = {label: run_tasks(path, list(TASKS), manager, options) for label, path in models.items()}
     leaked = {label: [100 * result[task].metrics["contains"] for task in TASKS] for label, result in results.items()}
     table = Table(
         title="Fact leakage, <CALL> banned, three shots (answers given, %; less is better)",
@@ -50,12 +34,12 @@ def evaluate_leakage(
         notes=[
             "The paper shows its figures as a plot only (figure 2, right).",
             *training_notes(models),
-            *([f"Only the first {limit} items of each task."] if limit else []),
+            *([f"Only the first {options.limit} items of each task."] if options.limit else []),
         ],
     )
     average = {label: sum(values) / len(values) for label, values in leaked.items()}
-    bars(Path(out) / "leakage.png", "Fact leakage", "answers given (%)", average, {})
-    publish(out, "leakage", {"data": data, "models": [_as_json(*result) for result in results.items()]}, table)
+    bars(out / "leakage.png", "Fact leakage", "answers given (%)", average, {})
+    publish(out, "leakage", {"data": options.data, "models": [_as_json(*result) for result in results.items()]}, table)
 
 
 def _as_json(label: str, results: Mapping[str, TaskResult]) -> dict[str, Any]:

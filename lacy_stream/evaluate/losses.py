@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,8 +12,9 @@ import torch
 
 from annotator import AnnotatorSettings
 from lacy_stream.errors import UsageError
-from lacy_stream.evaluate.models import training_notes
+from lacy_stream.evaluate.models import labels, training_notes
 from lacy_stream.evaluate.results import OURS, Table, publish
+from lacy_stream.evaluate.settings import LossesOptions
 from lacy_stream.evaluate.token_table import TokenTable, calls_by_class, joined, losses, own_mask, token_table
 from lacy_stream.files import file_fingerprint
 from lacy_stream.journal import Journal
@@ -40,56 +40,38 @@ PART_BATCHES = 50
 """Batches between two that are kept: a run that is stopped loses no more than these."""
 
 
-def evaluate_losses(
-    models: Mapping[str, str],
-    out: str | os.PathLike[str],
-    *,
-    baseline: str | None = None,
-    data: str | None = None,
-    split: str | None = "val",
-    fraction: float = 0.15,
-    rank_calls_by: str | None = None,
-    parser: str = "en_core_web_sm",
-    rows: int | None = None,
-    batch_size: int = 8,
-    device: str = "cpu",
-) -> None:
-    """Losses of models on the same held-out rows, side by side; writes losses.json, .md and .png to ``out``.
+def evaluate_losses(options: LossesOptions) -> None:
+    """Losses of models on the same held-out rows, side by side; writes losses.json, .md and .png.
 
-    Args:
-        models: label -> checkpoint or exported folder, each with <CALL> and all with one tokenizer.
-        baseline: the model whose losses on the others' masks are also wanted ("matched").
-        data: folder of MDS shards, of which ``split``; default, the held-out data of the first model's run.
-        fraction: of the targets that a mask delegates.
-        rank_calls_by: the score by which they are chosen, see ``methods.Rank``; None for that of each model's run.
-        parser: spaCy pipeline that tells which targets are facts.
-        rows: at most so many; default, all.
+    Each model has <CALL>, and all have one tokenizer. The losses of the baseline are those on the others' call masks
+    ("matched").
 
     Raises:
         UsageError: a model without <CALL>, other tokenizers, or no data.
     """
-    out = Path(out)
-    everyone = dict(models) | ({"baseline": baseline} if baseline else {})
+    models, out, baseline = labels(options.models), Path(options.out), options.baseline
+    everyone = models | ({"baseline": baseline} if baseline else {})
     loaded = {label: load_model(path) for label, path in everyone.items()}
     _check(loaded, models)
     first = next(iter(loaded.values()))
-    dataset = _dataset(first, data, split)
+    dataset = _dataset(first, options.data, options.split or None)
     length = min(model.max_seq_len for model in loaded.values())
     tables = {}
-    with AnnotationPool(AnnotatorSettings(first.tokenizer, parser), label_cache=out / "labels") as pool:
+    with AnnotationPool(AnnotatorSettings(first.tokenizer, options.parser), label_cache=out / "labels") as pool:
         for label, model in loaded.items():
             settings = {
                 "model": file_fingerprint(everyone[label]),
                 "data": str(dataset),
                 "length": length,
-                "rows": rows,
-                "batch_size": batch_size,
+                "rows": options.limit,
+                "batch_size": options.batch_size,
                 "annotation": pool.identity,
                 "columns": list(TokenTable._fields),
             }
             journal = Journal(out / f"losses-{label}" / "parts.jsonl", settings)
-            tables[label] = _table(label, model, pool, dataset, length, rows, batch_size, device, journal)
-    ranks = {label: rank_calls_by or loaded[label].rank_calls_by for label in models}
+            tables[label] = _table(label, model, pool, dataset, length, options, journal)
+    fraction = options.call_fraction
+    ranks = {label: options.rank_calls_by or loaded[label].rank_calls_by for label in models}
     matched = tables.get("baseline") if baseline else None
     found = {label: _figures(tables[label], fraction, ranks[label], matched) for label in models}
     how = {label: [_objective(loaded[label].recipe), ranks[label]] for label in models}
@@ -132,9 +114,7 @@ def _table(
     pool: AnnotationPool,
     dataset: Dataset,
     length: int,
-    rows: int | None,
-    batch_size: int,
-    device: str,
+    options: LossesOptions,
     journal: Journal,
 ) -> TokenTable:
     """What a model does at each target: from the parts that are there, and from the model for the rest."""
@@ -143,12 +123,12 @@ def _table(
 
     folder = journal.path.parent
     loader = annotated_dataloader(
-        pool=pool, batch_size=batch_size, max_seq_len=length, repeat=False, **corpus_arguments(dataset)
+        pool=pool, batch_size=options.batch_size, max_seq_len=length, repeat=False, **corpus_arguments(dataset)
     )
-    limit = None if rows is None else -(-rows // batch_size)
+    limit = None if options.limit is None else -(-options.limit // options.batch_size)
     done = sum(part["batches"] for part in journal.results)
     network: Any = model.model
-    network.to(device)
+    network.to(options.device)
     pending: list[TokenTable] = []
     documents = pool.stats().documents
     total = len(loader.dataset.corpus)  # type: ignore[attr-defined]
@@ -159,7 +139,7 @@ def _table(
                 documents = now
             if number < done:
                 continue
-            pending.append(_of_batch(network, model, batch, device))
+            pending.append(_of_batch(network, model, batch, options.device))
             if len(pending) == PART_BATCHES:
                 _keep(pending, folder, journal)
     if pending:

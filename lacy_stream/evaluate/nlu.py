@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,8 +13,9 @@ from lm_eval.tasks import TaskManager
 
 from lacy_stream.errors import UsageError
 from lacy_stream.evaluate.harness import TaskResult, run_tasks
-from lacy_stream.evaluate.models import training_notes
+from lacy_stream.evaluate.models import labels, training_notes
 from lacy_stream.evaluate.results import Table, publish
+from lacy_stream.evaluate.settings import NluOptions
 
 UPSTREAM = Path(lm_eval.tasks.__file__).parent
 TASKS = {
@@ -43,33 +43,17 @@ PAPER = {
 }
 
 
-def evaluate_nlu(
-    models: Mapping[str, str],
-    out: str | os.PathLike[str],
-    *,
-    data: str | None,
-    device: str,
-    batch_size: int = 8,
-    limit: int | None = None,
-) -> None:
-    """Accuracy of each model on ARC-Easy, HellaSwag, PIQA and SIQA; writes nlu.json and nlu.md.
-
-    Args:
-        models: label -> path.
-        data: folder with FILES, for a run without network; None: the data sets of lm-eval, from the hub.
-        limit: items of each task.
+def evaluate_nlu(options: NluOptions) -> None:
+    """Accuracy of each model on ARC-Easy, HellaSwag, PIQA and SIQA; writes nlu.json and nlu.md. Without a folder with
+    FILES, the data sets are those of lm-eval, from the hub.
 
     Raises:
-        UsageError: the folder lacks a file.
+        UsageError: the folder lacks a file, or the hub cannot be reached.
     """
+    models, data = labels(options.models), options.data
     with tempfile.TemporaryDirectory() as folder:
         manager = hub_tasks() if data is None else local_tasks(Path(data), Path(folder))
-        results = {
-            label: run_tasks(
-                path, list(TASKS), manager, Path(out) / "answers", device=device, batch_size=batch_size, limit=limit
-            )
-            for label, path in models.items()
-        }
+        results = {label: run_tasks(path, list(TASKS), manager, options) for label, path in models.items()}
     table = Table(
         title="Language understanding, <CALL> banned, no partner (accuracy, %)",
         columns=["model", *TITLES.values(), "average"],
@@ -78,7 +62,7 @@ def evaluate_nlu(
         source="table 1, 334M parameters",
         notes=[
             *training_notes(models),
-            *([f"Only the first {limit} items of each task."] if limit else []),
+            *([f"Only the first {options.limit} items of each task."] if options.limit else []),
             *(
                 f"{label}: {result[task].cut} answers of {TITLES[task]} are longer than the model's context; they are "
                 "scored by their end."
@@ -88,7 +72,9 @@ def evaluate_nlu(
             ),
         ],
     )
-    publish(out, "nlu", {"data": data or "hub", "models": [_as_json(*result) for result in results.items()]}, table)
+    publish(
+        options.out, "nlu", {"data": data or "hub", "models": [_as_json(*result) for result in results.items()]}, table
+    )
 
 
 def hub_tasks() -> TaskManager:

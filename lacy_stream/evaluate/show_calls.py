@@ -3,10 +3,9 @@ page with the loss of each token."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -19,17 +18,14 @@ from annotator.page import Token, token_page
 from annotator.pipelines import OFFICIAL
 from annotator.terminal import printable
 from lacy_stream.errors import UsageError
+from lacy_stream.evaluate.settings import ShowCallsOptions
 from lacy_stream.files import read_text, write_text
-from lacy_stream.objective.losses import TokenLosses, token_losses
 from lacy_stream.objective.methods import Rank
-from lacy_stream.objective.metrics import own_call_mask
-from lacy_stream.objective.scores import CallScores, call_scores
+from lacy_stream.objective.scores import TokenScores, joined, own_call_mask, token_scores
 from lacy_stream.objective.selectors import METHODS, Selection, Targets, budget
 from lacy_stream.recipe import CallMask, Recipe
 from lacy_stream.train.checkpoint import Checkpoint, describe_training, load_checkpoint
 from lacy_stream.train.recipe_data import annotator_settings, held_out_documents
-
-Columns = TypeVar("Columns", TokenLosses, CallScores)
 
 CALL_STYLE, IGNORED_STYLE, FACT_STYLE = "bold white on red", "black on yellow", "underline"
 CALLED, IGNORED = "delegated to a larger model", "ignored in training"
@@ -66,19 +62,18 @@ class Marked:
 
 
 class _Read(NamedTuple):
-    """What a model makes of one document, [n]: the losses of its tokens, and the scores of <CALL>."""
+    """One document, and what a model makes of its tokens, [n]."""
 
     document: Document
     labelled: LabelledTokens
-    losses: TokenLosses
-    scores: CallScores
+    scores: TokenScores
 
 
 def mark(checkpoint: Checkpoint, annotator: Annotator, documents: Sequence[Document]) -> list[Marked]:
     """Find the tokens that the model delegates: the run's call fraction of the tokens of all documents together, by the
     rule of the validation losses (A.4.3). Texts longer than the model's context are read in pieces of that length."""
     read = [_read(checkpoint, annotator, document) for document in documents]
-    losses, scores = _joined([one.losses for one in read]), _joined([one.scores for one in read])
+    losses, scores = joined([one.scores for one in read])
     classes = torch.from_numpy(np.concatenate([one.labelled.classes for one in read]))
     mask = checkpoint.recipe.algorithms.call_mask
     every = torch.ones_like(classes, dtype=torch.bool)
@@ -97,7 +92,7 @@ def mark(checkpoint: Checkpoint, annotator: Annotator, documents: Sequence[Docum
 def _read(checkpoint: Checkpoint, annotator: Annotator, document: Document) -> _Read:
     labelled = annotator.label([replace(document, ids=None)])[0]
     rank: Rank = checkpoint.recipe.algorithms.call_mask.rank_calls_by
-    length, losses, scores = checkpoint.recipe.max_seq_len, [], []
+    length, scores = checkpoint.recipe.max_seq_len, []
     for start in range(0, max(len(labelled), 1), length):
         targets = torch.from_numpy(labelled.ids[start : start + length]).long()
         before = int(labelled.ids[start - 1]) if start else annotator.eos_id
@@ -106,14 +101,8 @@ def _read(checkpoint: Checkpoint, annotator: Annotator, document: Document) -> _
             logits = checkpoint.model(input_ids=inputs[None]).logits[0]
         else:  # an empty text
             logits = torch.zeros(0, checkpoint.call_token_id + 1)
-        losses.append(token_losses(logits, targets, checkpoint.call_token_id))
-        scores.append(call_scores(logits, checkpoint.call_token_id, rank, losses[-1]))
-    return _Read(document, labelled, _joined(losses), _joined(scores))
-
-
-def _joined(parts: Sequence[Columns]) -> Columns:
-    """Named tuples of tensors as one, their tensors joined end to end."""
-    return type(parts[0])(*(torch.cat(column) for column in zip(*parts, strict=True)))
+        scores.append(token_scores(logits, targets, checkpoint.call_token_id, rank))
+    return _Read(document, labelled, joined(scores))
 
 
 def _selection(mask: CallMask, loss: torch.Tensor, classes: torch.Tensor) -> Selection | None:
@@ -188,33 +177,16 @@ def _trimmed(text: str, start: int, end: int) -> tuple[int, int]:
     return start + len(inside) - len(inside.lstrip()), end - len(inside) + len(inside.rstrip())
 
 
-def show_calls(
-    checkpoint_path: str,
-    files: Sequence[str] = (),
-    html: str | os.PathLike[str] | None = None,
-    documents: int = 1,
-    sample: int = 0,
-    beside: str | None = None,
-) -> None:
-    """Print, and write to ``html`` where given, what the model of a checkpoint delegates.
-
-    Args:
-        files: texts; where there are none, the first documents of the run's held-out data are taken.
-        documents: how many of these are shown.
-        sample: how many of these the threshold and the shares are taken from; at least those that are shown.
-        beside: another checkpoint with the same tokenizer, shown beside the first on the page.
+def show_calls(options: ShowCallsOptions) -> None:
+    """Print what the model of a checkpoint delegates, and write it to a page where one is named.
 
     Raises:
-        UsageError: an argument, or checkpoints that do not fit together.
+        UsageError: checkpoints that do not fit together.
     """
-    if documents < 1:
-        raise UsageError(f"--documents is {documents}: show at least one")
-    if beside is not None and html is None:
-        raise UsageError("--beside shows two models on a page: name it by --html")
     console = Console(highlight=False)
-    checkpoint = load_checkpoint(checkpoint_path)
-    chosen = _chosen(checkpoint.recipe, files, max(documents, sample))
-    shown = len(chosen) if files else documents
+    checkpoint = load_checkpoint(options.checkpoint)
+    chosen = _chosen(checkpoint.recipe, options.files, max(options.documents, options.sample))
+    shown = len(chosen) if options.files else options.documents
     marked = _marked(checkpoint, chosen)
     for one in marked[:shown]:
         console.rule(Text(printable(one.document.id)))
@@ -224,17 +196,19 @@ def show_calls(
         console.print("this model was not trained to delegate (method: baseline): its <CALL> logits mean nothing")
     console.print(f"the run: {describe_training(checkpoint.recipe)}; {checkpoint.annotation}")
     other, captions = None, ["", ""]
-    if beside is not None:
-        second = load_checkpoint(beside)
+    if options.beside is not None:
+        second = load_checkpoint(options.beside)
         if second.tokenizer.read_bytes() != checkpoint.tokenizer.read_bytes():
-            raise UsageError(f"{beside} has another tokenizer than {checkpoint_path}: their tokens cannot be compared")
+            raise UsageError(
+                f"{options.beside} has another tokenizer than {options.checkpoint}: their tokens cannot be compared"
+            )
         other = _marked(second, chosen)
         console.print(f"beside it, {describe_training(second.recipe)}:")
         _print_shares(console, other)
         other, captions = other[:shown], [describe_training(one.recipe) for one in (checkpoint, second)]
-    if html is not None:
-        write_text(html, to_html(marked[:shown], other, captions))
-        console.print(f"page: {html}")
+    if options.html is not None:
+        write_text(options.html, to_html(marked[:shown], other, captions))
+        console.print(f"page: {options.html}")
 
 
 def _chosen(recipe: Recipe, files: Sequence[str], count: int) -> list[Document]:

@@ -11,10 +11,7 @@ from lacy_stream.evaluate.biographies import Biography, Cascade
 from lacy_stream.evaluate.factscore import Jury, Score, aggregate, judge_biographies, judge_note, jury_settings, notes
 from lacy_stream.evaluate.results import Cell, Table, publish
 
-RATES = (0.0, 0.15, 0.45, 0.60, 0.75)
-"""Targets of table 8, which came out as 0, 22.4, 40.4, 60.2 and 79.7% in the paper."""
-METHODS = ("random", "ilacy-logprob", "ilacy-entropy")
-"""Of table 9, as ``cascade.generate`` calls them."""
+# What the targets in `SweepOptions.rates` came out as.
 PAPER_RATES = [
     ["LaCy 334M", 0.0, 15.22],
     ["LaCy 334M", 22.40, 22.71],

@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from annotator import FactClass
-from lacy_stream.objective.losses import IGNORED_LABEL, token_losses, true_losses
+from lacy_stream.objective.batch import shifted
+from lacy_stream.objective.losses import IGNORED_LABEL, true_losses
 from lacy_stream.objective.methods import Rank
-from lacy_stream.objective.metrics import own_call_mask
-from lacy_stream.objective.scores import CallScores
+from lacy_stream.objective.scores import CallScores, call_scores, own_call_mask, token_scores
 
 
 class TokenTable(NamedTuple):
@@ -53,19 +53,20 @@ def token_table(logits_BTV: Tensor, labels_BT: Tensor, token_class_BT: Tensor, c
         labels_BT: not shifted, -100 where there is nothing, as the loader yields them. token_class_BT: as those.
         call_token_id: id of <CALL>, the number of pieces.
     """
-    logits = logits_BTV[:, :-1]
-    targets = labels_BT[:, 1:]
-    valid = targets != IGNORED_LABEL
-    if call_token_id < logits.shape[-1]:
-        losses = token_losses(logits, targets, call_token_id)
-        loss, with_call = losses.true, losses.true_with_call
-        calls = logits[..., call_token_id], losses.call_log_odds, logits.argmax(-1) == call_token_id
+    targets_BT, classes_BT = shifted(labels_BT, token_class_BT)
+    valid_BT = targets_BT != IGNORED_LABEL
+    if call_token_id < logits_BTV.shape[-1]:
+        losses, by_logit = token_scores(logits_BTV, targets_BT, call_token_id, "logit")
+        by_probability = call_scores(logits_BTV, call_token_id, "probability", losses)
+        loss_BT, with_call_BT = losses.true, losses.true_with_call
+        calls = by_logit.score, by_probability.score, by_logit.first
     else:
-        loss = with_call = true_losses(logits, targets, call_token_id)
-        calls = torch.full_like(loss, -torch.inf), torch.full_like(loss, -torch.inf), torch.zeros_like(valid)
-    proposal = logits[..., :call_token_id].argmax(-1)
-    columns = (targets, token_class_BT[:, 1:], loss, with_call, proposal, *calls)
-    return TokenTable(*(_array(column[valid], hint) for column, hint in zip(columns, _DTYPES, strict=True)))
+        loss_BT = with_call_BT = true_losses(logits_BTV, targets_BT, call_token_id)
+        never_BT = torch.full_like(loss_BT, -torch.inf)
+        calls = never_BT, never_BT, torch.zeros_like(valid_BT)
+    proposal_BT = logits_BTV[..., :call_token_id].argmax(-1)
+    columns = (targets_BT, classes_BT, loss_BT, with_call_BT, proposal_BT, *calls)
+    return TokenTable(*(_array(column[valid_BT], hint) for column, hint in zip(columns, _DTYPES, strict=True)))
 
 
 _DTYPES = (np.int32, np.uint8, np.float32, np.float32, np.int32, np.float32, np.float32, np.bool_)
@@ -81,7 +82,7 @@ def joined(tables: Iterable[TokenTable]) -> TokenTable:
 
 
 def own_mask(table: TokenTable, fraction: float, rank: Rank) -> NDArray[np.bool_]:
-    """What the model itself delegates, see ``metrics.own_call_mask``: bool [n]."""
+    """What the model itself delegates, see ``scores.own_call_mask``: bool [n]."""
     by_logit = rank == "logit"
     score, first = (table.call_logit, table.call_leads) if by_logit else (table.call_log_odds, table.call_leads & False)
     scores = CallScores(torch.from_numpy(score), torch.from_numpy(first))

@@ -19,7 +19,7 @@ class _Sums(NamedTuple):
     tokens_C, calls_C, ignored_C: [3], targets by ``FactClass``.
     would_call, wanted_of_these: scalars; the targets that the model would call now, and those of them in the call mask.
     call_probability, call_majority: scalars; p(<CALL>), and the targets where it is more than a half.
-    call_loss, called_token_loss, ignored_token_loss, rest_loss: scalars, nats; see ``CallMask``.
+    call_loss, called_token_loss, ignored_token_loss, rest_loss: scalars, nats; see ``CallObjective``.
     """
 
     tokens_C: Tensor
@@ -79,7 +79,7 @@ class CallStatistics:
             self._lowest_called_loss = torch.minimum(self._lowest_called_loss, lowest)
 
     def metrics(self) -> dict[str, float]:
-        """The metrics of the mini-batch over all ranks, see ``CallMask``; empty where nothing was added."""
+        """The metrics of the mini-batch over all ranks, see ``CallObjective``; empty where nothing was added."""
         if self._sums is None or self._lowest_called_loss is None:
             return {}
         sums = self._reduced(self._sums)

@@ -31,6 +31,10 @@ class TokenLosses(NamedTuple):
     true: Tensor
     call: Tensor
 
+    def detach(self) -> TokenLosses:
+        """The same losses, without gradient."""
+        return TokenLosses(self.true.detach(), self.call.detach())
+
     @property
     def true_with_call(self) -> Tensor:
         """Of the target token over the whole vocabulary: -log p(x) = true - log(1 - p(<CALL>))."""

@@ -9,38 +9,18 @@ grows by -log(1 - p(<CALL>)).
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
-from lacy_stream.objective.losses import IGNORED_LABEL, TokenLosses, token_losses
+from lacy_stream.objective.losses import IGNORED_LABEL
 from lacy_stream.objective.methods import Rank
-from lacy_stream.objective.scores import CallScores, call_scores
-from lacy_stream.objective.selectors import budget
-
-
-def own_call_mask(scores: CallScores, valid: Tensor, fraction: float) -> Tensor:
-    """The positions that a model would delegate: those to be called first, then the others, each by their score, up to
-    ``fraction`` of the valid positions.
-
-    Args:
-        scores: of each position; valid: bool, same shape.
-
-    Returns:
-        bool, same shape: floor(fraction x valid) positions.
-    """
-    # Valid and first ones before the others, each group by its score: one stable sort after another.
-    order = torch.argsort(scores.score.flatten(), descending=True, stable=True)
-    groups = (scores.first.int() + valid.int() * 2).flatten()[order]
-    order = order[torch.argsort(groups, descending=True, stable=True)]
-    chosen = torch.zeros(valid.numel(), dtype=torch.bool, device=valid.device)
-    chosen[order] = torch.arange(len(order), device=order.device) < budget(valid, fraction)
-    return chosen.view_as(valid)
+from lacy_stream.objective.scores import CallScores, TokenScores, call_scores, own_call_mask, token_scores
 
 
 class MaskModel:
@@ -56,7 +36,7 @@ class MaskModel:
     def __init__(self, model: torch.nn.Module, call_token_id: int, rank_calls_by: Rank = "probability") -> None:
         self._model, self._call_token_id = model.eval().requires_grad_(False), call_token_id
         self._rank: Rank = rank_calls_by
-        self._last: tuple[Tensor, CallScores] | None = None
+        self._scores = WeakTensorKeyDictionary()  # ids of a batch -> their scores, as long as the batch lives
 
     def __deepcopy__(self, memo: Any) -> MaskModel:
         return self  # Composer copies metrics: the weights are shared
@@ -64,39 +44,34 @@ class MaskModel:
     @torch.no_grad()
     def __call__(self, batch: Mapping[str, Tensor]) -> CallScores:
         """Scores [B, T] of the next tokens of a batch; computed once for all metrics of the batch."""
-        ids = batch["input_ids"]
-        if self._last is None or self._last[0] is not ids:
+        ids_BT = batch["input_ids"]
+        if ids_BT not in self._scores:
             inputs = {key: batch[key] for key in ("input_ids", "attention_mask") if key in batch}
-            logits = self._model.to(ids.device)(**inputs).logits
-            self._last = (ids, call_scores(logits, self._call_token_id, self._rank))
-        return self._last[1]
+            logits_BTV = self._model.to(ids_BT.device)(**inputs).logits
+            self._scores[ids_BT] = call_scores(logits_BTV, self._call_token_id, self._rank)
+        return self._scores[ids_BT]
 
 
-_Asked = tuple[int, Rank]
-_Found = tuple[TokenLosses, CallScores]
+class _Known(NamedTuple):
+    """The scores of some logits, and what they were computed for."""
+
+    targets: Tensor
+    call_token_id: int
+    rank: Rank
+    scores: TokenScores
 
 
-class _Measured:
-    """What every metric needs of a batch. Composer gives all of them the same tensors, one metric after the other, so
-    it is computed once; with a vocabulary of 32,000 it is most of what a metric costs."""
-
-    def __init__(self) -> None:
-        self._last: tuple[weakref.ref[Tensor], weakref.ref[Tensor], _Asked, _Found] | None = None
-
-    def __call__(self, logits: Tensor, targets: Tensor, call_token_id: int, rank: Rank) -> _Found:
-        """Losses and scores of each position; logits [..., V], targets [...]."""
-        asked = (call_token_id, rank)
-        if self._last is not None:
-            of_logits, of_targets, of_asked, found = self._last
-            if of_logits() is logits and of_targets() is targets and of_asked == asked:
-                return found
-        losses = token_losses(logits, targets, call_token_id)
-        found = losses, call_scores(logits, call_token_id, rank, losses)
-        self._last = weakref.ref(logits), weakref.ref(targets), asked, found
-        return found
+_known = WeakTensorKeyDictionary()
+"""Logits -> ``_Known``, as long as the logits live. Composer gives all metrics of an evaluation the same tensors, one
+metric after the other; with a vocabulary of 32,000, the losses are most of what a metric costs."""
 
 
-_measured = _Measured()
+def _scores_of(logits: Tensor, targets: Tensor, call_token_id: int, rank: Rank) -> TokenScores:
+    known: _Known | None = _known.get(logits)
+    if known is None or known.targets is not targets or known[1:3] != (call_token_id, rank):
+        known = _Known(targets, call_token_id, rank, token_scores(logits, targets, call_token_id, rank))
+        _known[logits] = known
+    return known.scores
 
 
 class TotalLoss(Metric):
@@ -115,7 +90,8 @@ class TotalLoss(Metric):
 
     def update(self, logits: Tensor, targets: Tensor) -> None:
         """logits [B, T, V]; targets [B, T], shifted, -100 where nothing is to be predicted."""
-        losses = _measured(logits, targets, self.call_token_id, self.rank_calls_by)[0].true[targets != IGNORED_LABEL]
+        scores = _scores_of(logits, targets, self.call_token_id, self.rank_calls_by)
+        losses = scores.losses.true[targets != IGNORED_LABEL]
         self.total += losses.sum(dtype=torch.float64)
         self.count += losses.numel()
 
@@ -133,6 +109,10 @@ class _MaskedLoss(Metric):
     """
 
     full_state_update = False
+    _on_calls: bool
+    """Whether the positions are those of the mask, or all others."""
+    _with_call = False
+    """Whether <CALL> is in the softmax."""
 
     def __init__(self, call_token_id: int, call_fraction: float = 0.15, rank_calls_by: Rank = "probability") -> None:
         super().__init__()
@@ -146,49 +126,36 @@ class _MaskedLoss(Metric):
 
     def update(self, logits: Tensor, targets: Tensor) -> None:
         """logits [B, T, V]; targets [B, T], shifted, -100 where nothing is to be predicted."""
-        self._add(logits, targets, _measured(logits, targets, self.call_token_id, self.rank_calls_by)[1])
+        self._add(logits, targets)
+
+    def _add(self, logits: Tensor, targets: Tensor, calls: CallScores | None = None) -> None:
+        """Keep the losses, and the scores that decide the mask: by default those of the same logits."""
+        valid, own = targets != IGNORED_LABEL, _scores_of(logits, targets, self.call_token_id, self.rank_calls_by)
+        losses, calls = own.losses.true_with_call if self._with_call else own.losses.true, calls or own.calls
+        cast(list, self.loss).append(losses[valid])
+        cast(list, self.score).append(calls.score[valid])
+        cast(list, self.first).append(calls.first[valid].to(torch.uint8))  # gloo gathers no bool
 
     def compute(self) -> Tensor:
         loss, score, first = (dim_zero_cat(getattr(self, name)) for name in ("loss", "score", "first"))
         call = own_call_mask(CallScores(score, first > 0), torch.ones_like(first, dtype=torch.bool), self.call_fraction)
-        return loss[self._wanted(call)].mean(dtype=torch.float64)
-
-    def _add(self, logits: Tensor, targets: Tensor, scores: CallScores) -> None:
-        valid = targets != IGNORED_LABEL
-        values = self._values(_measured(logits, targets, self.call_token_id, self.rank_calls_by)[0])
-        cast(list, self.loss).append(values[valid])
-        cast(list, self.score).append(scores.score[valid])
-        cast(list, self.first).append(scores.first[valid].to(torch.uint8))  # gloo gathers no bool
-
-    def _values(self, losses: TokenLosses) -> Tensor:
-        raise NotImplementedError
-
-    def _wanted(self, call: Tensor) -> Tensor:
-        raise NotImplementedError
+        return loss[call if self._on_calls else ~call].mean(dtype=torch.float64)
 
 
 class CallLoss(_MaskedLoss):
     """Mean loss of the true token on the model's own call mask, over the whole vocabulary (A.5). Nats."""
 
-    def _values(self, losses: TokenLosses) -> Tensor:
-        return losses.true_with_call
-
-    def _wanted(self, call: Tensor) -> Tensor:
-        return call
+    _on_calls, _with_call = True, True
 
 
 class NonCallLoss(_MaskedLoss):
     """Mean loss of the true token off the model's own call mask, <CALL> excluded (equation A.6). Nats."""
 
-    def _values(self, losses: TokenLosses) -> Tensor:
-        return losses.true
-
-    def _wanted(self, call: Tensor) -> Tensor:
-        return ~call
+    _on_calls = False
 
 
-class _Matched(_MaskedLoss):
-    """Of a loss: on the call mask of another model, ``mask_from``."""
+class _MatchedLoss(_MaskedLoss):
+    """The same on the call mask of another model, ``mask_from``."""
 
     needs_batch = True  # Composer's sign that `update` takes the whole batch
 
@@ -208,22 +175,14 @@ class _Matched(_MaskedLoss):
         self._add(outputs, labels, self._mask_from(batch))
 
 
-class MatchedCallLoss(_Matched):
+class MatchedCallLoss(_MatchedLoss):
     """Mean loss of the true token on another model's call mask, <CALL> excluded: the baseline's side of figure 5, left.
     Nats. (Without calls, a baseline has nothing to put on <CALL>; leaving it out compares what the two know.)"""
 
-    def _values(self, losses: TokenLosses) -> Tensor:
-        return losses.true
-
-    def _wanted(self, call: Tensor) -> Tensor:
-        return call
+    _on_calls = True
 
 
-class MatchedNonCallLoss(_Matched):
+class MatchedNonCallLoss(_MatchedLoss):
     """Mean loss of the true token off another model's call mask, <CALL> excluded: figure 5, right. Nats."""
 
-    def _values(self, losses: TokenLosses) -> Tensor:
-        return losses.true
-
-    def _wanted(self, call: Tensor) -> Tensor:
-        return ~call
+    _on_calls = False

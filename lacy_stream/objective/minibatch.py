@@ -1,17 +1,34 @@
-"""The mini-batch over all ranks.
+"""The mini-batch over all ranks: its random numbers, and the masks that are selected among all of its targets.
 
-Row r of rank k is row ``r * ranks + k`` of the mini-batch, as samplers and the stream's lanes deal rows out.
-Axes: R rows of the mini-batch, B rows of this rank, T positions of a row, S signals of ``Targets``.
+Row b of rank r is row ``b * ranks + r`` of the mini-batch, because samplers and the stream's lanes deal rows out to the
+ranks in turn. So the mini-batch has the same rows in the same order for any number of ranks, and so have its masks.
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from lacy_stream import distributed as dist
-from lacy_stream.objective.selectors import Targets
+from lacy_stream.errors import UsageError
+from lacy_stream.objective.methods import Scope
+from lacy_stream.objective.selectors import Selection, Selector, Targets, budget
+
+
+class Masks(NamedTuple):
+    """The selection for rows of this rank, masks bool [B, T] or None; and ``learned_share``, a scalar: the targets that
+    are not ignored, as a share of all targets among which the selection was made."""
+
+    selection: Selection
+    learned_share: Tensor
+
+    def rows(self, start: int, count: int) -> Masks:
+        """The masks of ``count`` rows from ``start`` on; the share remains that of the whole."""
+        part = (None if mask_BT is None else mask_BT[start : start + count] for mask_BT in self.selection)
+        return Masks(Selection(*part), self.learned_share)
 
 
 def uniform(seed: int, step: int, like_BT: Tensor) -> Tensor:
@@ -19,28 +36,71 @@ def uniform(seed: int, step: int, like_BT: Tensor) -> Tensor:
     rows of all ranks together do not depend on how many ranks there are."""
     generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
     rows, length = like_BT.shape
-    return torch.rand(rows, dist.get_world_size(), length, generator=generator)[:, dist.get_global_rank()]
+    # Every rank draws for all ranks. Flattened over B and R, the numbers are in the order of the mini-batch's rows.
+    random_BRT = torch.rand(rows, dist.get_world_size(), length, generator=generator)
+    return random_BRT[:, dist.get_global_rank()]
+
+
+def select_masks(
+    selector: Selector, targets: Targets, call_fraction: float, ignore_fraction: float, scope: Scope
+) -> Masks:
+    """The masks of these targets, selected among them and, with scope ``global``, those of all other ranks.
+
+    Args:
+        selector: which targets are called and which are ignored.
+        targets: of this rank, [B, T].
+        call_fraction, ignore_fraction: shares of the valid targets.
+        scope: ``global`` is collective.
+
+    Raises:
+        UsageError: the selector returned something other than masks.
+    """
+    if scope != "global" or dist.get_world_size() == 1:
+        return _selected(selector, targets, call_fraction, ignore_fraction)
+    # Every rank selects among all targets, and so finds the same masks, of which it keeps its own rows.
+    masks = _selected(selector, gathered(targets), call_fraction, ignore_fraction)
+    own = (own_part(mask_MT, targets.valid) for mask_MT in masks.selection)
+    return Masks(Selection(*own), masks.learned_share)
+
+
+def _selected(selector: Selector, targets: Targets, call_fraction: float, ignore_fraction: float) -> Masks:
+    counts = (budget(targets.valid, fraction) for fraction in (call_fraction, ignore_fraction))
+    call, ignore = selector(targets, *counts)
+    for name, mask in (("call", call), ("ignore", ignore)):
+        if mask is not None and (mask.dtype != torch.bool or mask.shape != targets.valid.shape):
+            raise UsageError(
+                f"the selector's {name} mask is {mask.dtype} {list(mask.shape)}: it must be bool, "
+                f"{list(targets.valid.shape)}, as the targets are"
+            )
+    call = None if call is None else call & targets.valid
+    ignore = None if ignore is None else ignore & targets.valid
+    if call is not None and ignore is not None:
+        ignore = ignore & ~call
+    tokens = targets.valid.sum().clamp(min=1)
+    learned = tokens if ignore is None else tokens - ignore.sum()
+    return Masks(Selection(call, ignore), learned / tokens)
 
 
 def gathered(targets: Targets) -> Targets:
-    """The targets of all ranks, [R, T], where R is the number of ranks times the most rows of a rank and T the longest
+    """The targets of all ranks, [M, T], where M is the number of ranks times the most rows of a rank and T the longest
     row. Places that a rank does not have are not valid."""
     parts = [part for part in targets if part is not None]
-    values_SBT = torch.stack([part.to(targets.loss.dtype) for part in parts])
+    values_KBT = torch.stack([part.to(targets.loss.dtype) for part in parts])
     # All ranks must bring the same shape: pad to the largest. A padded place has valid = 0.
     rows, length = _largest(targets.valid)
-    values_SBT = F.pad(values_SBT, (0, length - values_SBT.shape[2], 0, rows - values_SBT.shape[1]))
-    # Stacked to [S, B, ranks, T] and flattened over B and ranks, so that row r of rank k comes to r * ranks + k.
-    loss, classes, valid, random, *rest = torch.stack(list(dist.all_gather(values_SBT)), dim=2).flatten(1, 2)
+    values_KBT = F.pad(values_KBT, (0, length - values_KBT.shape[2], 0, rows - values_KBT.shape[1]))
+    values_KBRT = torch.stack(dist.all_gather(values_KBT), dim=2)
+    # Flattened over B and R, row b of rank r comes to b * ranks + r.
+    loss, classes, valid, random, *rest = values_KBRT.flatten(1, 2)
     return Targets(loss, classes.to(torch.uint8), valid > 0, random, rest[0] if rest else None)
 
 
-def own_part(mask_RT: Tensor | None, own_BT: Tensor) -> Tensor | None:
-    """This rank's part of a mask over all ranks, of the shape of ``own_BT``."""
-    if mask_RT is None:
+def own_part(mask_MT: Tensor | None, own_BT: Tensor) -> Tensor | None:
+    """This rank's part of a mask over all ranks, of the shape of ``own_BT``: the inverse of ``gathered``."""
+    if mask_MT is None:
         return None
     rows, length = own_BT.shape
-    return mask_RT[dist.get_global_rank() :: dist.get_world_size()][:rows, :length]
+    return mask_MT[dist.get_global_rank() :: dist.get_world_size()][:rows, :length]
 
 
 def _largest(own_BT: Tensor) -> tuple[int, int]:

@@ -1,8 +1,12 @@
-"""logits -> how much a model wants to delegate each position: one score for training, validation losses (A.4.3), pages
-and the cascade (A.5), and the uncertainty of a model that was not trained to call (i-LaCy, table 9)."""
+"""logits -> what a model makes of each target: its losses, how much it wants to call, and which calls are its own.
+
+There is one score of <CALL> for training, validation losses (A.4.3), pages and the cascade (A.5). Beside it stands the
+uncertainty of a model that was not trained to call (i-LaCy, table 9).
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -11,6 +15,7 @@ from torch import Tensor
 from lacy_stream.errors import UsageError
 from lacy_stream.objective.losses import TokenLosses, token_losses
 from lacy_stream.objective.methods import Rank
+from lacy_stream.objective.selectors import budget
 
 TOP = 20
 """Tokens that the entropy is taken of (i-LaCy)."""
@@ -23,7 +28,36 @@ class CallScores(NamedTuple):
     first: Tensor
 
 
+class TokenScores(NamedTuple):
+    """What a model makes of each target: the losses, and the scores of <CALL>. All of one shape."""
+
+    losses: TokenLosses
+    calls: CallScores
+
+
 @torch.no_grad()
+def token_scores(logits: Tensor, targets: Tensor, call_token_id: int, rank: Rank) -> TokenScores:
+    """Losses and scores of logits [..., V] and their targets [...], each [...].
+
+    Targets stand where their logits stand; ``batch.shifted`` makes them of labels. Those of -100 give finite values
+    that mean nothing.
+
+    Raises:
+        UsageError: the model has no entry for <CALL>.
+    """
+    losses = token_losses(logits, targets, call_token_id)
+    return TokenScores(losses, call_scores(logits, call_token_id, rank, losses))
+
+
+def joined(parts: Sequence[TokenScores]) -> TokenScores:
+    """The scores of several parts as one, joined along their first axis."""
+    losses, calls = zip(*parts, strict=True)
+    return TokenScores(
+        TokenLosses(*(torch.cat(column) for column in zip(*losses, strict=True))),
+        CallScores(*(torch.cat(column) for column in zip(*calls, strict=True))),
+    )
+
+
 def call_scores(logits: Tensor, call_token_id: int, rank: Rank, losses: TokenLosses | None = None) -> CallScores:
     """Scores of logits [..., V], each [...].
 
@@ -34,20 +68,48 @@ def call_scores(logits: Tensor, call_token_id: int, rank: Rank, losses: TokenLos
         losses: of these logits, where they are known already.
 
     Raises:
-        ValueError: the model has no entry for <CALL>.
+        UsageError: the model has no entry for <CALL>.
     """
+    score = call_score(logits, call_token_id, rank, losses)
+    if rank == "logit":
+        return CallScores(score, logits.argmax(dim=-1) == call_token_id)
+    return CallScores(score, torch.zeros_like(score, dtype=torch.bool))
+
+
+@torch.no_grad()
+def call_score(logits: Tensor, call_token_id: int, rank: Rank, losses: TokenLosses | None = None) -> Tensor:
+    """The score alone, float32 [...], which takes no pass over the logits where the losses are known. Arguments and
+    errors as ``call_scores``."""
     if call_token_id >= logits.shape[-1]:
         raise UsageError(
             f"the model has {logits.shape[-1]} entries in its vocabulary, and none for <CALL>, {call_token_id}: its "
             f"calls cannot be ranked by {rank}"
         )
     if rank == "logit":
-        return CallScores(logits[..., call_token_id].float(), logits.argmax(dim=-1) == call_token_id)
+        return logits[..., call_token_id].float()
     if losses is None:
         any_target = torch.zeros(logits.shape[:-1], dtype=torch.long, device=logits.device)
         losses = token_losses(logits, any_target, call_token_id)
-    score = losses.call_log_odds.float()
-    return CallScores(score, torch.zeros_like(score, dtype=torch.bool))
+    return losses.call_log_odds.float()
+
+
+def own_call_mask(scores: CallScores, valid: Tensor, fraction: float) -> Tensor:
+    """The positions that a model would delegate: those to be called first, then the others, each by their score, up to
+    ``fraction`` of the valid positions.
+
+    Args:
+        scores: of each position; valid: bool, same shape.
+
+    Returns:
+        bool, same shape: floor(fraction x valid) positions.
+    """
+    # Valid and first ones before the others, each group by its score: one stable sort after another.
+    order = torch.argsort(scores.score.flatten(), descending=True, stable=True)
+    groups = (scores.first.int() + valid.int() * 2).flatten()[order]
+    order = order[torch.argsort(groups, descending=True, stable=True)]
+    chosen = torch.zeros(valid.numel(), dtype=torch.bool, device=valid.device)
+    chosen[order] = torch.arange(len(order), device=order.device) < budget(valid, fraction)
+    return chosen.view_as(valid)
 
 
 def uncertainty(logits_V: Tensor, *, entropy: bool) -> float:

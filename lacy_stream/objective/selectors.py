@@ -145,5 +145,5 @@ METHODS: dict[str, Method] = {name: Method(select=_SELECTORS[name], **vars(needs
 
 def _reference(targets: Targets) -> Tensor:
     if targets.reference_loss is None:
-        raise UsageError("this method needs the loss of a reference model: give CallMask a reference")
+        raise UsageError("this method needs the loss of a reference model: give CallMask or CallObjective a reference")
     return targets.reference_loss

@@ -1,6 +1,7 @@
 """Files, folders and datasets -> MDS shards of raw text, without torch.
 
-inputs     JSONL, text, Parquet, Hugging Face datasets -> rows; lmlm  rows with the spans of a judge
-convert    rows -> shards, whole or not at all
-knowledge  articles -> a table of titles and texts for biographies
+inputs     JSONL, Parquet, Hugging Face data sets -> rows
+lmlm       text with lookup calls -> text and the spans of the values
+convert    rows -> shards, complete or absent
+knowledge  articles -> a SQLite file of titles and texts, for biographies
 """

@@ -1,12 +1,10 @@
 """Documents -> MDS shards in OUT/train and OUT/val.
 
-The flow of one run:
-
     SOURCE... --inputs.py--> Row --is_validation--> train or val shard
                               a row that is not a document, or an id seen before -> refused.jsonl
 
-Everything is written into a hidden folder next to OUT (`.NAME.prepare`) and renamed into place at the
-end, so OUT is complete or absent whatever happens to the process.
+Everything is written into a hidden folder next to OUT, `.NAME.prepare`, and renamed at the end. So OUT is complete or
+absent, whatever happens to the process.
 """
 
 from __future__ import annotations
@@ -25,58 +23,28 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from lacy_stream.files import file_errors
-from lacy_stream.prepare.inputs import (
-    RECORD,
-    REFUSED,
-    Input,
-    PrepareError,
-    ReadOptions,
-    RefusedRows,
-    Row,
-    find_inputs,
-    read_rows,
-)
-from lacy_stream.prepare.lmlm import Placed
+from lacy_stream.prepare.inputs import RECORD, REFUSED, Input, RefusedRows, Row, find_inputs, read_rows
+from lacy_stream.prepare.lmlm import ValueLocation
+from lacy_stream.prepare.settings import Options, PrepareError
 from lacy_stream.progress import SourceProgress
 
 if TYPE_CHECKING:
     from streaming import MDSWriter
 
 TOOL = "lacy-stream prepare"
-FORMAT = 1  # raise it when the same sources and options give other shards
+FORMAT = 1  # raise it when the same sources and options begin to give other shards
 SPLITS = ("train", "val")
-LOCK, DATA, OLD = "lacy-stream.lock", "data", "old"  # inside the hidden folder
+LOCK, DATA, OLD = "lacy-stream.lock", "data", "old"  # names inside the hidden folder
 LOCK_TRIES, LOCK_PAUSE = 100, 0.01  # seconds
-DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # such an error names no file
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # the text of such an error does not name a file
 
 
-# ---------------------------------------------------------------- what goes in and what comes out
-
-
-@dataclass(frozen=True)
-class Options(ReadOptions):
-    """Everything that decides which bytes are written; kept in prepare.json.
-
-    `val_fraction` is the share of documents held out; `size_limit` is in bytes before compression.
-    """
-
-    val_fraction: float = 0.1
-    size_limit: int = 1 << 26
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 <= self.val_fraction < 1:
-            raise PrepareError(
-                f"--val-fraction is {self.val_fraction}; it is the share of documents held out for "
-                "validation, from 0 up to but not including 1"
-            )
-        if not 0 < self.size_limit < 1 << 32:
-            raise PrepareError(f"--size-limit is {self.size_limit} bytes; it must lie between 1 and 2^32 - 1")
+# ---------------------------------------------------------------- results
 
 
 @dataclass
 class Count:
-    """Documents and their characters, titles included."""
+    """The number of documents, and of their characters with titles."""
 
     documents: int = 0
     characters: int = 0
@@ -84,19 +52,19 @@ class Count:
 
 @dataclass
 class Summary:
-    """What a run wrote. `refused` maps each reason to its rows; all of them are in OUT/refused.jsonl.
-
-    `spans`: how many the documents came with. `calls`: how many lookup calls were in their texts, by where their
-    values were found (`lmlm.Placed`).
-    """
+    """What a run has written."""
 
     train: Count = field(default_factory=Count)
     val: Count = field(default_factory=Count)
     refused: dict[str, RefusedRows] = field(default_factory=dict)
+    """Reason -> the rows that were refused for it. OUT/refused.jsonl lists all of them."""
     warnings: list[str] = field(default_factory=list)
     spans: int = 0
+    """Number of spans that the documents came with."""
     calls: dict[str, int] = field(default_factory=dict)
+    """Number of lookup calls in the texts, by how their values were found (`lmlm.ValueLocation`)."""
     already_prepared: bool = False
+    """True if the data set was there already, and nothing was written."""
 
     @property
     def documents(self) -> int:
@@ -119,16 +87,27 @@ def prepare(
     overwrite: bool = False,
     on_progress: Callable[[SourceProgress], None] | None = None,
 ) -> Summary:
-    """Write `sources` as MDS shards (columns id, text, and spans where documents come with labels, as JSON; zstd;
-    hashed) to `out`/train and `out`/val.
+    """Write documents as MDS shards to `out`/train and `out`/val.
 
-    In: JSONL files (plain, .gz, .zst), Parquet files, folders of such files (of `options.hf_split` where their
-    names say the split), folders written by `Dataset.save_to_disk`, or hub names "owner/name". A document's
-    text is title, blank line, body.
-    Documents are written in the order of the sources; the same input gives the same bytes.
-    Out: the counts, which also stand in `out`/prepare.json. When `out` already holds these sources with
-    these options nothing is written and `already_prepared` is True.
-    Raises PrepareError (a ValueError) for everything a user can put right; `out` is then untouched.
+    The shards have the columns id and text, and the column spans (JSON) if documents come with labels. They are
+    compressed with zstd and hashed. Documents are written in the order of the sources, and the same input gives the
+    same bytes.
+
+    Args:
+        sources: JSONL files (plain, .gz, .zst), Parquet files, folders of such files, folders written by
+            `Dataset.save_to_disk`, or hub names "owner/name". See `find_inputs`.
+        out: the folder.
+        options: columns, split and shard size.
+        overwrite: whether to replace a data set that an earlier run has written to `out`.
+        on_progress: called every 100 rows.
+
+    Returns:
+        The counts, which are also in `out`/prepare.json. If `out` already holds these sources with these options,
+        nothing is written, and `already_prepared` is True.
+
+    Raises:
+        PrepareError: a user can put it right. `out` is then untouched.
+        FileError: a source or `out` cannot be read.
     """
     options = options or Options()
     inputs, source_notes = find_inputs(sources, options)
@@ -155,15 +134,15 @@ def prepare(
 
 
 def id_hash(id: str) -> int:
-    """The first 64 bits of the id: BLAKE2b with an 8-byte digest of its UTF-8 bytes, big-endian."""
+    """Hash an id to 64 bits: BLAKE2b with an 8-byte digest of its UTF-8 bytes, big-endian."""
     return int.from_bytes(hashlib.blake2b(id.encode("utf-8"), digest_size=8).digest(), "big")
 
 
 def is_validation(id: str, fraction: float) -> bool:
-    """Whether the document is held out: id_hash / 2^64 < fraction.
+    """Whether a document is held out: id_hash / 2^64 < fraction.
 
-    Depends on the id alone: not on order, on the other documents or on a seed, and a document held out
-    at one fraction is held out at every larger one.
+    This depends on the id alone, and not on the order, on other documents or on a seed. A document that is held out at
+    one fraction is also held out at every larger one.
     """
     return id_hash(id) < fraction * 2.0**64
 
@@ -174,9 +153,9 @@ def is_validation(id: str, fraction: float) -> bool:
 def _write(
     inputs: list[Input], options: Options, data: Path, on_progress: Callable[[SourceProgress], None] | None
 ) -> Summary:
-    """Write shards and refused.jsonl into the new folder `data`."""
+    """Write the shards and refused.jsonl into the new folder `data`."""
     data.mkdir()
-    summary = Summary(calls={how.value: 0 for how in Placed} if options.inline_calls else {})
+    summary = Summary(calls={how.value: 0 for how in ValueLocation} if options.inline_calls else {})
     writers: dict[str, MDSWriter] = {}
     seen: set[int] = set()
     with open(data / REFUSED, "w", encoding="utf-8") as refused:
@@ -188,14 +167,14 @@ def _write(
             seen.add(id_hash(row.id))
             held_out = is_validation(row.id, options.val_fraction)
             split, count = ("val", summary.val) if held_out else ("train", summary.train)
-            if split not in writers:  # its folder appears with the first document, so it is never empty
+            if split not in writers:  # a folder is made with its first document, so it is never empty
                 writers[split] = _shard_writer(data / split, options)
             labels = {"spans": json.dumps(row.spans)} if options.labelled else {}
             writers[split].write({"id": row.id, "text": row.text, **labels})
             count.documents += 1
             count.characters += len(row.text)
             summary.spans += len(row.spans or ())
-            for how, calls in row.placed.items():
+            for how, calls in row.value_locations.items():
                 summary.calls[how.value] += calls
     if not summary.documents:
         raise PrepareError(f"no document in the sources{_refused_text(summary)}")
@@ -208,7 +187,7 @@ def _write(
 def _all_rows(
     inputs: list[Input], options: Options, summary: Summary, on_progress: Callable[[SourceProgress], None] | None
 ) -> Iterator[tuple[Input, Row]]:
-    """Rows of all inputs, with a call of `on_progress` every 100 rows."""
+    """Yield the rows of all inputs, and call `on_progress` every 100 rows."""
     total = 0 if any(source.kind == "hub" for source in inputs) else sum(source.bytes for source in inputs)
     before = 0
     for source in inputs:
@@ -225,7 +204,7 @@ def _shard_writer(folder: Path, options: Options) -> MDSWriter:
 
     class Writer(MDSWriter):
         def flush_shard(self) -> None:
-            # A first document larger than the limit makes MDSWriter flush a shard of no documents.
+            # If the first document is larger than the limit, MDSWriter first flushes a shard without documents.
             if self.new_samples:
                 super().flush_shard()
 
@@ -263,10 +242,12 @@ def _split_warnings(summary: Summary, options: Options) -> list[str]:
 
 @contextmanager
 def _work_folder(out: Path) -> Iterator[tuple[Path, list[str]]]:
-    """A locked folder `.NAME.prepare` next to `out`; gone at the end. Yields (folder, notes).
+    """Make and lock the folder `.NAME.prepare` next to `out`, and remove it at the end. Yields the folder and notes.
 
-    The kernel drops the lock with the process, so a folder that can be locked has no living owner.
-    Raises PrepareError while another run holds it.
+    The kernel releases the lock of a dead process, so a folder that can be locked has no living owner.
+
+    Raises:
+        PrepareError: another run holds the lock, or the folder cannot be made.
     """
     work = out.parent / f".{out.name}.prepare"
     try:
@@ -287,7 +268,7 @@ def _work_folder(out: Path) -> Iterator[tuple[Path, list[str]]]:
 
 @contextmanager
 def _disk_errors_named(folder: Path) -> Iterator[None]:
-    """A full disk is a PrepareError that names the folder."""
+    """Turn the error of a full disk into a PrepareError that names the folder."""
     try:
         yield
     except OSError as error:
@@ -297,7 +278,7 @@ def _disk_errors_named(folder: Path) -> Iterator[None]:
 
 
 def _lock(work: Path, out: Path) -> int:
-    """Make `work` and lock it; the descriptor that holds the lock. Raises OSError where it cannot be made."""
+    """Make `work` and lock it; returns the descriptor of the lock. Raises OSError if it cannot be made."""
     lost: OSError | None = None
     for _ in range(LOCK_TRIES):
         if lost is not None:
@@ -305,10 +286,14 @@ def _lock(work: Path, out: Path) -> int:
         try:
             work.mkdir(exist_ok=True)
             if any(path.name != LOCK for path in work.iterdir()) and not (work / LOCK).exists():
-                raise PrepareError(f"{work} is in the way and not ours; move it or choose another --out")
+                raise PrepareError(
+                    f"{work} is in the way and was not made by `{TOOL}`; move it or choose another --out"
+                )
             lock = os.open(work / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
-        except (FileNotFoundError, FileExistsError) as error:  # the run before us has just removed its folder,
-            lost = error  # or it cannot be made: some file systems say so with the same error
+        except (FileNotFoundError, FileExistsError) as error:
+            # Either an earlier run has just removed its folder, or the folder cannot be made: some file systems raise
+            # the same error for both.
+            lost = error
             continue
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -319,14 +304,15 @@ def _lock(work: Path, out: Path) -> int:
             raise PrepareError(f"another run is writing {out}; wait for it or choose another --out") from None
         except FileNotFoundError as error:
             lost = error
-        os.close(lock)  # we locked a file that its owner had just unlinked
+        os.close(lock)  # this locked a file that its owner had just removed
     raise lost or FileNotFoundError(errno.ENOENT, "it is removed again and again", str(work))
 
 
 def _clean(work: Path, out: Path) -> bool:
-    """Remove half a data set; put the previous one back if --overwrite was stopped between two renames.
+    """Remove an unfinished data set, and put the previous one back if --overwrite was stopped between two renames.
 
-    Returns whether there was anything to do.
+    Returns:
+        Whether there was anything to do.
     """
     found = any((work / name).exists() for name in (OLD, DATA))
     if (work / OLD).exists() and not out.exists():
@@ -338,7 +324,7 @@ def _clean(work: Path, out: Path) -> bool:
 
 
 def _publish(work: Path, out: Path) -> None:
-    """Put work/data in the place of `out`. The data is on disk before its name is."""
+    """Replace `out` by work/data. The data is synced to disk before it gets its name."""
     for path in [*(work / DATA).rglob("*"), work / DATA]:
         _sync(path)
     if out.exists() and any(out.iterdir()):
@@ -355,7 +341,7 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-# ---------------------------------------------------------------- what an earlier run has written
+# ---------------------------------------------------------------- the data set of an earlier run
 
 
 def _write_record(data: Path, plan: dict[str, Any], summary: Summary) -> None:
@@ -364,9 +350,13 @@ def _write_record(data: Path, plan: dict[str, Any], summary: Summary) -> None:
 
 
 def _existing(out: Path, plan: dict[str, Any], overwrite: bool) -> Summary | None:
-    """The summary of a data set in `out` that is this plan's; None when `out` may be written.
+    """Look for a data set in `out` that an earlier run has made by the same plan.
 
-    Raises PrepareError when `out` holds anything else (with `overwrite`: anything we did not write).
+    Returns:
+        Its summary; None if `out` may be written.
+
+    Raises:
+        PrepareError: `out` holds something else; with `overwrite`, something that this tool has not written.
     """
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return None
@@ -396,7 +386,7 @@ def _read_record(out: Path) -> dict[str, Any] | None:
 
 
 def _problems(out: Path, record: dict[str, Any], plan: dict[str, Any]) -> Iterator[str]:
-    """Why the data set in `out` is not what `plan` would write, in words."""
+    """Yield the reasons why the data set in `out` is not what `plan` would write."""
     there = record["plan"]
     if there["format"] != plan["format"]:
         yield "it was written by another version of this tool"
@@ -417,5 +407,5 @@ def _problems(out: Path, record: dict[str, Any], plan: dict[str, Any]) -> Iterat
 def _read_summary(saved: dict[str, Any]) -> Summary:
     refused = {reason: RefusedRows(**value) for reason, value in saved["refused"].items()}
     train, val = Count(**saved["train"]), Count(**saved["val"])
-    spans, calls = saved.get("spans", 0), saved.get("calls", {})  # an earlier version wrote none
+    spans, calls = saved.get("spans", 0), saved.get("calls", {})  # an earlier version did not write them
     return Summary(train, val, refused, saved["warnings"], spans, calls, already_prepared=True)

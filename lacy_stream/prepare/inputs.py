@@ -1,9 +1,8 @@
-"""Where rows come from: JSONL (plain, .gz, .zst), Parquet, Hugging Face data sets -> documents.
+"""JSONL files (plain, .gz, .zst), Parquet files and Hugging Face data sets -> rows.
 
-    SOURCE... --find_inputs--> Input --read_rows--> Row (a document, or the reason why it is none)
+    SOURCE... --find_inputs--> Input --read_rows--> Row (a document, or the reason why the row was refused)
 
-Labels that came with a row, spans in a column or lookup calls in its text, go with the document.
-What becomes of the documents is the business of convert.py.
+Labels that come with a row, as spans in a column or as lookup calls in its text, stay with the document.
 """
 
 from __future__ import annotations
@@ -25,114 +24,66 @@ from typing import IO, Any
 import zstandard
 
 from annotator.spans import read_spans
-from lacy_stream.errors import UsageError
 from lacy_stream.files import file_errors, is_hub_name
-from lacy_stream.prepare.lmlm import Placed, convert
+from lacy_stream.prepare.lmlm import ValueLocation, remove_calls
+from lacy_stream.prepare.settings import PrepareError, ReadOptions
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")
-SPLIT_NAMES = ("train", "validation", "test")  # split names that files carry whatever --hf-split says
-RECORD, REFUSED = "prepare.json", "refused.jsonl"  # what convert.py writes beside its shards; no source
-PEEKED_ROWS = 100
-NAMED = 5  # how many of a long list a message names
+SPLIT_NAMES = ("train", "validation", "test")  # names of splits that are recognised in file names, beside --hf-split
+RECORD, REFUSED = "prepare.json", "refused.jsonl"  # written by convert.py beside its shards; never read as sources
+PEEKED_ROWS = 100  # rows of a JSONL file in which its columns are looked for
+NAMED = 5  # number of names in a message, of a list that may be long
+EXAMPLES = 5  # number of refused rows that are named for each reason
 
-# What a reader yields: row number, share of the input read, and the columns or why they cannot be read.
+# What a reader yields: row number, share of the input read, and the columns or why they are unreadable.
 RawRow = tuple[int, float, dict[str, Any] | str]
-EXAMPLES = 5  # of refused rows
-
-
-class PrepareError(UsageError):
-    """The user has to change something; the message says what and how."""
-
-
-@dataclass(frozen=True)
-class ReadOptions:
-    """Which columns are read, and which part of a Hugging Face data set.
-
-    `id_column` and `title_column` None: the column "id" or "title" where a source has it. Named: every
-    source must have it. `title_column` "": no title. `spans_column`: labels, as spans of the text column (see
-    `annotator.spans`). `inline_calls` "lmlm": the text column holds lookup calls (see `lmlm`), which become spans.
-    """
-
-    id_column: str | None = None
-    title_column: str | None = None
-    text_column: str = "text"
-    hf_config: str | None = None
-    hf_split: str = "train"
-    spans_column: str | None = None
-    inline_calls: str | None = None
-
-    def __post_init__(self) -> None:
-        if self.inline_calls not in (None, "lmlm"):
-            raise PrepareError(f"--inline-calls is {self.inline_calls!r}; known is 'lmlm'")
-        if self.inline_calls and self.spans_column:
-            raise PrepareError(
-                "--spans-column and --inline-calls both say which characters are facts; give one of them"
-            )
-
-    @property
-    def labelled(self) -> bool:
-        """Whether documents come with spans."""
-        return bool(self.spans_column or self.inline_calls)
-
-    @property
-    def columns(self) -> tuple[str, str, str]:
-        """Names of the id, title and text column."""
-        title = "title" if self.title_column is None else self.title_column
-        return self.id_column or "id", title, self.text_column
-
-    @property
-    def required(self) -> dict[str, str]:
-        """Option -> column that every source must have."""
-        wanted = {
-            "--id-column": self.id_column,
-            "--title-column": self.title_column,
-            "--spans-column": self.spans_column,
-        }
-        return {"--text-column": self.text_column} | {o: c for o, c in wanted.items() if c}
 
 
 @dataclass(frozen=True)
 class Input:
-    """One file, saved data set or hub name. `bytes` and `mtime_ns` tell a later run that it changed.
+    """One file, saved data set or hub name."""
 
-    `name` (the path below the folder that was given, else the file name) stands in made ids; `ambiguous`:
-    another input has the same name.
-    """
-
-    kind: str  # jsonl, parquet, saved (by Dataset.save_to_disk) or hub
+    kind: str
+    """"jsonl", "parquet", "saved" (by Dataset.save_to_disk) or "hub"."""
     path: str
     name: str
+    """The path below the given folder, or the file name. It is part of the ids of rows that have none."""
     bytes: int = 0
+    """Size, from which a later run tells that the input has changed, as from ``mtime_ns``."""
     mtime_ns: int = 0
+    """Time of the last change, in nanoseconds."""
     ambiguous: bool = False
+    """Whether another input has the same name."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One row of an input: a document (`id`, `text`), or the reason why it is `refused`.
-
-    `number` counts from 1 (the line number in JSONL); `done` is the share of the input read so far. The id
-    of a refused row is "" where it could not be read. `spans`: of code points of `text`, where documents come with
-    labels; `placed`: where the values of its lookup calls were found.
-    """
+    """One row of an input: a document, or the reason why it was refused."""
 
     number: int
+    """Number of the row, from 1; in JSONL, the number of the line."""
     done: float
+    """Share of the input that has been read so far, 0 to 1."""
     id: str = ""
+    """"" if the row was refused before its id could be read."""
     text: str = ""
     refused: str = ""
+    """Why the row was refused; "" if it is a document."""
     spans: list[tuple[int, int]] | None = None
-    placed: Counter[Placed] = field(default_factory=Counter)
+    """Spans [start, end) of the facts, in code points of ``text``; None if documents have no labels."""
+    value_locations: Counter[ValueLocation] = field(default_factory=Counter)
+    """Number of the row's lookup calls by how their value was found."""
 
 
 @dataclass
 class RefusedRows:
-    """How many rows were refused for one reason, and the first few of them."""
+    """The number of rows that were refused for one reason, and the first few of them."""
 
     count: int = 0
     examples: list[str] = field(default_factory=list)
 
     def add(self, row: str) -> None:
+        """Count a row; ``row`` is its name for people."""
         self.count += 1
         if len(self.examples) < EXAMPLES:
             self.examples.append(row)
@@ -142,12 +93,17 @@ class RefusedRows:
 
 
 def find_inputs(sources: Sequence[str | Path], options: ReadOptions) -> tuple[list[Input], list[str]]:
-    """The files, saved data sets and hub names that `sources` stand for, and what the user should know.
+    """Find the files, saved data sets and hub names that `sources` stand for.
 
-    Of a folder: the files below it, sorted by path, without anything hidden; links to folders are not
-    followed. Where names say the split, only the files of `options.hf_split`.
-    Raises PrepareError for a missing source, an unknown suffix, a missing package, a folder without files of
-    the split, or one file given twice.
+    A folder stands for the files below it, sorted by path. Hidden files are left out, and links to folders are not
+    followed. If the names of files say their split, only the files of `options.hf_split` are taken.
+
+    Returns:
+        The inputs, and notes for the user.
+
+    Raises:
+        PrepareError: a source is missing, has an unknown suffix or is given twice; a package is missing; or a folder
+            has no files of the split.
     """
     if not sources:
         raise PrepareError("no SOURCE given")
@@ -178,7 +134,7 @@ def find_inputs(sources: Sequence[str | Path], options: ReadOptions) -> tuple[li
 
 
 def _expand(source: str, split: str) -> tuple[list[Input], list[str] | None]:
-    """The inputs of one source, and what was left out of it because of `split`; None: it has no splits."""
+    """Find the inputs of one source, and what was left out of it because of `split`: None if it has no splits."""
     path = Path(source).expanduser()
     if path.is_dir():
         folder = path.absolute()
@@ -196,7 +152,7 @@ def _expand(source: str, split: str) -> tuple[list[Input], list[str] | None]:
 
 
 def _expand_saved(folder: Path, split: str) -> tuple[list[Input], list[str] | None]:
-    """A folder that `save_to_disk` of a DatasetDict (which is checked when it is read) or a Dataset has written."""
+    """Describe a folder written by `save_to_disk` of a Dataset, or of a DatasetDict, which is checked on reading."""
     _need("datasets", f"reading {folder}")
     stats = [path.stat() for path in folder.rglob("*.arrow")]
     size, changed = sum(s.st_size for s in stats), max((s.st_mtime_ns for s in stats), default=0)
@@ -205,7 +161,7 @@ def _expand_saved(folder: Path, split: str) -> tuple[list[Input], list[str] | No
 
 
 def _saved_split(folder: Path) -> str | None:
-    """The split that a saved Dataset says it is."""
+    """The split that a saved Dataset names as its own, if any."""
     try:
         return json.loads((folder / "state.json").read_text(encoding="utf-8")).get("_split")
     except (OSError, ValueError, AttributeError):
@@ -233,9 +189,9 @@ def _expand_folder(folder: Path, split: str) -> tuple[list[Input], list[str] | N
 
 
 def _files_below(folder: Path) -> Iterator[Path]:
-    """Files with a known suffix in `folder` and below; nothing hidden, such as .git and .cache."""
+    """Yield the files with a known suffix in `folder` and below, without hidden ones, as in .git and .cache."""
 
-    def fail(error: OSError) -> None:  # without it os.walk leaves out what cannot be listed
+    def fail(error: OSError) -> None:  # by default, os.walk leaves out folders that it cannot list
         raise error
 
     for parent, folders, names in os.walk(folder, onerror=fail):
@@ -248,10 +204,10 @@ def _files_below(folder: Path) -> Iterator[Path]:
 
 
 def _split_name(path: Path, split: str) -> str:
-    """The split that a path says it is of: `split` or one of SPLIT_NAMES; "" for none.
+    """Find the split that a path names: `split` or one of SPLIT_NAMES; "" for none.
 
-    It says so by the file name (SPLIT.jsonl, or SPLIT and a number: SPLIT-00000-of-00001.parquet) or, failing
-    that, by the nearest folder that is named SPLIT.
+    The file name counts first (SPLIT.jsonl, or SPLIT and a number as in SPLIT-00000-of-00001.parquet), and then the
+    nearest folder that is named SPLIT.
     """
     names = [name for name in (split, *SPLIT_NAMES) if name]
     stem = next(path.name.removesuffix(suffix) for suffix in SUFFIXES if path.name.endswith(suffix))
@@ -282,9 +238,11 @@ def _need(module: str, purpose: str) -> None:
 
 
 def read_rows(source: Input, options: ReadOptions) -> Iterator[Row]:
-    """Every row, in file order. A document's text is title, blank line, body.
+    """Yield every row, in file order. The text of a document is its title, a blank line, and its body.
 
-    Raises PrepareError for damage, for a missing column, and where made ids would clash.
+    Raises:
+        PrepareError: the input is damaged, a required column is missing, or made ids would clash.
+        FileError: the input cannot be read.
     """
     readers = {"jsonl": _jsonl_rows, "parquet": _parquet_rows, "saved": _saved_rows, "hub": _hub_rows}
     for number, done, fields in readers[source.kind](source, options):
@@ -296,7 +254,7 @@ def read_rows(source: Input, options: ReadOptions) -> Iterator[Row]:
 
 def _read_fields(number: int, done: float, fields: dict[str, Any], source: Input, options: ReadOptions) -> Row:
     id, title, body = (fields.get(column) if column else None for column in options.columns)
-    if type(id) is int:  # a bool is none
+    if type(id) is int:  # not isinstance, since a bool is not an id
         id = str(id)
     if id is not None and not isinstance(id, str):
         return Row(number, done, refused="id is neither a string nor an integer")
@@ -312,21 +270,21 @@ def _read_fields(number: int, done: float, fields: dict[str, Any], source: Input
     if not options.labelled:
         return Row(number, done, id, title + text)
     try:
-        text, spans, placed = _read_labels(text, fields, options)
+        text, spans, value_locations = _read_labels(text, fields, options)
     except ValueError as error:
         return Row(number, done, id, refused=str(error))
     if not _unless_blank(text):
         return Row(number, done, id, refused="nothing but lookup calls")
     spans = [(start + len(title), end + len(title)) for start, end in spans]
-    return Row(number, done, id, title + text, spans=spans, placed=placed)
+    return Row(number, done, id, title + text, spans=spans, value_locations=value_locations)
 
 
 def _read_labels(
     text: str, fields: dict[str, Any], options: ReadOptions
-) -> tuple[str, list[tuple[int, int]], Counter[Placed]]:
-    """The text itself, and what of it is a fact. Raises ValueError with one of a few reasons."""
+) -> tuple[str, list[tuple[int, int]], Counter[ValueLocation]]:
+    """Read the text, its factual spans, and how they were found. Raises ValueError with one of a few reasons."""
     if options.inline_calls:
-        return convert(text)
+        return remove_calls(text)
     value = fields.get(options.spans_column or "")
     if value is None:
         raise ValueError("no spans")
@@ -338,7 +296,7 @@ def _read_labels(
 
 
 def _string_problem(column: str, value: Any) -> str:
-    """What is wrong with a value that should be a string or None; "" when it is one of them."""
+    """Say what is wrong with a value that should be a string or None; "" if it is good."""
     if value is None:
         return ""
     if not isinstance(value, str):
@@ -351,11 +309,12 @@ def _string_problem(column: str, value: Any) -> str:
 
 
 def _unless_blank(value: str | None) -> str:
-    """The value as it is; "" for None and for white space only."""
+    """The value itself; "" for None and for white space only."""
     return value if value and value.strip() else ""
 
 
 def _make_id(number: int, source: Input) -> str:
+    """Make the id of a row that has none."""
     if source.ambiguous:
         raise PrepareError(
             f"row {number} of {source.path} has no id, and ids made from file name and row would clash with "
@@ -365,7 +324,7 @@ def _make_id(number: int, source: Input) -> str:
 
 
 def _used_columns(present: Iterable[str], source: Input, options: ReadOptions) -> list[str]:
-    """Those of the `present` columns that are read. Raises PrepareError when a required one is absent."""
+    """Select the `present` columns that are read. Raises PrepareError if a required column is absent."""
     present = list(present)
     for option, column in options.required.items():
         if column not in present:
@@ -382,7 +341,7 @@ def _used_columns(present: Iterable[str], source: Input, options: ReadOptions) -
 
 def _jsonl_rows(source: Input, options: ReadOptions) -> Iterator[RawRow]:
     rows = _parsed_lines(source)
-    # JSONL has no schema: a column exists when one of the first rows has it.
+    # JSONL has no schema, so a column counts as present if one of the first rows has it.
     head = list(islice(rows, PEEKED_ROWS))
     present = {name: None for _, _, fields in head if isinstance(fields, dict) for name in fields}
     if present:
@@ -395,7 +354,7 @@ def _parsed_lines(source: Input) -> Iterator[RawRow]:
         number = 0
         try:
             for number, line in enumerate(_lines(raw, source.path), 1):
-                if line.strip():  # a blank line is no row
+                if line.strip():  # a blank line is not a row
                     yield number, raw.tell() / max(source.bytes, 1), _parse_line(line, number)
         except (EOFError, zlib.error, gzip.BadGzipFile, zstandard.ZstdError) as error:
             raise PrepareError(f"{source.path} is damaged after line {number}: {error}") from error
@@ -418,9 +377,9 @@ def _lines(raw: IO[bytes], path: str) -> Iterable[bytes]:
 
 
 def _zstd_lines(raw: IO[bytes]) -> Iterator[bytes]:
-    """Lines of a file of one or more zstd frames; EOFError when the last frame is cut short.
+    """Yield the lines of a file of one or more zstd frames. Raises EOFError if the last frame is cut short.
 
-    zstandard's own stream_reader ends silently there, which would lose documents without a word.
+    The stream_reader of zstandard ends silently in this case, which would lose documents unnoticed.
     """
     frame, chunk, line = None, b"", b""
     while chunk := chunk or raw.read(1 << 17):
@@ -469,7 +428,7 @@ def _saved_rows(source: Input, options: ReadOptions) -> Iterator[RawRow]:
 
 
 def _arrow_rows(batches: Iterable[Any], total: int) -> Iterator[RawRow]:
-    """Rows of pyarrow record batches, `total` in all."""
+    """Yield the rows of pyarrow record batches, which have `total` rows in all."""
     number = 0
     for batch in batches:
         columns = [_column_values(column) for column in batch.columns]
@@ -485,8 +444,8 @@ def _column_values(column: Any) -> list[Any]:
         column = column.dictionary_decode()
     if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
         return column.to_pylist()
-    # Arrow does not check UTF-8 on reading, and to_pylist would give up the whole batch for one bad
-    # byte. As lone surrogates such bytes reach the check that refuses the one row.
+    # Arrow does not check UTF-8 on reading, and to_pylist would fail on the whole batch for one bad byte. Turned into
+    # lone surrogates, such bytes reach the check that refuses this one row.
     values = column.cast(pa.large_binary()).to_pylist()
     return [None if value is None else value.decode("utf-8", "surrogateescape") for value in values]
 

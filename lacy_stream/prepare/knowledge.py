@@ -1,9 +1,9 @@
-"""Articles in one SQLite file, and the passages of an article that are nearest to a query.
+"""A SQLite file of articles, and a search for the passages of an article that are nearest to a query.
 
     SOURCE... --inputs.py--> rows --build--> FILE --Knowledge--> article by title, passages by bm25
 
-It is what FActScore calls its knowledge source: statements about a person are checked against the passages of that
-person's article. Its own file (enwiki-20230401.db) is one of the sources.
+FActScore calls this its knowledge source: it checks statements about a person against the passages of the person's
+article. FActScore's own file (enwiki-20230401.db) can be a source.
 """
 
 from __future__ import annotations
@@ -20,13 +20,14 @@ from pathlib import Path
 
 from lacy_stream.errors import UsageError
 from lacy_stream.files import replaced_file
-from lacy_stream.prepare.inputs import ReadOptions, RefusedRows, find_inputs, read_rows
+from lacy_stream.prepare.inputs import RefusedRows, find_inputs, read_rows
+from lacy_stream.prepare.settings import ReadOptions
 from lacy_stream.progress import SourceProgress
 
-APPLICATION_ID = 0x4C614379  # "LaCy", in the header of every store
+APPLICATION_ID = 0x4C614379  # "LaCy" in ASCII, in the header of every store
 FORMAT = 1
 PASSAGE_CHARACTERS = 1000
-"""FActScore cuts articles every 256 RoBERTa tokens, which is about as much English text."""
+"""Length of a passage. FActScore cuts articles every 256 RoBERTa tokens, which is about as much English text."""
 FACTSCORE_SEPARATOR = "####SPECIAL####SEPARATOR####"
 SCHEMA = """
 CREATE TABLE articles (title TEXT PRIMARY KEY, text TEXT NOT NULL);
@@ -35,29 +36,31 @@ CREATE VIRTUAL TABLE titles USING fts5(title, content='articles');
 
 
 class KnowledgeError(UsageError):
-    """A store or its sources cannot be used; the message says why and what to do."""
+    """A store or its sources cannot be used; the message says why, and what to do."""
 
 
 @dataclass
 class Built:
-    """What a build wrote: articles, their characters, and the rows that it refused, by reason."""
+    """What a build has written."""
 
     articles: int = 0
     characters: int = 0
     refused: dict[str, RefusedRows] = field(default_factory=dict)
+    """Reason -> the rows that were refused for it."""
 
     def refuse(self, reason: str, what: str) -> None:
+        """Count a refused row; ``what`` is its name for people."""
         self.refused.setdefault(reason, RefusedRows()).add(what)
 
 
 class Knowledge:
-    """A store that ``build`` has written, opened for reading. Safe to use from several threads.
+    """A store of ``build``, opened for reading. Safe to use from several threads.
 
     Args:
         path: the file.
 
     Raises:
-        KnowledgeError: no such file, or not a store.
+        KnowledgeError: there is no such file, or it is not a store.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -76,13 +79,13 @@ class Knowledge:
             raise KnowledgeError(f"{self.path} is no store of this version's `lacy-stream knowledge build`")
 
     def article(self, title: str) -> str | None:
-        """The text of the article with this very title (after ``normal_title``), or None."""
+        """The text of the article with exactly this title (after ``normal_title``), or None."""
         with closing(self._connect()) as store:
             row = store.execute("SELECT text FROM articles WHERE title = ?", (normal_title(title),)).fetchone()
         return row and row[0]
 
     def nearest_titles(self, title: str, count: int = 3) -> list[str]:
-        """Titles that share most with this one, for the message about an article that is missing."""
+        """Find the titles that are most similar to this one, for messages about missing articles."""
         with closing(self._connect()) as store:
             rows = store.execute(
                 "SELECT title FROM titles WHERE titles MATCH ? ORDER BY bm25(titles) LIMIT ?", (_any_word(title), count)
@@ -90,11 +93,14 @@ class Knowledge:
             return [row[0] for row in rows]
 
     def search(self, title: str, query: str, count: int = 5) -> list[str]:
-        """The passages of an article that are nearest to a query by bm25, nearest first; where fewer match, the
-        article's first passages follow. Empty where there is no article.
+        """Find the passages of an article that are nearest to a query by bm25.
 
-        Word frequencies are those of the article, as in FActScore: what is rare in all of Wikipedia, the person's own
-        name above all, says little about the passages of one article.
+        Word frequencies are those of the article, as in FActScore. A word that is rare in all of Wikipedia, such as the
+        person's own name, says little about the passages of one article.
+
+        Returns:
+            At most ``count`` passages, nearest first. If fewer match, the first passages of the article follow. Empty
+            if there is no such article.
         """
         text = self.article(title)
         return [] if text is None else rank(passages(text), query)[:count]
@@ -104,17 +110,17 @@ class Knowledge:
 
 
 def normal_title(title: str) -> str:
-    """A title as it is stored: Unicode NFC, single spaces, none at the ends, no underscores."""
+    """Normalise a title as it is stored: Unicode NFC, single spaces, none at the ends, no underscores."""
     return " ".join(unicodedata.normalize("NFC", title).replace("_", " ").split())
 
 
 def passages(text: str) -> list[str]:
-    """The text in passages of at most PASSAGE_CHARACTERS, cut at white space."""
+    """Cut a text at white space into passages of at most PASSAGE_CHARACTERS."""
     return textwrap.wrap(text, PASSAGE_CHARACTERS, replace_whitespace=False, break_on_hyphens=False)
 
 
 def rank(texts: list[str], query: str) -> list[str]:
-    """All texts, those with words of the query first, by bm25 (SQLite's FTS5, with Porter's stemmer)."""
+    """Sort texts by bm25 (SQLite's FTS5, with Porter's stemmer). Texts without a word of the query come last."""
     with closing(sqlite3.connect(":memory:")) as store:
         store.execute("CREATE VIRTUAL TABLE texts USING fts5(text, tokenize='porter unicode61')")
         store.executemany("INSERT INTO texts (rowid, text) VALUES (?, ?)", enumerate(texts))
@@ -126,7 +132,7 @@ def rank(texts: list[str], query: str) -> list[str]:
 
 
 def _any_word(text: str) -> str:
-    """The FTS5 query that matches any word of a text; one that matches nothing where it has none."""
+    """Make an FTS5 query that matches any word of a text. Without words, it matches nothing."""
     return " OR ".join(f'"{word}"' for word in dict.fromkeys(re.findall(r"\w+", text))) or '""'
 
 
@@ -140,13 +146,13 @@ def build(
     options: ReadOptions | None = None,
     on_progress: Callable[[SourceProgress], None] | None = None,
 ) -> Built:
-    """Write the articles of the sources as a store. The file appears when it is whole, or not at all.
+    """Write the articles of the sources as a store. After an error there is no such file.
 
     Args:
         sources: JSONL (plain, .gz, .zst) or Parquet files, folders of them, hub names, or a SQLite file in FActScore's
-            layout (.db). The first article of a title counts.
+            layout (.db). Of several articles with one title, the first is taken.
         out: the file.
-        options: columns; ``title_column`` None is "title".
+        options: columns; ``title_column`` None stands for "title".
         on_progress: called every 100 rows.
 
     Raises:
@@ -180,7 +186,7 @@ def build(
 def _articles(
     sources: list[str], options: ReadOptions, built: Built, on_progress: Callable[[SourceProgress], None] | None
 ) -> Iterator[tuple[str, str]]:
-    """(title, text) of every article; rows that are none are refused."""
+    """Yield title and text of every article, and count the rows that are not articles as refused."""
     wikitext = [source for source in sources if re.search(r"\.xml(\.bz2|\.gz|\.7z)?$", source)]
     if wikitext:
         raise KnowledgeError(
@@ -208,8 +214,8 @@ def _reported(
 def _row_articles(
     sources: list[str], options: ReadOptions, built: Built
 ) -> Iterator[tuple[str, float | None, str, str]]:
-    """Source, share read, title and text of the rows of JSONL, Parquet and hub names. The title is read as the id: it
-    is what names an article."""
+    """Yield source, share read, title and text of the rows of JSONL, Parquet and hub names. The title is read as the
+    id, because it names an article."""
     columns = ReadOptions(
         id_column=options.title_column or "title",
         title_column="",
@@ -231,7 +237,7 @@ def _row_articles(
 
 
 def _factscore_articles(path: Path) -> Iterator[tuple[str, float | None, str, str]]:
-    """The same of a file in FActScore's layout: documents(title, text), the text in passages between <s> and </s>."""
+    """The same for a file in FActScore's layout: documents(title, text), with passages between <s> and </s>."""
     if not path.is_file():
         raise KnowledgeError(f"{path} does not exist")
     with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as store:
@@ -241,4 +247,4 @@ def _factscore_articles(path: Path) -> Iterator[tuple[str, float | None, str, st
                 parts = (part.replace("<s>", "").replace("</s>", "") for part in text.split(FACTSCORE_SEPARATOR))
                 yield path.name, number / total, title, "".join(parts).strip()
         except sqlite3.DatabaseError as error:
-            raise KnowledgeError(f"{path} has not FActScore's layout, documents(title, text): {error}") from error
+            raise KnowledgeError(f"{path} does not have FActScore's layout, documents(title, text): {error}") from error

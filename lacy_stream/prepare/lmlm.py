@@ -1,17 +1,18 @@
-"""Text with LMLM's lookup calls -> the text without them, and the spans of the values that they look up (A.2.2).
+"""Text with LMLM's lookup calls -> the text without calls, and the spans of the values that they look up (A.2.2).
 
-LMLM (Zhao et al., 2025; github.com/kilian-group/LMLM) has an LLM put a call before each fact that it would delegate.
-A call ends with a copy of the value, and the text goes on as it was, in three notations:
+For LMLM (Zhao et al., 2025; github.com/kilian-group/LMLM), an LLM puts a call before each fact that it would delegate.
+A call ends with a copy of the value, and then the text continues. There are three notations:
 
     born on [dblookup('Napoleon', 'Birth Date') -> August 15, 1769] August 15, 1769.         data, annotators
     born on <|db_entity|> Napoleon<|db_relationship|> Birth Date<|db_return|> August 15, 1769<|db_end|> August 15, …
     born on <|db_start|> Napoleon <|sep|> Birth_Date <|db_retrieve|> August 15, 1769 <|db_end|> August 15, 1769.
 
-the first being that of the published data, the second that of LMLM's code, the third that of the papers. LaCy's example
-(A.2.2) leaves out ``<|db_end|>`` and the copy; where a value ends cannot be told then, so such a text is refused.
+The published data have the first notation, LMLM's code has the second, and the papers have the third. LaCy's example
+(A.2.2) leaves out ``<|db_end|>`` and the copy. Then the end of the value is unknown, so such a text is refused.
 
-The annotators were language models: the value is often not in the text as the call has it. It is looked for behind the
-call, in the same line, whatever the case, the kind of quotes and dashes, and the width of spaces (``Placed``).
+The annotators were language models, so the text often spells the value in another way than the call. The value is
+searched for after the call, in the same line. Case, the kinds of quotes and dashes, and the width of spaces do not
+matter. ``ValueLocation`` says how it was found.
 """
 
 from __future__ import annotations
@@ -23,10 +24,10 @@ from enum import Enum
 from typing import NamedTuple
 
 FEW_WORDS = 12
-"""So many words may stand between a call and its value, and between the parts of a list."""
+"""Maximum number of words between a call and its value, and between the parts of a list."""
 
 
-class Placed(str, Enum):
+class ValueLocation(str, Enum):
     """Where the value of a call was found."""
 
     AT_ONCE = "at once"  # -> 1992] 1992
@@ -36,54 +37,55 @@ class Placed(str, Enum):
     NOWHERE = "not placed"  # -> yes] …
 
 
-class Converted(NamedTuple):
-    """The text without calls, the spans of the values that were found (code points, in the order of the calls), and
-    how many calls were placed where."""
+class ConvertedText(NamedTuple):
+    """A text without its calls."""
 
     text: str
     spans: list[tuple[int, int]]
-    placed: Counter[Placed]
+    """Spans [start, end) of the values that were found, in code points of ``text``, in the order of the calls."""
+    locations: Counter[ValueLocation]
+    """Number of calls by how their value was found."""
 
 
-class BrokenCall(ValueError):
-    """A call without a value or an end, or a part of one: what belongs to the text cannot be told."""
+class BrokenCallError(ValueError):
+    """A text has a call without a value or an end, or a part of a call, so it is unclear what belongs to the text."""
 
 
 class _Call(NamedTuple):
-    """Code points of an annotated text."""
+    """A call in an annotated text: its place in code points, and its value."""
 
     start: int
     end: int
     value: str
 
 
-def convert(annotated: str) -> Converted:
+def remove_calls(annotated: str) -> ConvertedText:
     """Take the calls out of a text, and find the values that they look up.
 
     Raises:
-        BrokenCall: see there.
+        BrokenCallError: a call is incomplete.
     """
     text, last, values = "", 0, []
     for call in _calls(annotated):
-        text, last = _closed_up(text + annotated[last : call.start], annotated, call.end)
+        text, last = _without_extra_space(text + annotated[last : call.start], annotated, call.end)
         values.append((len(text), call.value))
     text += annotated[last:]
     if _REMAINS.search(text):
-        raise BrokenCall("a part of a lookup call that has no beginning or no end")
+        raise BrokenCallError("a part of a lookup call that has no beginning or no end")
     folded = _folded(text)
     spans: list[tuple[int, int]] = []
-    placed: Counter[Placed] = Counter()
+    locations: Counter[ValueLocation] = Counter()
     for position, value in values:
-        how, found = _place(value, position, text, folded)
-        placed[how] += 1
+        how, found = _locate(value, position, text, folded)
+        locations[how] += 1
         spans += found
-    return Converted(text, spans, placed)
+    return ConvertedText(text, spans, locations)
 
 
 # --- calls --------------------------------------------------------------------------------------------------------
 
 _START = re.compile(r"\[dblookup\(|<\|db_(?:start|entity)\|>")
-_ARROW = re.compile(r"\)\s*->\s*")  # arguments hold apostrophes, commas and brackets as they like, but no arrow
+_ARROW = re.compile(r"\)\s*->\s*")  # arguments may have apostrophes, commas and brackets, but no arrow
 _RETURN = re.compile(r"<\|db_(?:retrieve|return)\|>")
 _END = re.compile(r"<\|db_end\|>")
 _BRACKET = re.compile(r"[\[\]]")
@@ -92,24 +94,25 @@ _REMAINS = re.compile(r"\[dblookup\(|<\|db_\w+\|>|<\|sep\|>")
 
 
 def _calls(annotated: str) -> Iterator[_Call]:
+    """Yield the calls of a text in order."""
     starts = list(_START.finditer(annotated))
     limits = [match.start() for match in starts] + [len(annotated)]
     for start, limit in zip(starts, limits[1:], strict=True):  # a call ends before the next one begins
         bracketed = start[0].startswith("[")
         value = (_ARROW if bracketed else _RETURN).search(annotated, start.end(), limit)
         if value is None:
-            raise BrokenCall("a lookup call without a value")
+            raise BrokenCallError("a lookup call without a value")
         end = (
             _closing_bracket(annotated, value.end(), limit) if bracketed else _END.search(annotated, value.end(), limit)
         )
         if end is None:
-            raise BrokenCall("a lookup call without an end")
+            raise BrokenCallError("a lookup call without an end")
         yield _Call(start.start(), end.end(), annotated[value.end() : end.start()])
 
 
 def _closing_bracket(text: str, start: int, limit: int) -> re.Match[str] | None:
-    """The bracket that closes a call whose value begins at ``start``; where the value's own brackets do not match, the
-    first closing one."""
+    """Find the bracket that closes a call whose value begins at ``start``. If the brackets of the value do not match,
+    this is the first closing one."""
     brackets = list(_BRACKET.finditer(text, start, limit))
     depth = 1
     for bracket in brackets:
@@ -119,9 +122,18 @@ def _closing_bracket(text: str, start: int, limit: int) -> re.Match[str] | None:
     return next((bracket for bracket in brackets if bracket[0] == "]"), None)
 
 
-def _closed_up(text: str, annotated: str, end: int) -> tuple[str, int]:
-    """The text before a call, and where the annotated text goes on behind it, without the space that the call brought:
-    the one behind it, or, where a mark or nothing follows, the one before it."""
+def _without_extra_space(text: str, annotated: str, end: int) -> tuple[str, int]:
+    """Remove the space that came with a call: the space after it, or the space before it if punctuation or the end of
+    the text follows.
+
+    Args:
+        text: the text before the call, without calls.
+        annotated: the annotated text.
+        end: end of the call in it.
+
+    Returns:
+        The text before the call, and where the annotated text continues.
+    """
     if annotated.startswith(" ", end) and (not text or text[-1].isspace() or text[-1] in "([{\"'“‘"):
         return text, end + 1
     if text.endswith(" ") and _CLOSING.match(annotated, end):
@@ -138,14 +150,24 @@ _BETWEEN_ITEMS = re.compile(r"\s*[,;]\s*(?:and\s+)?|\s+and\s+")
 
 
 def _folded(text: str) -> str:
-    """The text in lower case, with plain quotes, dashes and spaces, one character for each."""
+    """The text in lower case with plain quotes, dashes and spaces. It keeps its length, so that spans stay valid."""
     plain = text.translate(_PLAIN)
     lower = plain.lower()
     return lower if len(lower) == len(text) else "".join(c.lower() if len(c.lower()) == 1 else c for c in plain)
 
 
-def _place(value: str, position: int, text: str, folded: str) -> tuple[Placed, list[tuple[int, int]]]:
-    """Find a value behind its call. ``folded`` is the folded text."""
+def _locate(value: str, position: int, text: str, folded: str) -> tuple[ValueLocation, list[tuple[int, int]]]:
+    """Find a value after its call.
+
+    Args:
+        value: the value in the call.
+        position: place of the call in ``text``.
+        text: the text without calls.
+        folded: the same text, folded.
+
+    Returns:
+        How the value was found, and its spans: one, or one for each part of a list.
+    """
     while text[position : position + 1].isspace():
         position += 1
     line_end = text.find("\n", position)
@@ -153,19 +175,19 @@ def _place(value: str, position: int, text: str, folded: str) -> tuple[Placed, l
     wanted = _folded(value).strip(" '\"")
     if (span := _find(wanted, folded, position, line_end)) is not None:
         if _WORD.search(text, position, span[0]):
-            return Placed.LATER, [span]
-        return (Placed.AT_ONCE if text[slice(*span)] in value else Placed.OTHER_SPELLING), [span]
+            return ValueLocation.LATER, [span]
+        return (ValueLocation.AT_ONCE if text[slice(*span)] in value else ValueLocation.OTHER_SPELLING), [span]
     spans: list[tuple[int, int]] = []
     for item in items if len(items := _BETWEEN_ITEMS.split(wanted)) > 1 else []:
         span = _find(item, folded, spans[-1][1] if spans else position, line_end)
         if span is None:
-            return Placed.NOWHERE, []
+            return ValueLocation.NOWHERE, []
         spans.append(span)
-    return (Placed.LIST, spans) if spans else (Placed.NOWHERE, [])
+    return (ValueLocation.LIST, spans) if spans else (ValueLocation.NOWHERE, [])
 
 
 def _find(wanted: str, text: str, start: int, end: int) -> tuple[int, int] | None:
-    """The first place of a value in ``text[start:end]``, whole words only, at most FEW_WORDS words from its start."""
+    """Find a value in ``text[start:end]``, as whole words and at most FEW_WORDS words after ``start``."""
     at = text.find(wanted, start, end) if wanted else -1
     while at >= 0 and not _whole_words(text, at, at + len(wanted)):
         at = text.find(wanted, at + 1, end)
@@ -175,5 +197,5 @@ def _find(wanted: str, text: str, start: int, end: int) -> tuple[int, int] | Non
 
 
 def _whole_words(text: str, start: int, end: int) -> bool:
-    """Whether neither border of ``text[start:end]`` lies within a word or a number."""
+    """Whether neither end of ``text[start:end]`` lies within a word or a number."""
     return not any(0 < border < len(text) and text[border - 1 : border + 1].isalnum() for border in (start, end))

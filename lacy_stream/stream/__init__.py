@@ -1,8 +1,10 @@
 """MDS shards -> annotated batches. This room knows neither a recipe nor a model, and does not import Composer.
 
-source      what a stream is made of; mds_index, download, shards  its samples, every value checked
-corpus      samples in an order that depends on (data, seed, epoch) alone
-pool        documents -> labels, by the workers of ``workers``, with ``label_cache`` in front of them
-packing     labelled documents -> rows; batches  rows -> batches, and a position that a checkpoint can hold
-report      counts what was skipped
+source      the description of a data set: where it lies, and how its rows are read
+mds_index, download, shards   its samples, with every value checked
+corpus      documents, in an order that depends on (data, seed, epoch) alone
+pool        documents -> labels, by the ``workers``; ``labels`` keeps what they have made before
+packing     labelled documents -> rows of fixed length
+batches     rows -> batches, and a position that a checkpoint can hold
+report      counts and logs what went wrong and was mended
 """

@@ -1,14 +1,19 @@
-"""corpus | pool | packing -> batches: the only file that knows the order of the three.
+"""corpus | pool | packing -> batches. Only this file knows the order of the three.
 
-Order. There is a fixed number of ``lanes``, whatever the number of ranks and workers. Lane l owns the
-documents l, l + lanes, l + 2·lanes … of the endless shuffled run of epochs, and packs them alone. Row n of
-the training stream is the next row of lane n mod lanes, and rank r of R takes the rows n ≡ r (mod R). So the
-rows of a global batch do not depend on R (which must divide ``lanes``) or on the number of workers, and the
-position of the whole stream is two integers a lane: that is what Composer's checkpoint holds.
+Order. A stream has a fixed number of ``lanes``, whatever the number of ranks and workers. Lane l owns the documents l,
+l + lanes, l + 2·lanes, … of the endless sequence of epochs, and packs them by itself. Row n of the training stream is
+the next row of lane n mod lanes, and rank r of R takes the rows n ≡ r (mod R). With 4 lanes and 2 ranks:
 
-Time. Each lane keeps documents in the pool ahead of what the trainer has taken, up to ``prefetch_rows`` rows
-in all; the lanes together are the only buffer, so memory is bounded by it. What happens inside ``__next__`` is timed
-by stage, so that a run can say what it waited for.
+    row    0  1  2  3  4  5  6  7
+    lane   0  1  2  3  0  1  2  3      lane 1 has the documents 1, 5, 9, …
+    rank   0  1  0  1  0  1  0  1      rank 1 owns the lanes 1 and 3
+
+So the rows of a global batch depend neither on R, which must divide ``lanes``, nor on the number of workers. The
+position of the whole stream is two integers for each lane. Composer's checkpoint holds them.
+
+Time. Each lane keeps documents in the pool ahead of the trainer, up to ``prefetch_rows`` rows for all lanes of a rank
+together. There is no other buffer, so this bounds the memory. The stages inside ``__next__`` are timed, so that a run
+can say what it waited for.
 """
 
 from __future__ import annotations
@@ -44,26 +49,27 @@ STATE_VERSION = 2
 
 @dataclass(frozen=True)
 class StreamStats:
-    """Counters of one dataset on this rank since it was made.
-
-    rows: delivered. documents_ahead: ready or being annotated ahead of the trainer.
-    shards_s, annotation_s, packing_s: seconds inside ``__next__`` spent on reading shards, on waiting for the pool,
-    and on packing; all that the trainer waits for but for collation.
-    """
+    """Counters of one dataset on this rank since it was made. The times are seconds inside ``__next__``."""
 
     rows: int
+    """Rows delivered since the start of the stream."""
     documents_ahead: int
+    """Documents ahead of the trainer, annotated or not."""
     shards_s: float
+    """Time spent on reading shards."""
     annotation_s: float
+    """Time spent on waiting for the pool."""
     packing_s: float
+    """Time spent on packing."""
 
     @property
     def wait_s(self) -> float:
+        """Seconds that the trainer waited for rows; collation is not included."""
         return self.shards_s + self.annotation_s + self.packing_s
 
 
 class _Stopwatch:
-    """Seconds by stage."""
+    """Adds up seconds by stage."""
 
     def __init__(self) -> None:
         self.seconds = {"shards": 0.0, "annotation": 0.0, "packing": 0.0}
@@ -78,26 +84,31 @@ class _Stopwatch:
 
 
 class PositionError(UsageError):
-    """A saved position does not fit this stream; the message names what differs."""
+    """A saved position does not fit this stream; the message names the difference."""
 
 
 class AnnotatedDataset(IterableDataset):
     """Packed rows of annotated text, for a ``DataLoader`` with ``num_workers=0``.
 
+    Iteration starts at the beginning of the stream. After ``load_state_dict``, it continues where the loaded state or
+    the last iteration ended. This is what Composer expects of a dataset that resumes itself.
+
     Args:
         corpus: the documents.
-        pool: annotates them; several datasets may share it.
-        max_seq_len: tokens in a row.
-        lanes: see above; the number of ranks must divide it.
-        prefetch_rows: rows that this rank keeps annotated ahead.
-        repeat: True for training: an endless run of epochs. False for validation: each document once, the
-            same rows at every iteration, the last row of each lane padded (label -100), and the number of
-            rows made equal on all ranks.
-        accept_changes: go on from a saved position although data, order, tokenizer, model, rules or row length are
-            not those that it was saved with: a warning instead of an error.
+        pool: annotates the documents; several datasets may share it.
+        max_seq_len: tokens in a row, at least 2.
+        batch_size: rows in a batch on this rank.
+        lanes: number of lanes, see above; the number of ranks must divide it.
+        prefetch_rows: rows that this rank keeps annotated ahead; 0 for four batches.
+        repeat: True for training: an endless sequence of epochs. False for validation: each document once, and the same
+            rows at every iteration. The last row of each lane is then padded (label -100), and every rank delivers
+            the same number of rows.
+        accept_changes: with True, a saved position is accepted, with a warning, even if the data, order, tokenizer,
+            model, rules or row length have changed since it was saved.
 
-    Iteration begins at the start of the stream, or, once ``load_state_dict`` was called, goes on where the
-    loaded state or the last iteration ended: what Composer expects of a dataset that resumes itself.
+    Raises:
+        UsageError: the arguments do not fit the number of ranks, a row is too short, or the tokenizer has no
+            end-of-text token.
     """
 
     def __init__(
@@ -130,10 +141,12 @@ class AnnotatedDataset(IterableDataset):
         self._batch_size, self._lanes, self._repeat = batch_size, lanes, repeat
         self._eos_id, self._accept_changes = eos_id, accept_changes
         self._rank, self._ranks = dist.get_global_rank(), ranks
+        # Rows ahead in each lane: this rank has lanes / ranks lanes, and the quotient is rounded up.
         self._rows_ahead = max(1, -(-(prefetch_rows or 4 * batch_size) * ranks // lanes))
+        # The position of this rank: a cursor for each of its lanes, and the number of rows it has delivered.
         self._cursors = {lane: START for lane in range(self._rank, lanes, ranks)}
-        self._rows = 0  # delivered by this rank since the start of the stream
-        self._resumed = False
+        self._rows = 0
+        self._resumed = False  # whether an iteration continues from this position
         self._stopwatch = _Stopwatch()
         self._open: list[_Lane] = []
 
@@ -143,6 +156,7 @@ class AnnotatedDataset(IterableDataset):
         if not self._resumed:
             self._cursors, self._rows = dict.fromkeys(self._cursors, START), 0
         self._open = [self._lane(index, cursor) for index, cursor in self._cursors.items()]
+        # Row by row through all lanes, so that the first rows to be delivered are the first to be annotated.
         for rows in range(1, self._rows_ahead + 1):
             for lane in self._open:
                 lane.fill(rows)
@@ -155,19 +169,21 @@ class AnnotatedDataset(IterableDataset):
             else:
                 yield from self._equal_on_all_ranks(self._once())
         finally:
-            for lane in lanes:  # an evaluation that stops early leaves its prefetched documents in the queue
+            for lane in lanes:  # otherwise an evaluation that stops early would leave its documents in the queue
                 lane.cancel()
 
     def _endless(self) -> Iterator[Row]:
+        """Take rows from the lanes in turn, and move the position with each of them."""
         while True:
             lane = self._open[self._rows % len(self._open)]
             row = lane.next_row()
             assert row is not None, "an endless lane has a next row"
             self._cursors[lane.index] = lane.cursor
-            self._rows += 1
+            self._rows += 1  # before the yield: a state that is saved now points after this row
             yield row
 
     def _once(self) -> Iterator[Row]:
+        """Take rows from the lanes in turn, until all lanes have ended."""
         lanes = list(self._open)
         while lanes:
             for lane in list(lanes):
@@ -178,8 +194,8 @@ class AnnotatedDataset(IterableDataset):
                     yield row
 
     def _equal_on_all_ranks(self, rows: Iterator[Row]) -> Iterator[Row]:
-        """Full batches on every rank until the last one has no more, the missing rows being padding:
-        Composer stops all ranks at the first that ends."""
+        """Yield full batches on every rank until the last rank has no more rows. Missing rows are replaced by padding,
+        since Composer stops all ranks when the first one ends."""
         padding = LanePacker(self.max_seq_len, self._eos_id).next_row()
         while True:
             batch = list(itertools.islice(rows, self._batch_size))
@@ -194,27 +210,31 @@ class AnnotatedDataset(IterableDataset):
         return _Lane(index, documents, self.pool, packer, self._rows_ahead, self._stopwatch)
 
     def _documents(self, lane: int, first: int) -> Iterator[Document]:
-        """The documents of a lane, from its ``first``-th on."""
+        """Yield the documents of a lane, starting with its document number ``first``."""
         for position in itertools.count(lane + first * self._lanes, self._lanes):
             if not self._repeat and position >= len(self.corpus):
                 return
             yield self.corpus.document(position)
 
     def stats(self) -> StreamStats:
+        """The counters of this dataset."""
         ahead = sum(lane.documents_ahead for lane in self._open)
         return StreamStats(self._rows, ahead, *self._stopwatch.seconds.values())
 
     # --- resume -------------------------------------------------------------------------------------------
 
     def _identity(self) -> dict[str, Any]:
-        """All that the order of rows depends on; a resumed run must have the same."""
+        """Everything that the rows and their order depend on. A resumed run must have the same identity."""
         settings = {"lanes": self._lanes, "max_seq_len": self.max_seq_len}
         return self.corpus.identity | settings | self.pool.identity
 
     def state_dict(self, num_samples: int | None = None, from_beginning: bool = True) -> dict[str, str]:
-        """The position behind the last delivered row, on all ranks: one JSON string under one key, since
-        sharded checkpoints need keys that never change. Collective where there are several ranks; the
-        arguments are what Composer passes to Streaming's datasets."""
+        """Return the position of all ranks after the last delivered row.
+
+        The state is one JSON string under one key, because sharded checkpoints need keys that never change. With
+        several ranks all of them must call this together. The arguments are not used: Composer passes them to
+        Streaming's datasets.
+        """
         cursors: dict[int, Cursor] = {}
         for part in dist.all_gather_object(self._cursors):
             cursors.update(part)
@@ -226,29 +246,42 @@ class AnnotatedDataset(IterableDataset):
         }
         return {"lacy_stream": json.dumps(state)}
 
-    def load_state_dict(self, state_dict: dict[str, str]) -> None:
-        """Go on at a saved position, on any number of ranks that divides ``lanes`` and the saved rows.
+    def load_state_dict(self, state_dict: Mapping[str, Any] | None) -> None:
+        """Continue at a saved position. The number of ranks may differ from the saved run's, as long as it divides
+        ``lanes`` and the number of saved rows.
+
+        The state of another loader has no position: with ``accept_changes``, the stream starts at its beginning.
 
         Raises:
-            PositionError: the state belongs to another stream; the message names what differs.
+            PositionError: the state belongs to another stream, or the ranks cannot share its rows.
         """
         if not state_dict or "lacy_stream" not in state_dict:
-            raise PositionError("the checkpoint holds no position of this stream: it was written by another loader")
+            self._begin_after_another_loader()
+            return
         state = json.loads(state_dict["lacy_stream"])
         if state["version"] != STATE_VERSION:
             raise PositionError(
-                f"the checkpoint's position has version {state['version']}, this lacy-stream reads {STATE_VERSION}"
+                f"the checkpoint's position has version {state['version']}, and this lacy-stream reads {STATE_VERSION}"
             )
         self._check_identity(state["identity"])
         if state["rows"] % self._ranks:
             possible = [ranks for ranks in _divisors(self._lanes) if state["rows"] % ranks == 0]
             raise PositionError(
                 f"the checkpoint is at row {state['rows']}, which {self._ranks} ranks cannot share; "
-                f"these can: {possible}"
+                f"use one of these numbers of ranks: {possible}"
             )
         self._cursors = {lane: Cursor(*state["cursors"][lane]) for lane in self._cursors}
         self._rows = state["rows"] // self._ranks
         self._resumed = True
+
+    def _begin_after_another_loader(self) -> None:
+        message = "the checkpoint holds no position of this stream: another loader has written it"
+        if not self._accept_changes:
+            raise PositionError(
+                f"{message}. To take its weights, optimizer and step, and start this stream at its beginning, set "
+                "accept_changes: true for the loader; to take its weights alone, set load_weights_only: true"
+            )
+        log.warning("%s. The stream starts at its beginning (accept_changes)", message)
 
     def _check_identity(self, saved: Mapping[str, Any]) -> None:
         now = self._identity()
@@ -261,10 +294,10 @@ class AnnotatedDataset(IterableDataset):
             return
         message = "the checkpoint belongs to another stream; " + "; ".join(changed)
         if saved.get("lanes") != now["lanes"]:
-            raise PositionError(message + ". A position is one cursor a lane: with other lanes it means nothing")
+            raise PositionError(message + ". A position has a cursor for each lane, so lanes must not change")
         if not self._accept_changes:
-            raise PositionError(message + ". To go on all the same, set accept_changes")
-        log.warning("%s. The run goes on (accept_changes)", message)
+            raise PositionError(message + ". To continue all the same, set accept_changes")
+        log.warning("%s. The run continues (accept_changes)", message)
 
 
 def _divisors(number: int) -> list[int]:
@@ -272,7 +305,13 @@ def _divisors(number: int) -> list[int]:
 
 
 class _Lane:
-    """One lane: its documents in order, submitted to the pool ahead of their use, packed into rows."""
+    """One lane: submits its documents to the pool ahead of their use, and packs them into rows in order.
+
+    Args:
+        index: number of the lane.
+        documents: the documents of the lane, starting with that of the packer's cursor.
+        rows_ahead: rows that are kept in the pool after each delivered row.
+    """
 
     def __init__(
         self,
@@ -287,7 +326,7 @@ class _Lane:
         self._documents, self._pool, self._packer, self._rows_ahead = documents, pool, packer, rows_ahead
         self._stopwatch = stopwatch
         self._pending: deque[tuple[int, bool, Future[LabelledTokens]]] = deque()
-        self._pending_tokens = 0  # estimated, or known
+        self._pending_tokens = 0  # tokens of the pending documents: an estimate for texts, exact for rows of ids
 
     @property
     def cursor(self) -> Cursor:
@@ -298,13 +337,13 @@ class _Lane:
         return len(self._pending)
 
     def fill(self, rows: int) -> None:
-        """Have enough documents in the pool for that many rows, by estimate."""
+        """Submit documents until the lane has enough for ``rows`` rows, by estimate."""
         while self._packer.buffered + self._pending_tokens < rows * self._packer.seq_len:
             if not self._submit():
                 return
 
     def next_row(self) -> Row | None:
-        """The lane's next row; None at the end of a lane that does not repeat."""
+        """Wait for the lane's next row; None at the end of a finite lane."""
         while self._packer.buffered < self._packer.seq_len and (self._pending or self._submit()):
             tokens, end_of_document, future = self._pending.popleft()
             with self._stopwatch.stage("annotation"):
@@ -320,7 +359,7 @@ class _Lane:
         return row
 
     def cancel(self) -> None:
-        """Take what no worker has begun out of the pool's queue."""
+        """Withdraw the documents that no worker has begun."""
         for *_, future in self._pending:
             future.cancel()
 
@@ -329,16 +368,24 @@ class _Lane:
             document = next(self._documents, None)
         if document is None:
             return False
-        raw = document.ids is None  # a row of ids has its end-of-document tokens where they belong
+        raw = document.ids is None  # a row of ids brings its own end-of-document tokens
         self._pending.append((document.tokens, raw, self._pool.submit(document)))
         self._pending_tokens += document.tokens
         return True
 
 
 def collate(rows: Sequence[Row], mask_padding: bool = False) -> dict[str, torch.Tensor]:
-    """Rows -> ``input_ids`` int64, ``labels`` int64 (-100 on padding) and ``token_class`` uint8, all [B, T];
-    with ``mask_padding``, also ``attention_mask`` int64. Labels are the input ids: the shift by one is the
-    loss's business, as in transformers."""
+    """Make a batch of rows.
+
+    Args:
+        rows: B rows of T tokens.
+        mask_padding: whether to add an attention mask and to take padding out of the labels.
+
+    Returns:
+        ``input_ids`` int64 [B, T], ``labels`` int64 [B, T] and ``token_class`` uint8 [B, T]. With ``mask_padding``, the
+        labels are -100 on padding, and there is ``attention_mask`` int64 [B, T], 1 for tokens and 0 for padding. Labels
+        equal the input ids, and the loss shifts them by one, as in transformers.
+    """
     ids = torch.from_numpy(np.stack([row.ids for row in rows]))
     batch = {
         "input_ids": ids,
@@ -349,7 +396,7 @@ def collate(rows: Sequence[Row], mask_padding: bool = False) -> dict[str, torch.
         lengths = torch.tensor([row.length for row in rows])
         padding = torch.arange(ids.shape[1])[None, :] >= lengths[:, None]
         batch["labels"][padding] = -100  # what PyTorch's losses ignore
-        # The first position stays visible: a row of padding alone would give an empty softmax, NaN.
+        # The first position always stays visible: in a row of padding, the softmax over no positions would be NaN.
         batch["attention_mask"] = (~padding).long()
         batch["attention_mask"][:, 0] = 1
     return batch
@@ -359,11 +406,29 @@ def _collate_with_mask(rows: Sequence[Row]) -> dict[str, torch.Tensor]:
     return collate(rows, mask_padding=True)
 
 
-class UnsizedDataLoader(DataLoader):
-    """A DataLoader that does not claim to have a length: nobody knows the rows before the text is tokenised.
-    Composer refuses to evaluate on all of a loader that has ``__len__`` and then cannot say it."""
+class AnnotatedDataLoader(DataLoader):
+    """A DataLoader of an ``AnnotatedDataset``, with the protocol of torchdata's StatefulDataLoader.
 
+    It has no length, since the number of rows is only known when all text is tokenised. Composer checks for
+    ``__len__``. If it exists but fails, Composer refuses to evaluate on the whole loader.
+    """
+
+    dataset: AnnotatedDataset
     __len__ = None  # type: ignore[assignment]
+
+    def state_dict(self) -> dict[str, str]:
+        """The position after the last batch that was taken, on all ranks. Collective where there are several ranks; the
+        rows are loaded in this process, so that none are ahead of the position."""
+        return self.dataset.state_dict()
+
+    def load_state_dict(self, state_dict: Mapping[str, Any] | None) -> None:
+        """Let the next iteration continue at a saved position, on any number of ranks that divides ``lanes`` and the
+        saved rows.
+
+        Raises:
+            PositionError: the state belongs to another stream; the message names what differs.
+        """
+        self.dataset.load_state_dict(state_dict)
 
 
 def annotated_dataloader(
@@ -377,15 +442,23 @@ def annotated_dataloader(
     prefetch_rows: int = 0,
     accept_changes: bool = False,
     **corpus: Any,
-) -> DataLoader:
-    """A DataLoader for Composer's Trainer (or any loop) over MDS shards.
+) -> AnnotatedDataLoader:
+    """Make a DataLoader over MDS shards, for any trainer.
+
+    Composer's checkpoints hold its position. Other loops save ``state_dict()`` and load it again.
 
     Args:
-        data, corpus: see ``open_corpus``: a folder, with ``split``, ``remote``, ``shuffle`` and so on; or several
-            streams by name.
-        pool: the worker processes; share one between training and validation.
-        batch_size: rows per batch on this rank.
+        data: a folder of MDS shards, or name -> ``Source`` for several streams.
+        pool: annotates the documents; training and validation may share one.
+        batch_size: rows in a batch on this rank.
         max_seq_len, lanes, prefetch_rows, repeat, accept_changes: see ``AnnotatedDataset``.
+        corpus: further arguments of ``open_corpus``, such as ``split``, ``remote`` and ``shuffle``.
+
+    Returns:
+        A loader that yields batches as ``collate`` makes them, with ``mask_padding`` unless ``repeat``.
+
+    Raises:
+        DataError, UsageError: see ``open_corpus`` and ``AnnotatedDataset``.
     """
     dataset = AnnotatedDataset(
         open_corpus(data, report=pool.report, **corpus),
@@ -397,9 +470,9 @@ def annotated_dataloader(
         repeat=repeat,
         accept_changes=accept_changes,
     )
-    return UnsizedDataLoader(
+    return AnnotatedDataLoader(
         dataset,
         batch_size=batch_size,
         collate_fn=collate if repeat else _collate_with_mask,
-        generator=torch.Generator(),  # a DataLoader draws a seed for its workers: not from the run's generator
+        generator=torch.Generator(),  # a DataLoader draws a seed from it, which must not disturb the run's generator
     )

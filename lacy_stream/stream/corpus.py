@@ -1,9 +1,11 @@
-"""MDS splits -> Document, in a canonical order that depends on (data, seed, epoch) alone.
+"""MDS splits -> documents, in an order that depends on (data, seed, epoch) alone.
 
 A corpus is one or several streams: folders of MDS shards with raw text, or with token ids that another tool has made
-(LLM Foundry's ``tokens`` column). An epoch takes from each stream what its weight says, in the words of MosaicML
-Streaming: ``proportion`` of the epoch, ``repeat`` times its own size, or ``choose`` samples. A whole repeat is every
-sample once; what is left over is drawn anew in each epoch. Then Streaming's own shuffle functions mix the streams.
+(LLM Foundry's ``tokens`` column). The weight of a stream says how many of its samples an epoch has, in the terms of
+MosaicML Streaming: a ``proportion`` of the epoch, ``repeat`` times the size of the stream, or ``choose`` samples.
+
+A stream of 100 samples with ``repeat: 2.3`` gives each sample twice, and 30 samples once more. The 30 are drawn at
+random, and every epoch draws others. Then Streaming's shuffle functions mix the samples of all streams.
 """
 
 from __future__ import annotations
@@ -25,15 +27,19 @@ from lacy_stream.stream.report import Report
 from lacy_stream.stream.shards import DataError, Shards
 from lacy_stream.stream.source import Source
 
-DEFAULT_NAME = "data"  # of the only stream, where nobody names it
+DEFAULT_NAME = "data"
+"""Name of a single stream that has none."""
 
 
 class Order(NamedTuple):
-    """How an epoch is shuffled, in Streaming's terms; ``algo`` None: not at all."""
+    """How the samples of an epoch are ordered, in the terms of MosaicML Streaming."""
 
     algo: str | None = None
+    """Streaming's shuffle algorithm; None for no shuffling."""
     seed: int = 0
+    """Seed of the shuffling and of the random choice of samples."""
     block_size: int = 1 << 18
+    """Samples that are shuffled among one another, for the algorithms that work by blocks."""
 
     def __str__(self) -> str:
         return "none" if self.algo is None else f"{self.algo}, seed {self.seed}, block {self.block_size}"
@@ -43,17 +49,19 @@ UNSHUFFLED = Order()
 
 
 class Corpus:
-    """The documents of one or several streams, addressed by their place in an endless run of epochs.
+    """The documents of one or several streams, addressed by their position in an endless sequence of epochs.
 
     Args:
-        sources: by name. The name of an only stream is of no consequence; of several, it stands before the ids.
-        order: of an epoch.
-        epoch_size: documents in an epoch, where streams are weighted by ``proportion``; default, all there are.
-        predownload: documents ahead of the one asked for whose shards are fetched in the background.
+        sources: name -> source. With several streams, the name becomes part of the ids of documents.
+        order: order of the samples in an epoch.
+        epoch_size: documents in an epoch, if streams are weighted by ``proportion``; by default, the samples of all
+            streams together.
+        predownload: number of documents ahead of the one asked for whose shards are fetched in the background.
         storage: further arguments of ``Shards``.
 
     Raises:
-        DataError: see ``Shards``; or a missing column, or weights that do not go together.
+        DataError: a stream cannot be opened (see ``Shards``), a column is missing, or the weights contradict one
+            another.
     """
 
     def __init__(
@@ -72,14 +80,17 @@ class Corpus:
         self._shards = [Shards(s.local, s.remote, s.split, **storage) for s in self._sources]
         for shards, source in zip(self._shards, self._sources, strict=True):
             _check_column(shards, source)
-        self._choose = self._chosen_per_epoch(epoch_size)
+        self._choose = self._samples_per_epoch(epoch_size)
+        # Samples are numbered through all streams. With streams of 100 and 50 samples, _first is [0, 100, 150], and the
+        # sample 120 is number 20 of the second stream.
         self._first = np.cumsum([0, *(len(shards) for shards in self._shards)])
         self._epochs: dict[int, NDArray[np.int64]] = {}
-        self._predownload, self._foreseen = predownload, 0
+        self._predownload = predownload
+        self._foreseen = 0  # the shards of all documents before this position have been asked for
 
     @property
     def identity(self) -> dict[str, Any]:
-        """All that the documents and their order depend on, for a person and a computer to compare."""
+        """Everything that the documents and their order depend on, as text that can be compared and read."""
         data = [
             f"{choose} of {len(shards)} documents, {shards.digest}, column {source.tokens_column or source.text_column}"
             + ("" if source.annotate else ", not annotated")
@@ -90,14 +101,18 @@ class Corpus:
         return {"data": named if len(data) > 1 else data[0], "shuffle": str(self.order)}
 
     def __len__(self) -> int:
-        """Documents in an epoch."""
+        """Number of documents in an epoch."""
         return sum(self._choose)
 
     def document(self, position: int) -> Document:
-        """The document at a position >= 0 of the endless stream: epoch ``position // len(self)``.
+        """Read the document at a position of the endless sequence.
+
+        Args:
+            position: 0 or more. The document is number ``position % len(self)`` of epoch ``position // len(self)``.
 
         Raises:
-            DataError: its shard is missing, damaged, or cannot be written to the cache; or it is not text.
+            DataError: the shard is missing or damaged, it cannot be written to the cache, or the column does not hold
+                what the source says.
         """
         self._look_ahead(position)
         epoch, index = divmod(position, len(self))
@@ -118,7 +133,11 @@ class Corpus:
         return Document(name, text, annotate=source.annotate, spans=spans)
 
     def _look_ahead(self, position: int) -> None:
-        """Have the shards of the documents that follow fetched, half a look-ahead at a time, within the epoch."""
+        """Start to fetch the shards of the next documents, up to the end of the epoch.
+
+        This is done once for every ``predownload // 2`` documents. With 1000 it is done at position 0 for the documents
+        1 to 1000, at position 500 for the documents 501 to 1500, and so on.
+        """
         if not self._predownload or position + self._predownload // 2 < self._foreseen:
             return
         epoch, index = divmod(position, len(self))
@@ -127,15 +146,15 @@ class Corpus:
         for shards, first, end in zip(self._shards, self._first[:-1], self._first[1:], strict=True):
             shards.prefetch((samples[(samples >= first) & (samples < end)] - first).tolist())
 
-    def _chosen_per_epoch(self, epoch_size: int | None) -> list[int]:
-        """Documents that each stream gives to an epoch; the rules for weights are Streaming's."""
+    def _samples_per_epoch(self, epoch_size: int | None) -> list[int]:
+        """Number of samples that each stream gives to an epoch, by Streaming's rules for weights."""
         sizes = np.array([len(shards) for shards in self._shards], np.int64)
         try:
             weighted = [
                 Stream(local=str(s.local), proportion=s.proportion, repeat=s.repeat, choose=s.choose)
                 for s in self._sources
             ]
-            with np.errstate(invalid="ignore"):  # an epoch without a document: refused below
+            with np.errstate(invalid="ignore"):  # 0 / 0 in an epoch without a document, which is refused below
                 Stream.apply_weights(weighted, sizes, epoch_size, self.order.seed)
         except ValueError as error:
             raise DataError(f"the weights of the streams {', '.join(self._names)}: {error}") from None
@@ -145,8 +164,11 @@ class Corpus:
         return chosen
 
     def _epoch(self, epoch: int) -> NDArray[np.int64]:
-        """The samples of an epoch in order, counted through all streams. The two epochs last used are kept, since
-        lanes cross the border one by one."""
+        """int64 [len(self)]: the samples of an epoch in order, numbered through all streams.
+
+        Two epochs are kept, because the lanes of a dataset do not all reach the end of an epoch at the same time.
+        """
+        # Without shuffling and without samples chosen at random, all epochs are the same.
         repeats_itself = self.order.algo is None and all(
             choose % len(shards) == 0 for choose, shards in zip(self._choose, self._shards, strict=True)
         )
@@ -158,6 +180,11 @@ class Corpus:
         return self._epochs[epoch]
 
     def _arrange(self, epoch: int) -> NDArray[np.int64]:
+        """Choose the samples of an epoch and shuffle them.
+
+        Streaming shuffles positions, not samples: it is told how many of the chosen samples lie in each shard, so that
+        samples of one shard stay close together, and it returns a permutation of the positions in ``samples``.
+        """
         chosen = [part for stream in range(len(self._shards)) for part in self._chosen(stream, epoch)]
         samples = np.concatenate([part for part, _ in chosen])
         algo, seed, block_size = self.order
@@ -167,7 +194,13 @@ class Corpus:
         return samples[get_shuffle(algo, sizes, 1, seed, epoch, block_size)]
 
     def _chosen(self, stream: int, epoch: int) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
-        """The samples that a stream gives to an epoch, in parts, and how many of each part lie in each shard."""
+        """Yield the samples that a stream gives to an epoch, part by part: int64 [n] samples, numbered through all
+        streams, and int64 [shards] numbers of them in each shard.
+
+        Every whole repetition of the stream is a part of its own. A rest is drawn at random without replacement. For
+        shards of 3, 2 and 4 samples and the drawn samples [0, 2, 6], the parts in shards are [2, 0, 1]. The zero is
+        left out, and so the sizes are [2, 1].
+        """
         shards, first = self._shards[stream], self._first[stream]
         repeats, rest = divmod(self._choose[stream], len(shards))
         for _ in range(repeats):
@@ -194,18 +227,22 @@ def open_corpus(
     report: Report | None = None,
     **source: Any,
 ) -> Corpus:
-    """A corpus by the names of LLM Foundry's recipes.
+    """Open a corpus with the argument names of LLM Foundry's recipes.
 
     Args:
-        data: a folder, with the arguments of a ``Source`` in ``source``; or several sources by name.
-        report: where downloads that had to be tried again are noted.
+        data: a folder, which the arguments in ``source`` describe further; or name -> source for several streams.
+        shuffle, shuffle_algo, shuffle_seed, shuffle_block_size: see ``Order``.
+        epoch_size, predownload: see ``Corpus``.
+        download_retry, download_timeout, report: see ``Shards``.
+        source: arguments of a ``Source``, without ``local``.
 
     Raises:
-        DataError, ValueError: see ``Corpus``; or arguments of a source beside several of them.
+        DataError: see ``Corpus``.
+        UsageError: ``source`` is given together with several streams.
     """
     if isinstance(data, Mapping):
         if source:
-            raise UsageError(f"{', '.join(source)}: belongs to one of the streams {', '.join(data)}, not beside them")
+            raise UsageError(f"{', '.join(source)}: set it for each of the streams {', '.join(data)}, not beside them")
         sources = data
     else:
         sources = {DEFAULT_NAME: Source(local=data, **source)}
@@ -247,8 +284,8 @@ def _check_spans_column(shards: Shards, source: Source) -> None:
 
 
 def _spans(value: Any, source: Source, where: str) -> str | NDArray[np.integer]:
-    """The spans of one row as the data set has them; whether they fit the text is found where they are used."""
-    if isinstance(value, list):  # of a column of MDS's type json
+    """Return the spans of one row as the data set has them. The annotator checks that they fit the text."""
+    if isinstance(value, list):  # the column has MDS's type json
         value = json.dumps(value)
     if not isinstance(value, str | np.ndarray):
         raise DataError(f"column {source.spans_column!r} of {where} is {type(value).__name__}, neither JSON nor array")
@@ -256,17 +293,17 @@ def _spans(value: Any, source: Source, where: str) -> str | NDArray[np.integer]:
 
 
 def _ids(value: Any, source: Source, where: str) -> NDArray[np.integer]:
-    """Token ids of one row, integers [n]."""
+    """Read the token ids of one row: integers [n], n >= 1."""
     if isinstance(value, bytes):
         dtype = np.dtype(source.token_encoding_type)
         if len(value) % dtype.itemsize:
             raise DataError(
-                f"column {source.tokens_column!r} of {where} has {len(value)} bytes in a row, which are no whole "
-                f"number of {dtype}: set token_encoding_type to the type that the ids were written in"
+                f"column {source.tokens_column!r} of {where} has a row of {len(value)} bytes, which is not a "
+                f"multiple of the size of {dtype}: set token_encoding_type to the type that the ids were written in"
             )
         value = np.frombuffer(value, dtype)
     if not isinstance(value, np.ndarray) or value.ndim != 1 or value.dtype.kind not in "iu":
         raise DataError(f"column {source.tokens_column!r} of {where} is {type(value).__name__}, not token ids")
     if not len(value):
         raise DataError(f"column {source.tokens_column!r} of {where} has a row without token ids")
-    return value  # in its own type, so that an id out of range is seen by the tokenizer, not cut to one within
+    return value  # in its own type: a cast to int32 could turn an id out of range into a valid one

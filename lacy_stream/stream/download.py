@@ -1,6 +1,6 @@
-"""Files of a remote data set -> a cache folder, by Streaming's downloaders, bounded in time and number.
+"""Files of a remote data set -> a cache folder, by Streaming's downloaders, with bounded time and retries.
 
-Streaming's own retries are off: they would multiply with ours, and nobody would count them.
+Streaming's own retries are off. They would multiply with ours, and they would not be counted.
 """
 
 from __future__ import annotations
@@ -19,24 +19,34 @@ from urllib.parse import urlsplit
 from streaming.base.storage.download import CloudDownloader, S3Downloader
 
 from lacy_stream.files import scratch_folder
-from lacy_stream.stream.mds_index import Damaged, DataError, describe
+from lacy_stream.stream.mds_index import DamageError, DataError, describe_error
 from lacy_stream.stream.report import Report
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 30.0
-"""Before a download is tried again; doubled each time, up to the longest, give or take a quarter."""
+"""Pauses before a download is tried again. They double each time up to the longest, and vary by a quarter."""
 
+# After these a further attempt will hardly help.
 FINAL_STATUS = (401, 403, 404, 410)
 FINAL_ERRORS = ("NoCredentialsError", "AuthenticationException", "BadHostKeyException")
 
 
 class Remote:
-    """Streaming's downloaders, bounded in time and number. Safe to use from several threads.
+    """A remote folder, whose files are fetched with a time limit and retries. Safe to use from several threads.
 
-    Streaming hands ``timeout`` to S3 alone, as the longest wait for the next bytes; slow bytes, and every wait of the
-    other clients, have no bound. So each attempt runs in a thread of its own, and is left alone when its time is up:
-    a thread cannot be ended. It writes into a folder that is gone by then, and what it does has no effect. It ends
-    when its client gives up (S3: after ``timeout`` without a byte, five times at most; SFTP: its connection is closed
-    under it) or with the process.
+    Streaming passes ``timeout`` to S3 only, as the longest wait for the next bytes. A slow transfer has no time limit,
+    and neither have the other clients. So each attempt runs in a thread of its own. When its time is up the thread is
+    abandoned, since threads cannot be killed. Its scratch folder has been removed by then, so it has no effect any
+    more. It ends when its client gives up (S3: after ``timeout`` without a byte, five times at most; SFTP: when its
+    connection is closed), or with the process.
+
+    Args:
+        url: anything that Streaming can download from.
+        retry: further attempts after the first.
+        timeout: seconds for one attempt.
+        report: gets an event for each failed attempt that is followed by another.
+
+    Raises:
+        DataError: Streaming does not know the kind of URL.
     """
 
     def __init__(self, url: str, retry: int, timeout: float, report: Report) -> None:
@@ -46,25 +56,28 @@ class Remote:
             self._password = urlsplit(url).password
             self._idle.put(_downloader(url))
         except Exception as error:
-            raise DataError(f"remote {url!r} cannot be used: {describe(error)}") from error
+            raise DataError(f"remote {url!r} cannot be used: {describe_error(error)}") from error
         self.where = self._hide(url)
         """The URL without its password."""
         self.patience = (1 + retry) * timeout + sum(1.25 * _pause(failed) for failed in range(retry))
-        """Seconds that fetching a file can take, about."""
+        """About how many seconds it can take to fetch a file, with all retries."""
 
     def fetch(self, name: str, basename: str, folder: str, accept: Callable[[str], None]) -> None:
         """Download a file into a cache folder.
 
         Args:
-            name: for the report.
-            accept: gets the path of the file, and moves it away or raises.
+            name: path of the wanted file inside the folder, which the report names. A compressed shard is fetched under
+                the name of its raw file.
+            basename: path of the file on the remote, relative to the URL.
+            folder: the cache.
+            accept: gets the path of the downloaded file. It moves the file away, or raises if the file is not good.
 
         Raises:
-            DataError: every attempt failed; names the URL and the last failure.
+            DataError: every attempt failed; the message names the URL and the last failure.
             OSError: the disk is full.
         """
         url = os.path.join(self._url, basename)
-        final = 0
+        final = 0  # attempts that failed in a way that looks final; such a failure gets one more attempt, at once
         for failed in range(1 + self._retry):
             try:
                 with scratch_folder(os.path.join(folder, os.path.dirname(name)), os.path.basename(name)) as scratch:
@@ -75,7 +88,7 @@ class Remote:
             except Exception as error:
                 if disk_is_full(error):
                     raise
-                reason = self._hide(f"{url}: {describe(error)}")
+                reason = self._hide(f"{url}: {describe_error(error)}")
                 final += _is_final(error)
                 if failed == self._retry or final == 2:
                     raise DataError(f"given up after {failed + 1} attempts: {reason}") from error
@@ -84,7 +97,7 @@ class Remote:
                     time.sleep(_pause(failed) * random.uniform(0.75, 1.25))
 
     def _download(self, url: str, path: str) -> None:
-        """One attempt. A client that failed is not used again: its connection may be the reason."""
+        """Make one attempt. A client that failed is not used again, since its connection may be the cause."""
         try:
             downloader = self._idle.get_nowait()
         except queue.Empty:
@@ -92,7 +105,7 @@ class Remote:
         attempt = _in_background(partial(downloader.download, url, path, self._timeout))
         if not wait([attempt], self._timeout).done:
             _in_background(downloader.clean_up)
-            raise TimeoutError(f"not there after {self._timeout:g} s")
+            raise TimeoutError(f"the download took more than {self._timeout:g} s")
         if attempt.exception() is not None:
             _in_background(downloader.clean_up)
         attempt.result()
@@ -103,8 +116,8 @@ class Remote:
 
 
 class _S3(S3Downloader):
-    """Streaming's, without botocore's own retries, which nobody would count, and without its asking anonymously for
-    ever where the answer is 400."""
+    """Streaming's downloader with two changes: botocore's own retries are off, since they would not be counted; and
+    where every answer is 400, it does not repeat its request without credentials for ever."""
 
     _anonymous = False
 
@@ -123,7 +136,7 @@ def _downloader(url: str) -> CloudDownloader:
 
 
 def _in_background(call: Callable[[], object]) -> Future[None]:
-    """Run a call in a daemon thread, which keeps no process alive."""
+    """Run a call in a daemon thread, which does not keep the process alive."""
     future: Future[None] = Future()
 
     def run() -> None:
@@ -139,15 +152,17 @@ def _in_background(call: Callable[[], object]) -> Future[None]:
 
 
 def _pause(failed: int) -> float:
-    """Seconds before the next attempt, after the first, second … that failed (0, 1 …)."""
+    """Seconds to wait after a failed attempt, where ``failed`` counts from 0: 0.5, 1, 2, ... up to the longest."""
     return min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2.0 ** min(failed, 32))
 
 
 def _is_final(error: BaseException) -> bool:
-    """Whether another attempt will hardly help. S3 raises botocore's ClientError with the HTTP status, or
-    NoCredentialsError; SFTP and mounted paths OSError, or paramiko's errors of authentication; Google, Azure and
-    Hugging Face an error with a status."""
-    if isinstance(error, Damaged | FileNotFoundError | PermissionError | IsADirectoryError | NotADirectoryError):
+    """Whether another attempt will hardly help.
+
+    S3 raises botocore's ClientError with the HTTP status, or NoCredentialsError. SFTP and mounted paths raise OSError
+    or paramiko's errors of authentication. Google, Azure and Hugging Face raise errors with a status.
+    """
+    if isinstance(error, DamageError | FileNotFoundError | PermissionError | IsADirectoryError | NotADirectoryError):
         return True
     response = getattr(error, "response", error)
     if isinstance(response, dict):
@@ -158,7 +173,7 @@ def _is_final(error: BaseException) -> bool:
 
 
 def disk_is_full(error: BaseException | None) -> bool:
-    """Whether an error, or one that it came from, says so."""
+    """Whether an error, or one of its causes, says that the disk is full."""
     while error is not None:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             return True

@@ -1,5 +1,7 @@
-"""The index of an MDS data set, which nobody vouches for: every value is checked before it is believed, and what an
-index says of a file is checked when the file is there.
+"""An untrusted MDS index -> validated shard readers.
+
+Every value of an index is checked before it is used: a hostile index could name files outside the data set, or claim
+sizes that do not fit. What it says about a file is checked when the file is there.
 """
 
 from __future__ import annotations
@@ -19,58 +21,67 @@ from lacy_stream.errors import UsageError
 INDEX = "index.json"
 PREFERRED_HASHES = ("xxh64", "xxh3_64", "sha1", "md5")
 LARGEST_SHARD = 2**32 - 1
-"""Bytes; MDS counts them in 32 bits."""
+"""Size in bytes that MDS can count in 32 bits."""
 
 
 class DataError(UsageError):
-    """The data folder or a shard cannot be used; the message names it and says what to do."""
+    """A data folder or a shard cannot be used; the message names it and says what to do."""
 
 
-class Damaged(ValueError):
-    """A file is not what the index says, or the index itself is none."""
+class DamageError(ValueError):
+    """A file differs from what the index says about it, or the index is not a valid one."""
 
 
-def describe(error: BaseException) -> str:
-    if isinstance(error, DataError | Damaged):
+def describe_error(error: BaseException) -> str:
+    """Say what an error was, with its type unless it is one of ours."""
+    if isinstance(error, DataError | DamageError):
         return str(error)
-    cause = getattr(error, "last_exception", None)  # boto3's RetriesExceededError does not say it
+    cause = getattr(error, "last_exception", None)  # boto3's RetriesExceededError hides its cause here
     text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
     return f"{text} ({cause})" if cause else text
 
 
 def parse_index(data: bytes, local: str, split: str) -> list[MDSReader]:
-    """The shards of an index, of which every value was checked.
+    """Parse an index and check every value.
+
+    Args:
+        data: content of the file.
+        local: folder of the data set.
+        split: its sub-folder, or "".
+
+    Returns:
+        A reader for each shard, in order.
 
     Raises:
-        Damaged: the first thing that is wrong.
+        DamageError: names the first thing that is wrong.
     """
     try:
         index = json.loads(data)
     except (ValueError, RecursionError) as error:
-        raise Damaged(f"{INDEX} is empty or corrupt: {error}") from error
+        raise DamageError(f"{INDEX} is empty or corrupt: {error}") from error
     if not isinstance(index, dict) or index.get("version") != 2 or not isinstance(index.get("shards"), list):
-        raise Damaged(f"{INDEX} is no MDS index of version 2")
+        raise DamageError(f"{INDEX} is not an MDS index of version 2")
     readers = []
     for number, entry in enumerate(index["shards"]):
         try:
             readers.append(_parse_entry(entry, local, split))
         except Exception as error:
-            raise Damaged(f"{INDEX} has an unsafe entry, number {number}: {describe(error)}") from error
+            raise DamageError(f"{INDEX} has an unsafe entry, number {number}: {describe_error(error)}") from error
     if sum(reader.samples for reader in readers) < 1:
-        raise Damaged("the data set is empty")
+        raise DamageError("the data set is empty")
     if any(reader.column_names != readers[0].column_names for reader in readers):
-        raise Damaged(f"the shards of {INDEX} have different columns")
+        raise DamageError(f"the shards of {INDEX} have different columns")
     names = [file.basename for reader in readers for file in reader.file_pairs[0] if file]
     if len(set(names)) < len(names):
-        raise Damaged(f"{INDEX} has an unsafe entry: {max(names, key=names.count)!r} twice")
+        raise DamageError(f"{INDEX} has an unsafe entry: {max(names, key=names.count)!r} twice")
     return readers
 
 
 def _parse_entry(entry: Any, local: str, split: str) -> MDSReader:
-    """One shard of an index.
+    """Check one shard of an index.
 
     Raises:
-        Exception: of any kind, since Streaming's own checks are among these.
+        Exception: of any kind, because an entry may have any form, and Streaming has checks of its own.
     """
     names, encodings, sizes = entry["column_names"], entry["column_encodings"], entry["column_sizes"]
     _require(_all(names, str) and len(set(names)) == len(names), "column_names", names)
@@ -86,14 +97,14 @@ def _parse_entry(entry: Any, local: str, split: str) -> MDSReader:
     _require((entry["zip_data"] is None) == (compression is None), "zip_data", entry["zip_data"])
     if compression is not None:
         _check_entry(entry["zip_data"])
-    # The table at the start of a shard has a number of 4 bytes a sample, and two more.
+    # The table at the start of a shard has 4 bytes for each sample, and 8 more: the number of samples and the end.
     _require(_is_count(entry["samples"], entry["raw_data"]["bytes"] // 4 - 2), "samples", entry["samples"])
     return MDSReader.from_json(local, split, entry)
 
 
 def _check_entry(file: Any) -> None:
     name, hashes = file["basename"], file["hashes"]
-    parts = name.split("/")  # merged indices have sub-folders
+    parts = name.split("/")  # the index of merged data sets names files in sub-folders
     safe = all(part and not part.startswith(".") and part.isprintable() and len(part) < 200 for part in parts)
     _require(safe and parts[-1] != INDEX, "file name", name)
     _require(_is_count(file["bytes"], LARGEST_SHARD), "bytes", file["bytes"])
@@ -102,7 +113,7 @@ def _check_entry(file: Any) -> None:
 
 def _require(holds: bool, field: str, value: Any) -> None:
     if not holds:
-        raise Damaged(f"{field} {str(value)[:200]!r}")
+        raise DamageError(f"{field} {str(value)[:200]!r}")
 
 
 def _all(values: Any, kind: type) -> bool:
@@ -117,20 +128,29 @@ def _is_count(value: Any, limit: int) -> bool:
 
 
 def known_hash(file: FileInfo) -> str | None:
-    """The best hash that the index has of a file."""
+    """The name of the best hash that the index has for a file; None without a usable one."""
     return next((name for name in (*PREFERRED_HASHES, *file.hashes) if name in file.hashes and is_hash(name)), None)
 
 
 def check_file(data: bytes, file: FileInfo) -> None:
-    """Raises: Damaged: not the size or the hash that the index says."""
+    """Check the content of a file against the index.
+
+    Raises:
+        DamageError: its size or its hash differs.
+    """
     if len(data) != file.bytes:
-        raise Damaged(f"{file.basename} has {len(data)} bytes, the index says {file.bytes}")
+        raise DamageError(f"{file.basename} has {len(data)} bytes, but the index says {file.bytes}")
     name = known_hash(file)
     if name is not None and get_hash(name, data) != file.hashes[name]:
-        raise Damaged(f"{file.basename} is damaged: its {name} is not that of the index")
+        raise DamageError(f"{file.basename} is damaged: its {name} differs from the one in the index")
 
 
 def check_raw(data: bytes, reader: MDSReader) -> None:
+    """Check the whole raw file of a shard: size, hash and table of samples.
+
+    Raises:
+        DamageError: one of them is wrong.
+    """
     check_file(data, reader.raw_data)
     check_table(data, reader)
 
@@ -138,12 +158,16 @@ def check_raw(data: bytes, reader: MDSReader) -> None:
 def check_table(data: bytes, reader: MDSReader) -> None:
     """Check the table at the start of a shard: the number of samples, and where each one begins and ends.
 
+    Args:
+        data: the beginning of the raw file, at least as long as the table.
+
     Raises:
-        Damaged: another number than in the index, or places that lie outside the file.
+        DamageError: the number differs from the index, or a sample would lie outside the file.
     """
     name, samples = reader.raw_data.basename, reader.samples
     table = np.frombuffer(data, "<u4", samples + 2)
     if table[0] != samples:
-        raise Damaged(f"{name} has {table[0]} samples, the index says {samples}")
+        raise DamageError(f"{name} has {table[0]} samples, but the index says {samples}")
+    # For 3 samples the table is [3, begin 0, begin 1, begin 2, end 2]. That is 5 numbers of 4 bytes, so begin 0 >= 20.
     if table[1] < 4 * (samples + 2) or table[-1] > reader.raw_data.bytes or (table[2:] < table[1:-1]).any():
-        raise Damaged(f"{name} is damaged: its samples lie outside it")
+        raise DamageError(f"{name} is damaged: its samples lie outside it")

@@ -1,8 +1,13 @@
-"""LabelledTokens -> rows of fixed length.
+"""Labelled documents -> rows of fixed length.
 
-A lane is an endless sequence of tokens: its documents one after the other, an end-of-document token behind
-each, cut into rows of ``seq_len``. Documents are neither truncated nor padded; one that does not fit goes
-on in the lane's next row. The position of a lane is a ``Cursor``, two integers, whatever lies ahead of it.
+A lane is an endless sequence of tokens. It consists of documents, with an end-of-document token after each, and is cut
+into rows of ``seq_len`` tokens. Documents are neither truncated nor padded: a document that does not fit continues in
+the lane's next row. The position of a lane is a ``Cursor`` of two integers, no matter how much is read ahead.
+
+For documents of 3, 5 and 1 tokens and ``seq_len`` 4, where ``.`` is the end-of-document token:
+
+    tokens of the lane      a a a .   b b b b   b . c .
+    cursor before the row   (0, 0)    (1, 0)    (1, 4)
 """
 
 from __future__ import annotations
@@ -17,43 +22,53 @@ from annotator import FactClass, LabelledTokens
 
 
 class Cursor(NamedTuple):
-    """Where a lane's next row begins: ``token`` of the lane's ``document``-th document (its end-of-document
-    token is the last one)."""
+    """The place in a lane where its next row begins."""
 
     document: int = 0
+    """Number of the document, counted in the lane from 0."""
     token: int = 0
+    """Number of the token in that document, whose last token is its end-of-document token."""
 
 
 START = Cursor()
 
 
 class Row(NamedTuple):
-    """One training sequence.
-
-    ids:     int64 [seq_len], token ids; ``eos_id`` behind each document.
-    classes: uint8 [seq_len], the ``FactClass`` of each token; an end-of-document token is GRAMMATICAL, so
-             that it is never delegated.
-    length:  tokens before the padding; ``seq_len`` but for the last row of a finite stream.
-    """
+    """One training sequence."""
 
     ids: NDArray[np.int64]
+    """int64 [seq_len]: token ids, with ``eos_id`` after each document."""
     classes: NDArray[np.uint8]
+    """uint8 [seq_len]: the ``FactClass`` of each token. End-of-document tokens are GRAMMATICAL, so they are never
+    delegated."""
     length: int
+    """Number of tokens before the padding: ``seq_len``, except in the last row of a finite lane."""
 
 
 class LanePacker:
-    """Packs the documents of one lane, from a cursor on."""
+    """Packs the documents of one lane into rows, starting at a cursor.
+
+    Args:
+        seq_len: tokens in a row.
+        eos_id: id of the end-of-document token.
+        cursor: where the first row begins. The first document to be added is the cursor's own.
+    """
 
     def __init__(self, seq_len: int, eos_id: int, cursor: Cursor = START) -> None:
         self.cursor = cursor
         self.seq_len, self._eos_id = seq_len, eos_id
         self._documents: deque[tuple[NDArray[np.int32], NDArray[np.uint8]]] = deque()
         self.buffered = -cursor.token
-        """Tokens that lie ready behind the cursor (negative before the cursor's own document is here)."""
+        """Number of tokens that are ready to be packed. It is negative until the cursor's own document was added, since
+        the tokens before the cursor belong to rows of the past."""
 
     def add(self, labelled: LabelledTokens, end_of_document: bool = True) -> None:
-        """Append the tokens of the lane's next document; without an end-of-document token where it is a row that has
-        them inside."""
+        """Append the lane's next document.
+
+        Args:
+            labelled: its tokens.
+            end_of_document: False for a row of token ids that brings its own end-of-document tokens.
+        """
         ids, classes = labelled.ids, labelled.classes
         if end_of_document:
             ids = np.append(ids, np.int32(self._eos_id))
@@ -62,8 +77,8 @@ class LanePacker:
         self.buffered += len(ids)
 
     def next_row(self) -> Row:
-        """Cut the next row and move the cursor; where fewer than ``seq_len`` tokens are left, pad with the
-        end-of-document token. The caller asks only while ``buffered > 0``."""
+        """Cut the next row and move the cursor. If fewer than ``seq_len`` tokens are ready, the rest of the row is
+        padded with the end-of-document token. Call this only while ``buffered > 0``."""
         ids = np.full(self.seq_len, self._eos_id, np.int64)
         classes = np.full(self.seq_len, FactClass.GRAMMATICAL, np.uint8)
         filled, (document, token) = 0, self.cursor

@@ -1,13 +1,13 @@
-"""Document -> LabelledTokens by N workers, whatever happens to them.
+"""Documents -> labelled tokens, by N workers that are replaced when they fail.
 
-    submit(document) -> Future          the caller keeps the futures in its own order: order is not the pool's
-                                        business, and any number of streams can share one pool
-    queue --batch--> thread --> worker, in a process of its own; the thread sets the futures
+    submit(document) -> Future           The caller keeps the futures in an order of its own, so any number of streams
+                                         can share one pool.
+    queue --batch--> thread --> worker   The thread of the worker sets the futures.
 
-One thread serves one worker: it takes a batch, sends it, waits for the answer. A worker that dies or does not
-answer is replaced; the documents that it held are tried again, each alone, so the labels are those of an undisturbed
-run. A document that ends two workers, or that raises an error, is put in quarantine: its tokens are kept, it gets no
-fact labels, and it is named. With a label cache, a document that was labelled before does not enter the queue.
+Each worker has a thread, which takes a batch, sends it and waits for the answer. A worker that dies or does not answer
+in time is replaced. The documents that it held are tried again, each alone, so the labels are those of an undisturbed
+run. A document that has ended two workers, or that raises an error, goes into quarantine: the report names it, its
+tokens are kept, and it gets no fact labels. With a label cache, a document that was labelled before is not queued.
 """
 
 from __future__ import annotations
@@ -28,19 +28,21 @@ from lacy_stream.stream.workers.protocol import Answer, StartWorker, Worker, Wor
 
 if TYPE_CHECKING:
     from annotator import AnnotatorSettings, Document, LabelledTokens
-    from lacy_stream.stream.label_cache import LabelCache
+    from lacy_stream.stream.labels.cache import LabelCache
 
 log = logging.getLogger(__name__)
 
 BATCH_DOCUMENTS = 16
 BATCH_CHARACTERS = 32_000
-"""A batch ends at either limit: large enough that messages cost nothing, small enough that a worker answers within
-about two seconds at the speed of stock spaCy."""
+"""A batch ends at either limit. It is large enough that messages cost nothing, and small enough that a worker answers
+within about two seconds at the speed of stock spaCy."""
 
 TRIES = 2
+"""Number of workers that a document may end before it goes into quarantine."""
 STARTS = 3
+"""Number of failed starts of one worker, one after another, after which the pool fails."""
 SLOWEST_CHARACTERS_PER_S = 1_000
-"""Added to the time limit of a batch: a fortieth of stock spaCy's speed."""
+"""Speed from which the time limit of a batch is computed: a fortieth of stock spaCy's speed."""
 
 
 class AnnotationError(LacyStreamError, RuntimeError):
@@ -49,29 +51,35 @@ class AnnotationError(LacyStreamError, RuntimeError):
 
 @dataclass(frozen=True)
 class WorkerRate:
-    """What one worker has annotated, and the CPU time that it took; on a core of its own that is its working time.
-    ``engine``: what ``Annotator.stats`` says in the process that is this worker now."""
+    """What one worker has annotated, and in how much time. Its replacements count as the same worker."""
 
     tokens: int = 0
+    """Tokens that it has annotated."""
     cpu_s: float = 0.0
+    """Seconds of CPU time that this took. If the worker has a core of its own, this is its working time."""
     engine: dict[str, float] = field(default_factory=dict)
+    """``Annotator.stats`` of the worker's present process."""
 
     @property
     def tokens_per_s(self) -> float:
+        """Tokens per second of CPU time."""
         return self.tokens / self.cpu_s if self.cpu_s else 0.0
 
 
 @dataclass(frozen=True)
 class PoolStats:
-    """Counters since the pool started. ``documents`` and ``cached``: delivered in all, and of these from the label
-    cache. ``workers``: one rate for each. ``queued``: documents that wait for a worker; ``in_flight``: those that
-    workers have."""
+    """Counters since the pool started."""
 
     documents: int = 0
+    """Documents delivered."""
     cached: int = 0
+    """Delivered documents whose labels came from the label cache."""
     workers: tuple[WorkerRate, ...] = ()
+    """The rate of each worker."""
     queued: int = 0
+    """Documents that wait for a worker."""
     in_flight: int = 0
+    """Documents that workers are annotating."""
 
     @property
     def tokens(self) -> int:
@@ -80,12 +88,12 @@ class PoolStats:
 
     @property
     def tokens_per_s_per_core(self) -> float:
+        """Tokens per second of CPU time, over all workers."""
         return WorkerRate(self.tokens, sum(worker.cpu_s for worker in self.workers)).tokens_per_s
 
     @property
     def hit_rates(self) -> dict[str, float]:
-        """The hit rates of the engine's tables by name, each the mean over the workers; none where there is no
-        engine."""
+        """Mean hit rates of the engine's tables over the workers, by name; empty without an engine."""
         engines = [worker.engine for worker in self.workers if worker.engine]
         names = [name for name in engines[0] if name.endswith("_hit_rate")] if engines else []
         return {name: sum(engine[name] for engine in engines) / len(engines) for name in names}
@@ -95,26 +103,31 @@ class PoolStats:
 class _Job:
     document: Document
     future: Future[LabelledTokens]
-    deaths: int = 0  # of workers that held it
+    deaths: int = 0  # number of workers that died while they held it
 
 
 def default_num_workers(ranks_on_node: int = 1) -> int:
-    """The cores that this process may use, shared among the ranks of the node; at least one."""
+    """The number of cores that this process may use, divided by the ranks of the node, and at least 1."""
     return max(1, len(os.sched_getaffinity(0)) // max(1, ranks_on_node))
 
 
 class AnnotationPool:
-    """N workers that run ``annotator.Annotator`` on documents.
+    """N workers that annotate documents, each with an ``annotator.Annotator``. They start in the background.
 
     Args:
         settings: the annotator that every worker loads.
-        num_workers: default, the cores that this process may use. They start in the background.
-        quarantine_limit: documents that may go without fact labels before the pool fails; 0: fail at the first.
-        timeout_s: a batch may take this long, and a second more per 1,000 characters, before its worker is
-            replaced.
-        report: where restarts and quarantined documents are noted.
-        label_cache: folder of a ``LabelCache``, and the bytes that it may take; None for no cache.
-        start_worker: what starts a worker; default, a process of this machine.
+        num_workers: by default, the number of cores that this process may use.
+        quarantine_limit: number of documents that may go into quarantine before the pool fails; with 0, the pool fails
+            at the first.
+        timeout_s: seconds that a batch may take before its worker is replaced. One second is added for every 1,000
+            characters.
+        report: gets an event for each restart and each document in quarantine.
+        label_cache: folder of a ``LabelCache``; None for no cache.
+        label_cache_limit: bytes that the folder may take.
+        start_worker: starts a worker; by default, a process of this machine.
+
+    Raises:
+        UsageError: ``num_workers`` is below 1.
     """
 
     def __init__(
@@ -140,26 +153,37 @@ class AnnotationPool:
         self._cache: LabelCache | None = None
         self._cache_lock = threading.Lock()
         self.quarantine: dict[str, str] = {}
-        """Document id -> why it has no fact labels."""
+        """Document id -> reason why the document has no fact labels."""
         self._identity: Future[dict[str, str]] = Future()
-        self._changed = threading.Condition()  # guards all below
+        self._changed = threading.Condition()  # guards all fields below
         self._queue: deque[_Job] = deque()
         self._running: set[_Job] = set()
         self._workers: dict[int, Worker] = {}
         self._error: AnnotationError | None = None
         self._documents = self._cached = 0
-        self._rates = [WorkerRate()] * num_workers
+        self._rates = [WorkerRate()] * num_workers  # frozen values, so they may be shared
         self._threads = [
             threading.Thread(target=self._serve, args=(index,), name=f"annotation-{index}", daemon=True)
             for index in range(num_workers)
         ]
         for thread in self._threads:
             thread.start()
-        atexit.register(self.close)  # before multiprocess ends its children, which would look like deaths
+        # At exit, `close` must run before multiprocess ends its children: their end would look like deaths of workers.
+        atexit.register(self.close)
 
     def submit(self, document: Document) -> Future[LabelledTokens]:
-        """Queue one document. The future raises ``AnnotationError`` where the pool failed or was closed. With a label
-        cache, the first call waits until a worker has loaded its annotator, whose fingerprint names the store."""
+        """Queue one document, or answer from the label cache.
+
+        With a label cache, the first call waits until a worker has loaded its annotator, because the annotator's
+        fingerprint names the store.
+
+        Returns:
+            A future of the document's labels. It raises ``AnnotationError`` if the pool fails or is closed.
+
+        Raises:
+            AnnotationError: the pool has failed or was closed.
+            TypeError: the document's text is not a str.
+        """
         if not isinstance(document.text, str):
             raise TypeError(f"document {document.id!r}: its text is {type(document.text).__name__}, not str")
         future: Future[LabelledTokens] = Future()
@@ -178,17 +202,18 @@ class AnnotationPool:
 
     @property
     def identity(self) -> dict[str, str]:
-        """The ``Annotator.identity`` of the workers; waits until one of them has loaded its annotator."""
+        """The ``Annotator.identity`` of the workers. Waits until one of them has loaded its annotator."""
         return self._identity.result()
 
     @property
     def fingerprint(self) -> str:
-        """``identity`` as one hex digest, the ``Annotator.fingerprint`` of the workers; waits as ``identity`` does."""
+        """The ``Annotator.fingerprint`` of the workers, a digest of ``identity``. Waits as ``identity`` does."""
         from annotator.annotate import fingerprint
 
         return fingerprint(self.identity)
 
     def stats(self) -> PoolStats:
+        """The counters of this pool."""
         with self._changed:
             return PoolStats(
                 documents=self._documents,
@@ -199,7 +224,7 @@ class AnnotationPool:
             )
 
     def close(self) -> None:
-        """End the workers. Open futures raise ``AnnotationError``. Safe to call twice."""
+        """End the workers. Futures without a result raise ``AnnotationError``. Safe to call twice."""
         self._fail(AnnotationError("the annotation pool is closed"))
         for thread in self._threads:
             thread.join(timeout=10)
@@ -218,11 +243,11 @@ class AnnotationPool:
     # --- one thread per worker --------------------------------------------------------------------------------
 
     def _serve(self, index: int) -> None:
-        """Keep one worker busy, and replace it when it dies, until the pool ends."""
+        """Give batches to one worker, and replace it when it dies, until the pool ends."""
         try:
             worker = self._start(index)
             while batch := self._take():
-                if not worker.is_alive():  # it died without work: no document is to blame
+                if not worker.is_alive():  # it died while idle, so no document is to blame
                     self.report.add("worker_restarted", f"annotation worker {index}", "it died while it had no work")
                     worker.close()
                     worker = self._start(index)
@@ -237,7 +262,7 @@ class AnnotationPool:
                     self._deliver(batch, answer, index)
         except AnnotationError as error:
             self._fail(error)
-        except Exception as error:  # a bug of ours must reach the consumer, who would wait for ever
+        except Exception as error:  # a bug in this file must reach the consumer, who would otherwise wait for ever
             log.exception("the annotation pool failed")
             self._fail(AnnotationError(f"the annotation pool failed: {error!r}"))
         finally:
@@ -247,7 +272,7 @@ class AnnotationPool:
                 last.close()
 
     def _start(self, index: int) -> Worker:
-        """A worker that is ready."""
+        """Start a worker and wait until it is ready."""
         deaths = []
         while len(deaths) < STARTS and self._error is None:
             try:
@@ -265,7 +290,11 @@ class AnnotationPool:
         raise self._error or AnnotationError(f"annotation worker {index} did not start: it {'; '.join(deaths)}")
 
     def _take(self) -> list[_Job]:
-        """The next batch, waiting for one; empty when the pool ends. What a dead worker held comes alone."""
+        """Wait for the next batch. It is empty when the pool ends.
+
+        A document that a dead worker held comes alone, so that the next death tells which document is to blame. Other
+        batches are kept small when the queue is short: with 8 queued documents and 4 workers, a batch has 2.
+        """
         batch: list[_Job] = []
         with self._changed:
             while not batch:
@@ -279,6 +308,8 @@ class AnnotationPool:
                     if alone and batch:
                         break
                     job = self._queue.popleft()
+                    # This marks the future as running, or drops the job if its future was cancelled. The future of a
+                    # job that comes again is running already, and must not be marked twice.
                     if alone or job.future.set_running_or_notify_cancel():
                         self._running.add(job)
                         batch.append(job)
@@ -286,12 +317,14 @@ class AnnotationPool:
         return batch
 
     def _deliver(self, batch: list[_Job], answer: Answer, index: int) -> None:
+        """Count a batch, and set its futures. They are set last and without the lock, because setting a future runs the
+        caller's callbacks."""
         for document, reason in answer.fallbacks.items():
             self.report.add("engine_fallback", document, reason)
         labels = [self._labels(job, result) for job, result in zip(batch, answer.results, strict=True)]
         with self._changed:
             if batch[0] not in self._running:
-                return  # the pool has ended, and the futures with it
+                return  # the pool has ended in the meantime, and has set the futures itself
             self._running.difference_update(batch)
             self._documents += len(batch)
             rate = self._rates[index]
@@ -301,7 +334,8 @@ class AnnotationPool:
             job.future.set_result(label)
 
     def _try_again(self, batch: list[_Job], index: int, death: str) -> None:
-        """Put the documents of a dead worker back, or in quarantine the one that has now ended two."""
+        """Put the documents of a dead worker back at the head of the queue, in their order. A document that came alone
+        and has now ended ``TRIES`` workers goes into quarantine instead."""
         with self._changed:
             if self._error is not None:
                 return  # close() ended the worker
@@ -319,8 +353,12 @@ class AnnotationPool:
             self._deliver([culprit], Answer([reason], 0.0, {}, {}), index)
 
     def _labels(self, job: _Job, result: LabelledTokens | str) -> LabelledTokens:
-        """The labels that a worker gave, or, where it gave an error, the document's tokens without facts; no tokens
-        where even that fails."""
+        """Turn a worker's result into labels. After an error the document goes into quarantine, and its labels are its
+        tokens without facts, or no tokens if it cannot even be tokenised.
+
+        Raises:
+            AnnotationError: too many documents are in quarantine.
+        """
         if not isinstance(result, str):
             cache = self._open_cache()
             if cache is not None:
@@ -328,7 +366,7 @@ class AnnotationPool:
             return result
         plain = replace(self.settings, model=None, labeller=None).build()
         try:
-            unlabelled = replace(job.document, annotate=False)  # its spans may be what is wrong with it
+            unlabelled = replace(job.document, annotate=False)  # without its spans, which may be the cause
             labels, event, reason = plain.label([unlabelled])[0], "document_quarantined", result
         except ValueError:
             labels, event, reason = plain.annotate([""])[0], "document_skipped", f"it cannot be tokenised: {result}"
@@ -350,24 +388,25 @@ class AnnotationPool:
         return None if cache is None else cache.get(document)
 
     def _open_cache(self) -> LabelCache | None:
-        """The cache, opened as soon as a worker has said which annotator it runs: that names the store."""
+        """The cache, or None. It is opened at the first use, which waits for the fingerprint of the annotator."""
         if self._cache is not None or self._cache_settings is None:
             return self._cache
         fingerprint = self.fingerprint
         with self._cache_lock:
             if self._cache is None and self._cache_settings is not None:
-                from lacy_stream.stream.label_cache import LabelCache
+                from lacy_stream.stream.labels.cache import LabelCache
 
                 folder, limit = self._cache_settings
                 self._cache = LabelCache(folder, fingerprint, limit, self.report)
             return self._cache
 
     def _fail(self, error: AnnotationError) -> None:
-        """End the pool: every open future gets the first error, so that nobody waits for ever."""
+        """End the pool. Every future without a result gets the first error, so that nobody waits for ever."""
         with self._changed:
             if self._error is not None:
                 return
             self._error = error
+            # As in `_take`: cancelled futures are left out, and those that ran before are not marked again.
             jobs = [job for job in self._queue if job.deaths or job.future.set_running_or_notify_cancel()]
             jobs += self._running
             self._queue.clear()

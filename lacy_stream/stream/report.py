@@ -1,4 +1,4 @@
-"""What went wrong in a run and was mended: counted, logged, and written down, one JSON line an event."""
+"""Faults that a run has survived: counted, logged, and written to a file, one JSON line for each event."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from typing import Literal
 log = logging.getLogger(__name__)
 
 Event = Literal[
-    "worker_restarted",  # it died or hung; its documents are tried again
-    "document_quarantined",  # it goes without fact labels
-    "document_skipped",  # it has no tokens: left out
-    "engine_fallback",  # a document that made the annotation engine fail: spaCy did it
-    "download_retried",  # a file of a remote data set
-    "shard_fetched_again",  # its copy in the cache was damaged
-    "cache_entry_damaged",  # of the label cache; the document is annotated anew
-    "checkpoint_set_aside",  # half a file that a killed run has left
-    "cache_full",  # the label cache takes no more documents
+    "worker_restarted",  # a worker died or hung; its documents are tried again
+    "document_quarantined",  # a document could not be annotated; it gets no fact labels
+    "document_skipped",  # a document could not even be tokenised; it is left out
+    "engine_fallback",  # the engine failed on a document; spaCy annotated it
+    "download_retried",  # the download of a file failed and was tried again
+    "shard_fetched_again",  # the cached copy of a shard was damaged
+    "cache_entry_damaged",  # a record of the label cache was damaged; its document is annotated again
+    "checkpoint_set_aside",  # a killed run left half a checkpoint; it was renamed
+    "cache_full",  # the label cache has stopped adding documents
 ]
 EVENTS: tuple[Event, ...] = Event.__args__  # type: ignore[attr-defined]
 
@@ -31,8 +31,8 @@ class Report:
     """Collects the events of one rank. Safe to use from several threads.
 
     Args:
-        path: file that each event is appended to, as ``{"time", "event", …}``; it and its folder are made with the
-            first event. None: events are only counted and logged.
+        path: file to which each event is appended, as a JSON object with the keys time, event, what and reason. The
+            file and its folder are made with the first event. None: events are only counted and logged.
     """
 
     def __init__(self, path: str | os.PathLike[str] | None = None) -> None:
@@ -41,11 +41,12 @@ class Report:
         self._lock = threading.Lock()
 
     def add(self, event: Event, what: str, reason: str) -> None:
-        """Note one event.
+        """Count, log and write one event.
 
         Args:
-            what: the document's id, the shard's or the worker's name.
-            reason: for a person.
+            event: its kind.
+            what: the thing that it happened to: the id of a document, the name of a shard or of a worker.
+            reason: explanation for a person.
         """
         log.warning("%s: %s: %s", event.replace("_", " "), what, reason)
         time = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
@@ -58,11 +59,11 @@ class Report:
                 self._path.parent.mkdir(parents=True, exist_ok=True)
                 with open(self._path, "a", encoding="utf-8") as file:
                     file.write(line)
-            except OSError as error:  # a full disk must not end a run that goes well
-                log.warning("the report %s cannot be written, events are only counted: %s", self._path, error)
+            except OSError as error:  # a full disk must not end a healthy run
+                log.warning("the report %s cannot be written; events are now only counted: %s", self._path, error)
                 self._path = None
 
     def counts(self) -> dict[str, int]:
-        """How often each event happened, those that did not included."""
+        """Count the events of each kind; kinds without an event count 0."""
         with self._lock:
             return {event: self._counts[event] for event in EVENTS}

@@ -1,15 +1,16 @@
-"""MDS shards -> samples, read at random; every sample that the index promises, or an error that names the shard.
+"""MDS shards -> samples in any order. Every sample of the index can be read, or an error names the shard.
 
-    index.json --_parse_index--> readers        nothing of it is believed before all of it was checked
-    read(sample) -> is the shard's raw file here and whole? --no--> lock, download, check, decompress, rename -> sample
+    index.json --parse_index--> readers         the whole index is checked before any of it is used
+    read(sample) -> is the shard's raw file here and undamaged? --no--> lock, download, check, decompress, rename
 
-MosaicML Streaming brings the downloaders, the compressions, the hashes and the reader of samples. Its ``Stream`` and
-``StreamingDataset`` are not used: they count samples where a packing stream needs documents and tokens, end an epoch
-silently at a missing shard, write where a hostile index tells them to, and bound no download by the clock.
+MosaicML Streaming provides the downloaders, the compressions, the hashes and the reader of samples. Its ``Stream`` and
+``StreamingDataset`` are not used, for four reasons: they count samples where a packing stream needs documents and
+tokens, they end an epoch silently at a missing shard, they write wherever a hostile index tells them to, and their
+downloads have no time limit.
 
-In the folder of a shard lie, beside it, ``.NAME.lock`` (held by whoever fetches it) and for a while ``.NAME.*.part``
-(what is being fetched). Only a file that was checked is renamed to a shard's name, so what a killed process leaves
-is never taken for a shard; the next one that fetches the same shard removes it.
+Two kinds of helper files lie beside a shard: ``.NAME.lock``, which a process holds while it fetches the shard, and
+``.NAME.*.part``, the folder of a download in progress. Only a file that was checked is renamed to the shard's name, so
+what a killed process leaves is never taken for a shard. The next process that fetches the same shard removes it.
 """
 
 from __future__ import annotations
@@ -38,12 +39,12 @@ from lacy_stream.files import scratch_folder
 from lacy_stream.stream.download import Remote, disk_is_full
 from lacy_stream.stream.mds_index import (
     INDEX,
-    Damaged,
+    DamageError,
     DataError,
     check_file,
     check_raw,
     check_table,
-    describe,
+    describe_error,
     known_hash,
     parse_index,
 )
@@ -57,27 +58,27 @@ FETCH_AHEAD_THREADS = 2
 class Shards:
     """The samples of one MDS split. Safe to use from several threads, and with other processes on the same cache.
 
-    Each file of a remote is tried ``1 + download_retry`` times, with growing pauses; what looks final (not found, no
-    access, damaged) is tried once more, at once. Failures that are followed by another attempt are counted in the
-    report. The time for a file is bounded by ``(1 + download_retry) * download_timeout`` and the pauses, twice that
-    where another process holds the lock and does not get on.
+    Downloads. Each file of a remote is tried ``1 + download_retry`` times, with growing pauses. After a failure that
+    looks final (not found, no access, damaged), there is one more attempt, at once. The report counts the failures that
+    are followed by another attempt. A file takes at most ``(1 + download_retry) * download_timeout`` seconds and the
+    pauses, or twice that if another process holds the lock and makes no progress.
 
-    A shard is checked once per process, when it is first used: its size, its hash where the index has one of the
-    uncompressed file, and its table of samples. A damaged copy is fetched once more.
+    Checks. A shard is checked once per process, at its first use: its size, its table of samples, and its hash if the
+    index has one of the uncompressed file. A damaged copy is fetched again.
 
     Args:
-        local: folder with the shards, or the cache of ``remote``. Needs to be writable where shards are
-            compressed or remote.
+        local: folder with the shards, or the cache of ``remote``. It must be writable if shards are compressed or
+            remote.
         remote: anything that Streaming can download from (``s3://…``, ``sftp://…``, ``gs://…``, a mounted path), or
             None.
         split: sub-folder, for example ``train``.
         download_retry: further attempts after the first.
         download_timeout: seconds for one attempt to fetch one file, from the first byte sent to the last received.
-        report: collects what was tried again; default, one that counts and logs.
+        report: gets the events; by default, they are only counted and logged.
 
     Raises:
-        DataError: no index, an empty, corrupt or unsafe one, or a remote that Streaming does not know.
-        UsageError: a negative ``download_retry``, or a ``download_timeout`` that is not positive.
+        DataError: the index is missing, empty, corrupt or unsafe, or Streaming does not know the remote.
+        UsageError: ``download_retry`` is negative, or ``download_timeout`` is not positive.
     """
 
     def __init__(
@@ -102,21 +103,22 @@ class Shards:
             url = _join(remote, self._split)
             self._remote = Remote(url, download_retry, download_timeout, self._report)
         self.where = self._remote.where if self._remote else self._folder
+        """Name of the data for messages: the URL without its password, or the folder."""
         self._readers = self._load_index()
         self.columns: list[str] = list(self._readers[0].column_names)
         self.sizes = np.array([reader.samples for reader in self._readers], np.int64)
-        """Samples of each shard."""
+        """int64 [shards]: number of samples in each shard."""
         self._ends = np.cumsum(self.sizes)
-        self._ready: set[int] = set()
+        self._ready: set[int] = set()  # shards whose raw file was checked
         self._warn_of_missing_hashes()
-        self._guard = threading.Lock()  # of the three that follow
-        self._asked: set[int] = set()
-        self._ahead: deque[int] = deque()
-        self._fetchers = 0
+        self._guard = threading.Lock()  # guards the three fields below
+        self._asked: set[int] = set()  # shards that were ever put into `_ahead`
+        self._ahead: deque[int] = deque()  # shards to fetch in the background, in order
+        self._fetchers = 0  # threads that fetch them
 
     @property
     def digest(self) -> str:
-        """Hex digest of what the samples are: the number, sizes and hashes of each shard."""
+        """Hex digest that identifies the samples: it covers the number of samples, size and hashes of each shard."""
         parts = [
             [
                 reader.samples,
@@ -127,39 +129,46 @@ class Shards:
         return hashlib.blake2b(json.dumps(parts, sort_keys=True).encode(), digest_size=16).hexdigest()
 
     def __len__(self) -> int:
-        """Samples."""
+        """Number of samples."""
         return int(self._ends[-1])
 
     def read(self, sample: int) -> dict[str, Any]:
-        """The columns of a sample, 0 <= sample < len(self).
+        """Read one sample, after fetching its shard if necessary.
+
+        Args:
+            sample: 0 <= sample < len(self), counted through all shards.
+
+        Returns:
+            Column -> value.
 
         Raises:
-            DataError: its shard is missing, damaged, or cannot be written to the cache; or the sample cannot be
+            DataError: the shard is missing or damaged, it cannot be written to the cache, or the sample cannot be
                 decoded.
-            IndexError: no such sample.
+            IndexError: there is no such sample.
         """
         if not 0 <= sample < len(self):
             raise IndexError(f"no sample {sample} in {self.where}: it has {len(self)}")
+        # For shards of 3 and 2 samples, _ends is [3, 5]: sample 2 is in shard 0, and sample 3 is the first of shard 1.
         shard = int(np.searchsorted(self._ends, sample, side="right"))
         reader, index = self._readers[shard], sample - int(self._ends[shard] - self.sizes[shard])
         try:
-            self._have(shard)
+            self._ensure(shard)
             try:
                 return reader.get_item(index)
-            except FileNotFoundError:  # someone has emptied the cache
+            except FileNotFoundError:  # somebody has emptied the cache during the run
                 self._ready.discard(shard)
-                self._have(shard)
+                self._ensure(shard)
                 return reader.get_item(index)
         except Exception as error:
             what = f"sample {index} of shard {reader.raw_data.basename} of {self.where}"
             raise DataError(f"{what} cannot be read: {self._reason(error)}") from error
 
     def prefetch(self, samples: Iterable[int]) -> None:
-        """Have the shards of samples fetched in the background, in the order of the samples.
+        """Start to fetch the shards of these samples in the background, in the order of the samples. Returns at once.
 
-        Returns at once. A shard is asked for once; one that lies there uncompressed, without a remote, is left
-        alone. What fails is logged, and ``read`` tries it again and raises the error. The threads are daemons:
-        they keep no process alive.
+        A shard is fetched ahead at most once in the life of this object. A local, uncompressed shard needs no fetching.
+        A failure is logged; ``read`` tries again, and raises the error. The threads are daemons, so they do not keep
+        the process alive.
         """
         shards = np.searchsorted(self._ends, np.fromiter(samples, np.int64), side="right")
         with self._guard:
@@ -180,7 +189,7 @@ class Shards:
                     return
                 shard = self._ahead.popleft()
             try:
-                self._have(shard)
+                self._ensure(shard)
             except Exception as error:
                 name = self._readers[shard].raw_data.basename
                 log.warning("shard %s could not be fetched ahead: %s", name, self._reason(error))
@@ -192,7 +201,7 @@ class Shards:
                 return self._parse(path)
             readers = self._cached_index(path)
             if readers is None:
-                with self._turn(INDEX):
+                with self._fetch_lock(INDEX):
                     readers = self._cached_index(path)  # another process may have been first
                     if readers is None:
                         if os.path.exists(path):
@@ -208,7 +217,7 @@ class Shards:
     def _cached_index(self, path: str) -> list[MDSReader] | None:
         try:
             return self._parse(path)
-        except (FileNotFoundError, Damaged):
+        except (FileNotFoundError, DamageError):
             return None
 
     def _parse(self, path: str) -> list[MDSReader]:
@@ -228,8 +237,8 @@ class Shards:
                 self.where, bare, len(self._readers),
             )  # fmt: skip
 
-    def _have(self, shard: int) -> None:
-        """Have the raw file of a shard whole in the local folder, checked once per process."""
+    def _ensure(self, shard: int) -> None:
+        """Make sure that the raw file of a shard is in the local folder, and check it once per process."""
         if shard in self._ready:
             return
         reader = self._readers[shard]
@@ -238,11 +247,12 @@ class Shards:
         self._ready.add(shard)
 
     def _problem(self, reader: MDSReader) -> str | None:
-        """Why the raw file of a shard cannot be used as it lies there, or None. Writes nothing: works on a read-only
-        mount."""
+        """Say why the raw file of a shard cannot be used as it is, or return None. Nothing is written, so this works on
+        a read-only mount."""
         raw = reader.raw_data
         try:
             with open(os.path.join(self._folder, raw.basename), "rb") as file:
+                # The whole file is read for its hash, or to name its size. Otherwise the table is enough.
                 if os.fstat(file.fileno()).st_size != raw.bytes or known_hash(raw):
                     data = file.read()
                     check_file(data, raw)
@@ -251,20 +261,22 @@ class Shards:
                 check_table(data, reader)
         except FileNotFoundError:
             return "it is missing"
-        except Damaged as error:
+        except DamageError as error:
             return str(error)
         return None
 
     def _fetch(self, reader: MDSReader) -> None:
-        """Make the raw file of a shard from the compressed one beside it or from the remote.
+        """Make the raw file of a shard from the compressed file beside it, or from the remote.
 
         Raises:
-            DataError, Damaged, OSError: there is none, or it is damaged too, or there is no room.
+            DamageError: there is no other copy, or the compressed file is damaged and there is no remote.
+            DataError: it cannot be downloaded.
+            OSError: it cannot be written.
         """
         raw, zipped = reader.raw_data, reader.zip_data
         if self._remote is None and zipped is None:
-            raise Damaged(f"{self._problem(reader)}, and there is no remote to fetch it from")
-        with self._turn(raw.basename):
+            raise DamageError(f"{self._problem(reader)}, and there is no remote to fetch it from")
+        with self._fetch_lock(raw.basename):
             problem = self._problem(reader)
             if problem is None:  # another process was first
                 return
@@ -273,19 +285,23 @@ class Shards:
             if zipped is not None and self._unpack_local(reader, zipped):
                 return
             if self._remote is None:
-                raise Damaged(f"{problem}, nor is there a compressed one, and no remote to fetch it from")
+                raise DamageError(f"{problem}, there is no compressed copy, and there is no remote to fetch it from")
             self._remote.fetch(
                 raw.basename, (zipped or raw).basename, self._folder, partial(self._install_shard, reader)
             )
 
     def _unpack_local(self, reader: MDSReader, zipped: FileInfo) -> bool:
-        """Make the raw file of a shard from the compressed one in the local folder, if it is there and whole."""
+        """Make the raw file of a shard from the compressed file in the local folder.
+
+        Returns:
+            False if there is no such file, or if it is damaged and there is a remote.
+        """
         path = os.path.join(self._folder, zipped.basename)
         if not os.path.exists(path):
             return False
         try:
             self._install_shard(reader, path)
-        except Damaged as error:
+        except DamageError as error:
             if self._remote is None:
                 raise
             self._report.add("shard_fetched_again", zipped.basename, str(error))
@@ -293,10 +309,10 @@ class Shards:
         return True
 
     def _install_shard(self, reader: MDSReader, path: str) -> None:
-        """Check a file, decompress it if need be, and give it the name of the shard's raw file.
+        """Check a file, decompress it if necessary, and rename it to the shard's raw file.
 
         Raises:
-            Damaged: it is not what the index says.
+            DamageError: it differs from what the index says.
             OSError: it cannot be written.
         """
         raw, zipped = reader.raw_data, reader.zip_data
@@ -310,7 +326,7 @@ class Shards:
         try:
             data = decompress(reader.compression, data)
         except Exception as error:
-            raise Damaged(f"it cannot be decompressed: {describe(error)}") from error
+            raise DamageError(f"it cannot be decompressed: {describe_error(error)}") from error
         check_raw(data, reader)
         folder, name = os.path.split(os.path.join(self._folder, raw.basename))
         with scratch_folder(folder, name) as scratch:
@@ -319,12 +335,13 @@ class Shards:
             os.replace(part, os.path.join(folder, name))
 
     @contextmanager
-    def _turn(self, name: str) -> Iterator[None]:
-        """One process or thread at a time fetches a file, and the others find it there; the kernel frees the lock
-        of a dead one.
+    def _fetch_lock(self, name: str) -> Iterator[None]:
+        """Let one process or thread at a time fetch a file; the others then find it in the cache. The kernel releases
+        the lock of a dead process.
 
-        The lock saves downloads, and nothing else depends on it. So whoever has waited as long as fetching can take
-        (the other was stopped), or is on a file system without locks, goes on without it."""
+        The lock only saves downloads, and nothing depends on it. So a process continues without it if the file system
+        has no locks, or if it has waited as long as fetching can take: then the other process was probably stopped.
+        """
         path = os.path.join(self._folder, os.path.dirname(name), f".{os.path.basename(name)}")
         os.makedirs(os.path.dirname(path), exist_ok=True)
         lock = FileLock(f"{path}.lock")
@@ -342,8 +359,8 @@ class Shards:
 
     def _reason(self, error: BaseException) -> str:
         if disk_is_full(error):
-            return f"the disk is full, there is no room in {self._folder}: {describe(error)}"
-        return describe(error)
+            return f"the disk is full, there is no room in {self._folder}: {describe_error(error)}"
+        return describe_error(error)
 
 
 def _join(folder: str, split: str) -> str:

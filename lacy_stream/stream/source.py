@@ -1,4 +1,4 @@
-"""A stream of documents as people name it, in recipes and in Python. Free of torch."""
+"""The description of a source of documents, in a recipe or in Python. This file does not import torch."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from pydantic import model_validator
 from lacy_stream.schema import NotNegative, NotNegativeFloat, Section
 
 WEIGHTS = ("proportion", "repeat", "choose")
-"""Keys that weigh a source beside others."""
+"""Keys that set the share of a source among several."""
 
 
 class Source(Section):
-    """MDS shards with raw text, or with token ids in ``tokens_column``, and how their rows are read.
+    """A folder of MDS shards with raw text, or with token ids in ``tokens_column``, and how to read its rows.
 
-    Of the weights ``proportion``, ``repeat`` and ``choose`` at most one may be given; they mean what they mean in
-    MosaicML Streaming. Without any, an epoch has each sample once.
+    At most one of the weights ``proportion``, ``repeat`` and ``choose`` may be given. They have the meaning that they
+    have in MosaicML Streaming. Without a weight, an epoch has each sample once.
     """
 
     local: str | os.PathLike[str]
@@ -28,23 +28,23 @@ class Source(Section):
     text_column: str = "text"
     """Column with the raw text."""
     id_column: str = "id"
-    """Column with the names of documents. Where there is no such column, a document is named by its number."""
+    """Column with the names of documents. If there is no such column, the name is the number of the sample."""
     tokens_column: str | None = None
-    """Column with token ids of a fixed length, which are used instead of the text: an array, or bytes as LLM Foundry
-    writes them. Each row is labelled as a text of its own."""
+    """Column with rows of token ids of a fixed length, to use instead of the text. A value is an array, or bytes as LLM
+    Foundry writes them. Each row is labelled as a text of its own."""
     token_encoding_type: str = "int64"
-    """Integer type of the token ids where `tokens_column` holds bytes."""
+    """Integer type of the token ids if `tokens_column` holds bytes."""
     annotate: bool = True
-    """`false` for data that is to have no calls, such as code: it is only tokenised."""
+    """`false` for data without calls, such as code: documents are tokenised but not annotated."""
     spans_column: str | None = None
-    """Column that says which parts of the text are factual, for labels that were made elsewhere; the texts are then not
-    parsed. Spans that do not fit their text leave that document without fact labels, and the report names it."""
+    """Column with the factual spans of the text, for labels that were made elsewhere; the texts are then not parsed. A
+    document whose spans do not fit its text gets no fact labels, and the report names it."""
     proportion: NotNegativeFloat | None = None
-    """Weight: this share of an epoch."""
+    """Weight: the share of an epoch."""
     repeat: NotNegativeFloat | None = None
-    """Weight: each sample so many times an epoch."""
+    """Weight: how many times an epoch has each sample."""
     choose: NotNegative | None = None
-    """Weight: so many samples an epoch."""
+    """Weight: the number of samples in an epoch."""
 
     @model_validator(mode="after")
     def _check_source(self) -> Source:

@@ -10,14 +10,16 @@ from typing import Any
 
 import torch
 import yaml
+from composer.models import HuggingFaceModel
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils.hub import cached_file
 
-from annotator.tokenizers import open_tokenizer
+from annotator.tokenizers import Tokenizer, open_tokenizer
 from lacy_stream.errors import UsageError
 from lacy_stream.files import is_hub_name
-from lacy_stream.recipe import Recipe, check_recipe, tokenizer_path
-from lacy_stream.train.model import build_model
+from lacy_stream.recipe import HFCausalLM, Recipe, check_recipe, tokenizer_path
+from lacy_stream.train.hugging_face import model_of_config
+from lacy_stream.train.model import build_model, for_composer
 
 SENTENCEPIECE, TOKENIZER_JSON, RECIPE = "tokenizer.model", "tokenizer.json", "recipe.yaml"
 """Names of files in the folder of a model."""
@@ -37,7 +39,8 @@ class CallingModel:
 
     model: float32, on the CPU, in eval mode.
     tokenizer: its SentencePiece file; for other models their tokenizer.json, with its companions beside it.
-    call_token_id: id of <CALL>; None for a model without.
+    call_token_id: id of <CALL>, the first after the tokenizer's pieces; None for a model without. Any rows of the
+        model's vocabulary after it are never used.
     eos_id: end of text; it also stands before a text's first token, as in training.
     max_seq_len: positions.
     name: for people. recipe: of the run, where known.
@@ -87,13 +90,7 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     recipe, annotation = _recorded(state, path)
     tokenizer = tokenizer_path(recipe.tokenizer.name)
     pieces = open_tokenizer(tokenizer)
-    wrapper = build_model(
-        recipe.model,
-        vocab_size=pieces.vocab_size + 1,
-        max_seq_len=recipe.max_seq_len,
-        call_token_id=pieces.vocab_size,
-        eos_id=pieces.eos_id,
-    )
+    wrapper = _network(state, recipe, pieces)
     try:
         wrapper.load_state_dict(state["model"])
     except RuntimeError as error:
@@ -107,6 +104,16 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
         name=recipe.run_name or Path(path).stem,
         recipe=recipe,
         annotation=annotation,
+    )
+
+
+def _network(state: Mapping[str, Any], recipe: Recipe, tokenizer: Tokenizer) -> HuggingFaceModel:
+    """The model of a run with random weights. That of a Hugging Face model is built from the configuration in the
+    checkpoint: what the recipe names may have moved."""
+    if isinstance(recipe.model, HFCausalLM):
+        return for_composer(model_of_config(state["integrations"]["huggingface"]["model"]["config"]["content"]))
+    return build_model(
+        recipe.model, max_seq_len=recipe.max_seq_len, call_token_id=tokenizer.vocab_size, eos_id=tokenizer.eos_id
     )
 
 
@@ -170,18 +177,16 @@ def _from_transformers(name: str) -> CallingModel:
     if tokenizer is None:
         raise CheckpointError(f"{name} has no tokenizer: add its {SENTENCEPIECE} or {TOKENIZER_JSON}")
     config = model.config
+    recipe = _file_of(name, RECIPE)
+    recipe = None if recipe is None else check_recipe(yaml.safe_load(recipe.read_text(encoding="utf-8")))
+    positions = getattr(config, "max_position_embeddings", None) if recipe is None else recipe.max_seq_len
+    if positions is None:
+        raise CheckpointError(f"{name} names no max_position_embeddings in its config.json: add the number of tokens")
     eos_id = config.eos_token_id[0] if isinstance(config.eos_token_id, list) else config.eos_token_id
     if eos_id is None:
         raise CheckpointError(f"{name} names no eos_token_id in its config.json: add the id that ends a text")
-    recipe = _file_of(name, RECIPE)
     return CallingModel(
-        model.eval(),
-        tokenizer,
-        getattr(config, "call_token_id", None),
-        eos_id,
-        config.max_position_embeddings,
-        Path(name).name,
-        None if recipe is None else check_recipe(yaml.safe_load(recipe.read_text(encoding="utf-8"))),
+        model.eval(), tokenizer, getattr(config, "call_token_id", None), eos_id, positions, Path(name).name, recipe
     )
 
 

@@ -1,13 +1,15 @@
-"""GPT-2 style models, as a ComposerModel (appendix A.3, table 3)."""
+"""The model of a recipe, as a ComposerModel: the paper's GPT-2 (appendix A.3, table 3) or another of transformers."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from composer.models import HuggingFaceModel, huggingface
-from transformers import GPT2Config, GPT2LMHeadModel
+from torch import Tensor
+from torchmetrics import Metric
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
 
 from lacy_stream.objective.methods import Rank
 from lacy_stream.objective.metrics import (
@@ -18,31 +20,61 @@ from lacy_stream.objective.metrics import (
     NonCallLoss,
     TotalLoss,
 )
-from lacy_stream.recipe import Model
+from lacy_stream.recipe import GPT2, Model
+from lacy_stream.train.hugging_face import causal_model
 
 
 def build_model(
     config: Model,
     *,
-    vocab_size: int,
     max_seq_len: int,
     call_token_id: int,
     eos_id: int,
     call_fraction: float = 0.15,
     rank_calls_by: Rank = "probability",
     mask_from: MaskModel | None = None,
+    sample_BT: Tensor | None = None,
 ) -> HuggingFaceModel:
-    """A GPT-2 with tied embeddings and learned positions, freshly initialised from torch's generator.
+    """The model of a recipe, for Composer.
 
     Args:
-        config: width, heads, layers, MLP ratio.
-        vocab_size: entries of the vocabulary, <CALL> included.
-        max_seq_len: positions.
-        call_token_id, call_fraction, rank_calls_by: for the validation losses.
+        config: the section ``model`` of a recipe.
+        max_seq_len: tokens in a row.
+        call_token_id: id of <CALL>, the first after the tokenizer's pieces.
         eos_id: the end-of-document token.
+        call_fraction, rank_calls_by: for the validation losses; and the former for the first row of <CALL>.
         mask_from: where given, validation also has the losses on this model's call mask.
+        sample_BT: see ``causal_model``; not used for a new model.
     """
-    gpt2 = GPT2LMHeadModel(
+    if isinstance(config, GPT2):
+        model = _gpt2(config, call_token_id + 1, max_seq_len, eos_id)
+    else:
+        model = causal_model(
+            config,
+            pieces=call_token_id,
+            max_seq_len=max_seq_len,
+            eos_id=eos_id,
+            sample_BT=sample_BT,
+            call_fraction=call_fraction,
+        )
+    how = (call_token_id, call_fraction, rank_calls_by)
+    metrics = [metric(*how) for metric in (CallLoss, NonCallLoss, TotalLoss)]
+    if mask_from is not None:
+        metrics += [metric(*how, mask_from=mask_from) for metric in (MatchedCallLoss, MatchedNonCallLoss)]
+    return for_composer(model, metrics)
+
+
+def for_composer(model: PreTrainedModel, metrics: Sequence[Metric] = ()) -> HuggingFaceModel:
+    """Wrap a causal language model, with metrics for validation."""
+    # Composer warns that checkpoints lack a Hugging Face tokenizer: ours is named in the recipe.
+    logging.getLogger("composer.models.huggingface").setLevel(logging.ERROR)
+    with _known_to_be_causal():
+        return HuggingFaceModel(model, use_logits=True, metrics=[], eval_metrics=list(metrics), shift_labels=True)
+
+
+def _gpt2(config: GPT2, vocab_size: int, max_seq_len: int, eos_id: int) -> PreTrainedModel:
+    """A GPT-2 with tied embeddings and learned positions, freshly initialised from torch's generator."""
+    return GPT2LMHeadModel(
         GPT2Config(
             vocab_size=vocab_size,
             n_positions=max_seq_len,
@@ -58,19 +90,11 @@ def build_model(
             use_cache=False,
         )
     )
-    how = (call_token_id, call_fraction, rank_calls_by)
-    metrics = [metric(*how) for metric in (CallLoss, NonCallLoss, TotalLoss)]
-    if mask_from is not None:
-        metrics += [metric(*how, mask_from=mask_from) for metric in (MatchedCallLoss, MatchedNonCallLoss)]
-    # Composer warns that checkpoints lack a Hugging Face tokenizer: ours is SentencePiece's own, named in the recipe.
-    logging.getLogger("composer.models.huggingface").setLevel(logging.ERROR)
-    with _known_to_be_causal():
-        return HuggingFaceModel(gpt2, use_logits=True, metrics=[], eval_metrics=metrics, shift_labels=True)
 
 
 @contextmanager
 def _known_to_be_causal() -> Iterator[None]:
-    """Keep Composer from importing all 170 causal models of transformers to find that GPT-2 is one of them.
+    """Keep Composer from importing all 170 causal models of transformers to find that this model is one of them.
 
     It only wants to warn where ``shift_labels`` does not fit. One of these modules uses torch.compile, which starts a
     pool of compiler processes as well.

@@ -14,14 +14,31 @@ from annotator.labellers import find_labeller
 from annotator.pipelines import find_model
 from annotator.tokenizers import open_tokenizer
 from lacy_stream.errors import UsageError
-from lacy_stream.recipe import Annotation, Loader, Recipe, RecipeError, dump_recipe, tokenizer_path
+from lacy_stream.recipe import (
+    AdamW,
+    Annotation,
+    ConstantWithWarmup,
+    HFCausalLM,
+    Loader,
+    Recipe,
+    RecipeError,
+    dump_recipe,
+    tokenizer_path,
+)
 from lacy_stream.stream.pool import AnnotationPool, default_num_workers
 from lacy_stream.stream.report import Report
+from lacy_stream.train.components import build_profiler, check_components, further, named_optimizer, named_scheduler
 from lacy_stream.train.recipe_data import annotator_settings
+from lacy_stream.train.resume import LATEST, mend_save_folder
+
+SAMPLE_TOKENS, SAMPLE_ROW = 4096, 512
+"""Tokens of the training data, and tokens of a row, by which the first row of <CALL> in a trained model is set."""
 
 if TYPE_CHECKING:  # composer takes 12 s to import: only once the recipe is known to be good
-    from composer import Trainer
+    from composer import ComposerModel, Trainer
     from rich.console import Console
+    from torch import Tensor
+    from torch.optim import Optimizer
     from torch.utils.data import DataLoader
     from transformers import PreTrainedModel
 
@@ -35,15 +52,12 @@ def train(recipe: Recipe) -> None:
         pieces = open_tokenizer(tokenizer).vocab_size
     except AnnotatorError as error:
         raise RecipeError(f"tokenizer.name: {error}") from None
-    if recipe.model.vocab_size not in (None, pieces + 1):
-        raise RecipeError(
-            f"model.vocab_size: {recipe.model.vocab_size}, but the tokenizer {tokenizer.name} has {pieces} pieces and "
-            f"<CALL> takes one more id: it must be {pieces + 1} (or leave it out)"
-        )
+    _check_model(recipe, pieces, tokenizer)
     _check_annotator(recipe.annotator)
     for key, path in _other_models(recipe).items():
         if not Path(path).exists():
             raise RecipeError(f"{key}: there is no file or folder {path!r}")
+    check_components(recipe)
     _check_save_folder(recipe)
     # On a CPU, huge pages halve the time of a step with a vocabulary of 32,001: logits are 4 MB a row of 32.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
@@ -75,6 +89,20 @@ def _other_models(recipe: Recipe) -> dict[str, str]:
         "eval_mask_from": recipe.eval_mask_from,
     }
     return {key: path for key, path in named.items() if path is not None}
+
+
+def _check_model(recipe: Recipe, pieces: int, tokenizer: Path) -> None:
+    """Refuse, before any weights are read, a model that does not fit its tokenizer."""
+    model = recipe.model
+    if isinstance(model, HFCausalLM):
+        from lacy_stream.train.hugging_face import read_config
+
+        read_config(model, pieces=pieces, max_seq_len=recipe.max_seq_len)
+    elif model.vocab_size not in (None, pieces + 1):
+        raise RecipeError(
+            f"model.vocab_size: {model.vocab_size}, but the tokenizer {tokenizer.name} has {pieces} pieces and "
+            f"<CALL> takes one more id: it must be {pieces + 1} (or leave it out)"
+        )
 
 
 def _check_annotator(settings: Annotation) -> None:
@@ -113,8 +141,8 @@ def _report_path(recipe: Recipe) -> Path | None:
 
 def _built(recipe: Recipe, pool: AnnotationPool, call_token_id: int) -> Trainer:
     """``build_trainer``, with advice where a checkpoint that it loads belongs to another run."""
+    from lacy_stream.objective.call_objective import ObjectiveError
     from lacy_stream.stream.batches import PositionError
-    from lacy_stream.train.call_mask import ObjectiveError
 
     try:
         return build_trainer(recipe, pool, call_token_id)
@@ -147,7 +175,6 @@ def build_trainer(recipe: Recipe, pool: AnnotationPool, call_token_id: int) -> T
     from composer.utils import dist, reproducibility
 
     from lacy_stream.train.model import build_model
-    from lacy_stream.train.resume import mend_save_folder
 
     save_folder = _local_save_folder(recipe)
     if recipe.autoresume and save_folder is not None and dist.get_global_rank() == 0:
@@ -171,26 +198,19 @@ def build_trainer(recipe: Recipe, pool: AnnotationPool, call_token_id: int) -> T
         eval_loader = _loader(recipe.eval_loader, pool, recipe, recipe.device_eval_batch_size, repeat=False)
     model = build_model(
         recipe.model,
-        vocab_size=call_token_id + 1,
         max_seq_len=recipe.max_seq_len,
         call_token_id=call_token_id,
         eos_id=open_tokenizer(pool.settings.tokenizer).eos_id,
         call_fraction=recipe.algorithms.call_mask.call_fraction,
         rank_calls_by=recipe.algorithms.call_mask.rank_calls_by,
         mask_from=_mask_model(recipe, pool, call_token_id),
-    )
-    optimizer = torch.optim.AdamW(
-        model.parameters(),
-        lr=recipe.optimizer.lr,
-        betas=(recipe.optimizer.betas[0], recipe.optimizer.betas[1]),
-        eps=recipe.optimizer.eps,
-        weight_decay=recipe.optimizer.weight_decay,
+        sample_BT=_sample_of_text(recipe, train_loader, pool) if _starts_from_weights(recipe) else None,
     )
     return Trainer(
         model=model,
         train_dataloader=train_loader,
         eval_dataloader=eval_loader,
-        optimizers=optimizer,
+        optimizers=_optimizer(recipe, model),
         schedulers=_scheduler(recipe),
         algorithms=_algorithms(recipe, pool, call_token_id),
         callbacks=_callbacks(recipe),
@@ -201,6 +221,8 @@ def build_trainer(recipe: Recipe, pool: AnnotationPool, call_token_id: int) -> T
         eval_subset_num_batches=recipe.eval_subset_num_batches if eval_loader is not None else -1,
         device_train_microbatch_size=microbatch,
         precision=recipe.precision if gpu else "fp32",
+        compile_config=recipe.compile_config,
+        profiler=None if recipe.profiler is None else build_profiler(recipe.profiler),
         parallelism_config={"fsdp": recipe.fsdp_config} if recipe.fsdp_config else None,
         run_name=recipe.run_name,
         progress_bar=recipe.progress_bar,
@@ -211,10 +233,38 @@ def build_trainer(recipe: Recipe, pool: AnnotationPool, call_token_id: int) -> T
         save_num_checkpoints_to_keep=recipe.save_num_checkpoints_to_keep,
         save_overwrite=recipe.save_overwrite,
         load_path=recipe.load_path,
+        load_weights_only=recipe.load_weights_only,
+        load_ignore_keys=recipe.load_ignore_keys or None,
+        spin_dataloaders=recipe.spin_dataloaders,
         autoresume=recipe.autoresume,
         seed=recipe.seed,
         dist_timeout=recipe.dist_timeout,
     )
+
+
+def _starts_from_weights(recipe: Recipe) -> bool:
+    """Whether the weights of a Hugging Face model are the first of the run: no checkpoint will be loaded over them."""
+    folder = _local_save_folder(recipe)
+    resumes = recipe.autoresume and folder is not None and (folder / LATEST).exists()
+    return isinstance(recipe.model, HFCausalLM) and recipe.model.pretrained and not recipe.load_path and not resumes
+
+
+def _sample_of_text(recipe: Recipe, loader: DataLoader, pool: AnnotationPool) -> Tensor:
+    """Ids of the first documents of the training data, int64 [B, T], about SAMPLE_TOKENS in all."""
+    import numpy as np
+    import torch
+
+    dataset: Any = loader.dataset
+    tokenizer, length = open_tokenizer(pool.settings.tokenizer), min(recipe.max_seq_len, SAMPLE_ROW)
+    ids: list[Any] = []
+    for position in range(SAMPLE_TOKENS):  # a document has a token at least
+        document = dataset.corpus.document(position)
+        own = tokenizer.encode(document.text).ids if document.ids is None else document.ids
+        ids += [own[:SAMPLE_TOKENS], [tokenizer.eos_id]]
+        if sum(map(len, ids)) >= SAMPLE_TOKENS:
+            break
+    joined_N = torch.from_numpy(np.concatenate(ids).astype(np.int64))
+    return joined_N[: max(len(joined_N) // length, 1) * length].reshape(-1, min(length, len(joined_N)))
 
 
 def _loader(loader: Loader, pool: AnnotationPool, recipe: Recipe, batch_size: int, repeat: bool) -> DataLoader:
@@ -233,9 +283,24 @@ def _loader(loader: Loader, pool: AnnotationPool, recipe: Recipe, batch_size: in
     )
 
 
+def _optimizer(recipe: Recipe, model: ComposerModel) -> Optimizer:
+    import torch
+
+    if (named := named_optimizer(recipe)) is not None:
+        return named.build(model.parameters())
+    settings = recipe.optimizer
+    assert isinstance(settings, AdamW)
+    return torch.optim.AdamW(
+        model.parameters(), lr=settings.lr, betas=settings.betas, eps=settings.eps, weight_decay=settings.weight_decay
+    )
+
+
 def _scheduler(recipe: Recipe) -> Any:
     from composer.optim import ConstantScheduler, ConstantWithWarmupScheduler
 
+    if (named := named_scheduler(recipe)) is not None:
+        return named.build()
+    assert isinstance(recipe.scheduler, ConstantWithWarmup)
     warmup = recipe.scheduler.t_warmup.replace("_", "")
     return ConstantScheduler() if int(warmup.rstrip("batoksp")) == 0 else ConstantWithWarmupScheduler(warmup)
 
@@ -264,7 +329,7 @@ def _algorithms(recipe: Recipe, pool: AnnotationPool, call_token_id: int) -> lis
     ]
     if clipping is not None:
         algorithms.append(GradientClipping(clipping.clipping_type, clipping.clipping_threshold))
-    return algorithms
+    return algorithms + [component.build() for component in further("algorithms", recipe.algorithms)]
 
 
 def _mask_model(recipe: Recipe, pool: AnnotationPool, call_token_id: int) -> MaskModel | None:
@@ -292,7 +357,7 @@ def _other_model(key: str, recipe: Recipe, pool: AnnotationPool) -> PreTrainedMo
 
 def _callbacks(recipe: Recipe) -> list[Any]:
     import torch
-    from composer.callbacks import LRMonitor, MemoryMonitor, RuntimeEstimator, SpeedMonitor
+    from composer.callbacks import LRMonitor, MemoryMonitor, NaNMonitor, RuntimeEstimator, SpeedMonitor
 
     from lacy_stream.train.monitor import StreamMonitor
     from lacy_stream.train.record import RunRecord
@@ -304,7 +369,8 @@ def _callbacks(recipe: Recipe) -> list[Any]:
     callbacks += [LRMonitor()] if wanted.lr_monitor is not None else []
     callbacks += [MemoryMonitor()] if wanted.memory_monitor is not None and torch.cuda.is_available() else []
     callbacks += [RuntimeEstimator()] if wanted.runtime_estimator is not None else []
-    return callbacks
+    callbacks += [NaNMonitor()] if wanted.nan_monitor is not None else []
+    return callbacks + [component.build() for component in further("callbacks", wanted)]
 
 
 def _loggers(recipe: Recipe) -> list[Any]:
@@ -335,7 +401,7 @@ def _loggers(recipe: Recipe) -> list[Any]:
                 log_traces=False,  # a line for each algorithm at each event
             )
         )
-    return loggers
+    return loggers + [component.build() for component in further("loggers", wanted)]
 
 
 def _fit(trainer: Trainer, recipe: Recipe) -> None:

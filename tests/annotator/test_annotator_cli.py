@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -13,34 +16,46 @@ import pytest
 from annotator.__main__ import main
 from annotator.terminal import printable
 
+pytestmark = pytest.mark.parser
+
 TEXT = "Marie Curie was born in Warsaw in 1867. She was a physicist, and Curie won 1867 prizes.\n"
 
 
-def run(*args: str, stdin: str = "", env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-    """The finished command."""
-    return subprocess.run(
-        [sys.executable, "-m", "annotator", *args],
-        input=stdin,
-        capture_output=True,
-        encoding="utf-8",
-        timeout=120,
-        check=False,
-        env=None if env is None else {**os.environ, **env},
-    )
+def run(*args: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
+    """The finished command, run in this process, which has imported spaCy already."""
+    out, err = io.StringIO(), io.StringIO()
+    with tempfile.TemporaryFile("w+", encoding="utf-8") as file, pytest.MonkeyPatch.context() as patch:
+        file.write(stdin)
+        file.seek(0)
+        patch.setattr(sys, "stdin", file)
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            try:
+                code = main(list(args))
+            except SystemExit as end:  # argparse's
+                code = int(end.code or 0)
+    return subprocess.CompletedProcess(["annotator", *args], code, out.getvalue(), err.getvalue())
 
 
+def run_process(*args: str, stdin: str, **env: str) -> subprocess.CompletedProcess[str]:
+    """The finished command, in a process of its own."""
+    command = [sys.executable, "-m", "annotator", *args]
+    return subprocess.run(command, input=stdin, capture_output=True, encoding="utf-8", env=os.environ | env)
+
+
+@pytest.mark.process
 def test_text_on_standard_input():
     """Without colours, facts stand in brackets; the legend and the share follow."""
-    done = run("-", stdin=TEXT)
+    done = run_process("-", stdin=TEXT)
     assert done.returncode == 0, done.stderr
     assert "[Marie Curie] was born in [Warsaw] in [1867]. She was a [physicist], and Curie won" in done.stdout
     assert "named entity" in done.stdout
     assert "15 of 35 tokens are factual (42.9%)" in done.stdout
 
 
+@pytest.mark.process
 def test_colours_where_the_terminal_has_them():
     """In a terminal, facts are coloured and stand without brackets."""
-    done = run("-", stdin=TEXT, env={"FORCE_COLOR": "1", "TERM": "xterm-256color"})
+    done = run_process("-", stdin=TEXT, FORCE_COLOR="1", TERM="xterm-256color")
     assert "42mMarie Curie\x1b[0m was born" in done.stdout
     assert "[Warsaw]" not in done.stdout
 
@@ -98,7 +113,7 @@ def test_what_cannot_be_labelled_is_skipped(tmp_path: Path, output: str):
     *skips, summary = done.stderr.splitlines()
     assert summary == "skipped 4 of 6 documents"
     assert skips[0].startswith("skipped: -, line 2, document 'b\\x1b': text: lone surrogate U+D800 at code point 2")
-    assert skips[1:] == [f'skipped: -, line {n}: not a JSON object with a "text"' for n in (3, 4, 5)]
+    assert skips[1:] == [f'skipped: -, line {n}: it is not a JSON object with a "text"' for n in (3, 4, 5)]
     shown = page.read_text(encoding="utf-8") if output == "html" else done.stdout
     assert "Ada" in shown and "Zoe" in shown and "Bo" not in shown
     if output == "html":

@@ -27,6 +27,8 @@ from annotator.records import FactClass, Words
 from annotator.tokenizers.sentencepiece import SentencePieceTokenizer, _total_offsets
 from annotator.words import MAX_SEGMENT, Parser, lexical_flags
 
+pytestmark = pytest.mark.parser
+
 ARTICLE = (
     "Ada Lovelace\n\nAugusta Ada King, Countess of Lovelace (10 December 1815 – 27 November 1852), was an English "
     "mathematician who didn't stop at Babbage's machine: there were, she said, uses beyond pure calculation. "
@@ -342,8 +344,10 @@ def test_disagreement_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
 
     right = module.parse
 
-    def wrong(features, bias, *rest):
-        return right(features, bias + np.float32(3) * np.arange(len(bias), dtype=np.float32), *rest)
+    def wrong(features, weights, *rest):
+        bias = weights.state_bias
+        raised = bias + np.float32(3) * np.arange(len(bias), dtype=np.float32)
+        return right(features, weights._replace(state_bias=raised), *rest)
 
     monkeypatch.setattr(module, "parse", wrong)
     with pytest.warns(RuntimeWarning, match="disagree on the sample"):
@@ -432,9 +436,9 @@ def test_cold_starts_at_once(tmp_path: Path) -> None:
         )
 
     for process in [start(), start()]:
-        out, err = process.communicate(timeout=300)
+        out, err = process.communicate(timeout=900)
         assert (process.returncode, out.split()) == (0, ["4", "0"]), err
         assert "compiling the annotation engine" in err
-    out, err = start().communicate(timeout=100)
+    out, err = start().communicate(timeout=300)
     assert out.split() == ["4", "0"]
     assert "compiling" not in err

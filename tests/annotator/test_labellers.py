@@ -65,6 +65,7 @@ def facts(text: str, tokens: LabelledTokens) -> str:
 # --- the example of docs/labels.md --------------------------------------------------------------------------------
 
 
+@pytest.mark.process
 def test_example_in_a_pool(install: Install, tokenizer_path: Path) -> None:
     """Installed under a name, the page's labeller marks formulas and quantities in real workers, in texts and in rows
     of ids, and leaves alone what is not to be annotated or comes with spans."""
@@ -79,7 +80,7 @@ def test_example_in_a_pool(install: Install, tokenizer_path: Path) -> None:
         Document("judged", TEXT, spans="[[0, 4]]"),
     ]
     with AnnotationPool(AnnotatorSettings(tokenizer_path, labeller="chemistry"), num_workers=2) as pool:
-        text, ids, code, judged = [pool.submit(document).result(timeout=60) for document in documents]
+        text, ids, code, judged = [pool.submit(document).result(timeout=240) for document in documents]
         identity = pool.identity
     assert facts(TEXT, text) == "|".join(f" {part}" for part in MARKED)
     assert ids.classes.tolist() == [*text.classes.tolist(), FactClass.GRAMMATICAL]
@@ -88,6 +89,7 @@ def test_example_in_a_pool(install: Install, tokenizer_path: Path) -> None:
     assert identity["labeller_package"] == "chemistry 1.0" and "model" not in identity
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("output", ["terminal", "--json", "--html"])
 def test_example_on_the_command_line(tmp_path: Path, output: str) -> None:
     """`python -m annotator FILE --labeller MODULE:FUNCTION` shows what it marks, and needs no installed package."""
@@ -146,6 +148,7 @@ def test_control_ids_are_never_facts(install: Install, tokenizer_path: Path) -> 
     assert row.classes.tolist() == [control, *word, control, *word]
 
 
+@pytest.mark.process
 def test_workers_load_neither_spacy_nor_torch(install: Install, tokenizer_path: Path) -> None:
     """A labeller stands in for the parser, which is not loaded; what the labeller imports is its own business."""
     install(
@@ -159,7 +162,7 @@ def test_workers_load_neither_spacy_nor_torch(install: Install, tokenizer_path: 
         """,
     )
     with AnnotationPool(AnnotatorSettings(tokenizer_path, labeller="light:whole_text_if_light"), num_workers=1) as pool:
-        assert facts(TEXT, pool.submit(Document("x", TEXT)).result(timeout=60)) == TEXT
+        assert facts(TEXT, pool.submit(Document("x", TEXT)).result(timeout=240)) == TEXT
 
 
 def test_identity_notices_what_changes(install: Install) -> None:
@@ -234,6 +237,7 @@ def label(text):
 """
 
 
+@pytest.mark.process
 def test_faults_of_a_labeller_cost_their_document_only(install: Install, tokenizer_path: Path) -> None:
     """A text for which the labeller raises, gives no spans or spans outside, or ends its process, keeps its tokens,
     goes without facts and is named with the reason; its neighbours have theirs."""
@@ -241,7 +245,7 @@ def test_faults_of_a_labeller_cost_their_document_only(install: Install, tokeniz
     texts = ["fine", "raises", "outside", "no spans", "kills", "last"]
     with AnnotationPool(AnnotatorSettings(tokenizer_path, labeller="faulty:label"), num_workers=1) as pool:
         futures = [pool.submit(Document(text, text)) for text in texts]
-        found = [facts(text, future.result(timeout=120)) for text, future in zip(texts, futures, strict=True)]
+        found = [facts(text, future.result(timeout=240)) for text, future in zip(texts, futures, strict=True)]
         assert found == ["fine", "", "", "", "", "last"] and all(len(future.result()) for future in futures)
         assert set(pool.quarantine) == set(texts[1:-1])
         assert "KeyError: 'no such element'" in pool.quarantine["raises"]
@@ -251,6 +255,7 @@ def test_faults_of_a_labeller_cost_their_document_only(install: Install, tokeniz
         assert pool.report.counts()["document_quarantined"] == 4
 
 
+@pytest.mark.process
 def test_labels_of_another_version_are_not_taken_from_the_cache(
     install: Install, tokenizer_path: Path, tmp_path: Path
 ) -> None:
@@ -259,5 +264,5 @@ def test_labels_of_another_version_are_not_taken_from_the_cache(
         install("cached", "def label(text):\n    return [(0, 4)]\n", version=version, it="label")
         settings = AnnotatorSettings(tokenizer_path, labeller="it")
         with AnnotationPool(settings, num_workers=1, label_cache=tmp_path / "labels") as pool:
-            assert (pool.submit(Document("x", TEXT)).result(timeout=60).classes == FactClass.FACTUAL).any()
+            assert (pool.submit(Document("x", TEXT)).result(timeout=240).classes == FactClass.FACTUAL).any()
             assert pool.stats().cached == cached

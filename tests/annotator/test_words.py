@@ -18,6 +18,8 @@ from annotator.pipelines import find_model
 from annotator.records import Dep, Ent, Flag, Pos, Words
 from annotator.words import FALLBACK, MAX_RUN, MAX_SEGMENT, Parser, split
 
+pytestmark = pytest.mark.parser
+
 TEXT = (
     "Ralph Earl\n\nRalph Earl (May 11, 1751 – August 16, 1801) was an American painter  and the son of "
     'Dr. Earle. "My iPhone cost $5,000 at McDonald\'s," he said in New York City.\nLegacy.\n'
@@ -148,13 +150,14 @@ def test_missing_official_model_names_its_copy(monkeypatch: pytest.MonkeyPatch):
         find_model("en_core_web_sm")
 
 
+@pytest.mark.process
 def test_pipelines_are_found_without_spacy():
     """Whether a pipeline is installed can be asked where spaCy cannot even be imported."""
     code = (
         "import sys; sys.modules['spacy'] = None; from annotator.pipelines import find_model; "
         "print((find_model('en_core_web_sm') / 'config.cfg').is_file())"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=False)
     assert (done.stdout.strip(), done.stderr) == ("True", "")
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from annotator.tokenizers import open_tokenizer
-from lacy_stream.cascade.bridge import Proposal, first_expressible, pieces_of
+from lacy_stream.cascade.bridge import Candidate, first_expressible, pieces_of
 from lacy_stream.cascade.vocabulary import TokenizerVocabulary, TransformersVocabulary
 
 
@@ -59,7 +59,7 @@ def test_tokens_that_can_be_expressed(
     pieces: TokenizerVocabulary, before: str, token: bytes, expected: list[bytes]
 ) -> None:
     """The pieces spell the partner's token, and nothing that stood before is encoded again."""
-    ids = pieces_of(Proposal(token), before, pieces)
+    ids = pieces_of(Candidate(token), before, pieces)
     assert spelled(pieces, ids) == expected
 
 
@@ -75,12 +75,12 @@ def test_tokens_that_can_be_expressed(
 )
 def test_tokens_that_cannot(pieces: TokenizerVocabulary, before: str, token: bytes | None) -> None:
     """What cannot be expressed is refused, not replaced by something else."""
-    assert pieces_of(Proposal(token), before, pieces) is None
+    assert pieces_of(Candidate(token), before, pieces) is None
 
 
 def test_the_next_best_is_taken(pieces: TokenizerVocabulary) -> None:
     """A special token and a fragment are passed over; where nothing is left there is no answer."""
-    candidates = [Proposal(None, 0), Proposal(b"\xe2"), Proposal(b" born"), Proposal(b" died")]
+    candidates = [Candidate(None, 0), Candidate(b"\xe2"), Candidate(b" born"), Candidate(b" died")]
     found = first_expressible(candidates, "was", pieces)
     assert found is not None and found[0].spelling == b" born" and spelled(pieces, found[1]) == [b" born"]
     assert first_expressible(candidates[:2], "was", pieces) is None
@@ -99,7 +99,7 @@ def test_a_partner_with_three_digits(pieces: TokenizerVocabulary, byte_level: Tr
     """A token of three digits becomes three pieces: the paper's most frequent case of several."""
     token = byte_level.encode("198")
     assert len(token) == 1
-    ids = pieces_of(Proposal(byte_level.spellings[token[0]]), "born in ", pieces)
+    ids = pieces_of(Candidate(byte_level.spellings[token[0]]), "born in ", pieces)
     assert spelled(pieces, ids) == [b"1", b"9", b"8"]
 
 

@@ -10,7 +10,7 @@ import torch
 
 from annotator import Annotator
 from annotator.tokenizers import open_tokenizer
-from lacy_stream.cascade.delegation import NOT_A_FACT, CallScore, InferenceTimeLacy, Random, open_score
+from lacy_stream.cascade.delegation import NOT_A_FACT, CallScore, InferenceTimeLacy, RandomScore, open_score
 from lacy_stream.cascade.settings import Delegation
 from lacy_stream.cascade.vocabulary import TokenizerVocabulary
 from lacy_stream.errors import UsageError
@@ -77,7 +77,7 @@ def test_random_depends_on_the_text_alone() -> None:
     """A text's draws are the same in a run that goes on, differ between texts and seeds, and fill 0 to 1."""
 
     def draws(seed: int, number: int) -> list[float]:
-        score = Random(seed).of_text(number)
+        score = RandomScore(seed).of_text(number)
         return [score(torch.zeros(1), 0, "") for _ in range(1000)]
 
     assert draws(0, 1) == draws(0, 1) != draws(0, 2) != draws(1, 2)
@@ -127,4 +127,4 @@ def test_models_that_cannot_call(wordy_model: Path, pieces: TokenizerVocabulary)
     ):
         with pytest.raises(ValueError, match=message):
             open_score(Delegation("call"), other, pieces)
-        assert isinstance(open_score(Delegation("random"), other, pieces), Random)
+        assert isinstance(open_score(Delegation("random"), other, pieces), RandomScore)

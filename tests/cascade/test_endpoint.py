@@ -2,39 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
-import subprocess
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from servers import free_port
+from servers import completions_server, free_port
 
 from lacy_stream.cascade import Decoding, Delegation, generate, open_partner
 from lacy_stream.cascade.endpoint import EndpointPartner
 from lacy_stream.cascade.partner import PartnerError, PromptError
 from lacy_stream.train.checkpoint import load_model
 
-
-@contextlib.contextmanager
-def server(mode: str, *arguments: str) -> Iterator[tuple[str, subprocess.Popen[str]]]:
-    """URL and process of tests/completions_server.py."""
-    command = [sys.executable, str(Path(__file__).parents[1] / "completions_server.py"), mode, *arguments]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        port = process.stdout.readline().strip()
-        assert port, "the server did not start"
-        try:
-            yield f"http://127.0.0.1:{port}/v1", process
-        finally:
-            process.kill()
+pytestmark = pytest.mark.process
 
 
 @pytest.mark.parametrize("mode", ["vllm", "llama.cpp"])
 def test_candidates_in_both_layouts(mode: str) -> None:
     """Best first; special tokens and what is left of fragments cannot be expressed."""
-    with server(mode) as (url, _):
+    with completions_server(mode) as (url, _):
         partner = open_partner(url)
         assert partner.name == "stub"
         session = partner.session()
@@ -47,7 +31,7 @@ def test_candidates_in_both_layouts(mode: str) -> None:
 
 def test_a_text_with_an_endpoint(wordy_model: Path) -> None:
     """The endpoint's best expressible tokens are appended; numbers as several pieces."""
-    with server("vllm") as (url, _):
+    with completions_server("vllm") as (url, _):
         [text] = generate(
             load_model(wordy_model),
             ["one two three four"],
@@ -61,13 +45,13 @@ def test_a_text_with_an_endpoint(wordy_model: Path) -> None:
 
 def test_no_log_probabilities() -> None:
     """An endpoint that gives none is named, with the way out."""
-    with server("bare") as (url, _), pytest.raises(PartnerError, match="without top log-probabilities"):
+    with completions_server("bare") as (url, _), pytest.raises(PartnerError, match="without top log-probabilities"):
         next(iter(open_partner(url).session().propose("one")))
 
 
 def test_slow_and_dead_endpoints() -> None:
     """Silence ends in an error that says what to do, not in a hang."""
-    with server("slow") as (url, process):
+    with completions_server("slow") as (url, process):
         partner = EndpointPartner(f"{url}#stub", timeout_s=0.2, retries=0)
         with pytest.raises(PartnerError, match="does not answer.*same command again"):
             partner.candidates("one")
@@ -81,7 +65,7 @@ def test_slow_and_dead_endpoints() -> None:
 
 def test_a_text_that_is_too_long_for_the_endpoint(wordy_model: Path) -> None:
     """It is this prompt that is skipped, with the endpoint's words."""
-    with server("long") as (url, _):
+    with completions_server("long") as (url, _):
         partner = open_partner(f"{url}#stub")
         with pytest.raises(PromptError, match="maximum context length"):
             next(iter(partner.session().propose("one")))
@@ -98,7 +82,7 @@ def test_a_text_that_is_too_long_for_the_endpoint(wordy_model: Path) -> None:
 @pytest.mark.slow
 def test_a_model_behind_an_endpoint(smollm: Path) -> None:
     """SmolLM2 behind an endpoint proposes what the same model proposes here."""
-    with server("model", str(smollm)) as (url, _):
+    with completions_server("model", str(smollm)) as (url, _):
         there = next(iter(open_partner(url).session().propose("The capital of France is"))).spelling
     here = open_partner(str(smollm), repetition_penalty=1.0)
     here.start = []  # type: ignore[attr-defined]

@@ -13,11 +13,13 @@ from transformers import AutoTokenizer
 
 from lacy_stream.cascade import Decoding, Delegation, Generation, TransformersPartner, open_partner
 from lacy_stream.cascade import generate as generate_texts
-from lacy_stream.cascade.bridge import Proposal
+from lacy_stream.cascade.bridge import Candidate
 from lacy_stream.cascade.decoder import BatchDecoder, Decoder
 from lacy_stream.cascade.output import from_record, record
 from lacy_stream.cascade.vocabulary import Vocabulary, open_vocabulary
 from lacy_stream.train.checkpoint import CallingModel, load_model
+
+pytestmark = pytest.mark.model
 
 PROMPTS = ["Marie Curie was born in", "Tell me a bio of Ada Lovelace. Ada Lovelace is", "In 1987, the"]
 
@@ -60,9 +62,9 @@ class Scripted:
         self.preambles.append(preamble)
         return self
 
-    def propose(self, text: str, ids: Sequence[int] | None = None) -> Iterator[Proposal]:
+    def propose(self, text: str, ids: Sequence[int] | None = None) -> Iterator[Candidate]:
         self.texts.append(text)
-        return (Proposal(spelling) for spelling in self.spellings)
+        return (Candidate(spelling) for spelling in self.spellings)
 
 
 def plain(model: CallingModel, prompt: str, tokens: int) -> str:
@@ -157,7 +159,7 @@ def test_texts_of_a_batch_are_those_of_one_at_a_time(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("rate", "batch_size"), [(0.15, 1), (0.75, 1), (0.22, 8), (0.45, 8)])
+@pytest.mark.parametrize(("rate", "batch_size"), [(0.15, 1), (0.45, 8)])
 def test_the_call_rate(wordy: CallingModel, twin: TransformersPartner, rate: float, batch_size: int) -> None:
     """Over 20 prompts of 256 tokens the partner's share is within 2 points of its target."""
     texts = list(generate(wordy, [f"{n}, or" for n in range(20)], partner=twin, call_rate=rate, batch_size=batch_size))

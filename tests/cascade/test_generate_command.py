@@ -6,12 +6,14 @@ import json
 from pathlib import Path
 
 import pytest
-from test_endpoint import server
+from servers import completions_server
 
 from lacy_stream.cascade.articles import title_of, with_article
 from lacy_stream.cascade.generation import Generation, Token
 from lacy_stream.cascade.output import read_prompts, styled, to_html
 from lacy_stream.cli.main import main
+
+pytestmark = pytest.mark.model
 
 NAMES = "Ada Lovelace was\n\nMarie Curie was\nIn 1987, the\n"
 
@@ -82,11 +84,12 @@ def test_a_file_of_prompts_goes_on(
         assert message in capsys.readouterr().err
 
 
+@pytest.mark.process
 def test_an_endpoint_that_dies(wordy_model: Path, prompts: Path, tmp_path: Path, capsys) -> None:
     """What was written stays, the error says what to do, and with the endpoint back the run goes on."""
     out = tmp_path / "texts.jsonl"
     command = ["generate", str(wordy_model), "--prompts", str(prompts), "--call-rate", "1", "--max-new-tokens", "4"]
-    with server("vllm") as (url, _):
+    with completions_server("vllm") as (url, _):
         first = tmp_path / "first.txt"
         first.write_text(NAMES.splitlines()[0])
         command[3] = str(first)

@@ -21,6 +21,7 @@ def numpy_bug(*_: object, **__: object) -> None:
     np.zeros(2) + np.zeros(3)
 
 
+@pytest.mark.parser
 def test_a_bug_of_the_annotator_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A ValueError of NumPy inside the command passes through, with one text and with JSON lines."""
     monkeypatch.setattr("annotator.annotate.fired_rules", numpy_bug)
@@ -31,6 +32,7 @@ def test_a_bug_of_the_annotator_keeps_its_traceback(monkeypatch: pytest.MonkeyPa
             annotator.__main__.main([str(tmp_path / name)])
 
 
+@pytest.mark.parser
 def test_files_for_the_annotator_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A file that cannot be read, one that is no text, and a page that cannot be written: one line, exit code 2."""
     (tmp_path / "latin1.txt").write_bytes(b"Gr\xf6\xdfe")
@@ -45,6 +47,7 @@ def test_files_for_the_annotator_are_named(tmp_path: Path, capsys: pytest.Captur
         assert message in printed and printed.count("\n") == 1
 
 
+@pytest.mark.parser
 def test_a_broken_pipeline_is_named(tmp_path: Path) -> None:
     """A folder that spaCy cannot load is an error for users, also as the ValueError that callers expect."""
     (tmp_path / "config.cfg").write_text("[nlp\n")

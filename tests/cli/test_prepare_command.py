@@ -25,7 +25,7 @@ def source(tmp_path: Path) -> Path:
     return path
 
 
-def run(*arguments: str, code: str = "", timeout: float = 60, **env: str) -> subprocess.CompletedProcess[str]:
+def run(*arguments: str, code: str = "", timeout: float = 300, **env: str) -> subprocess.CompletedProcess[str]:
     """The command in a process of its own; `code` runs first."""
     program = f"import os, sys; os.environ.update({env!r})\n{code}\nfrom lacy_stream.cli.main import main\n"
     program += f"sys.exit(main({list(arguments)!r}))"
@@ -43,6 +43,7 @@ def fails(capfd: pytest.CaptureFixture[str], *arguments: object) -> str:
     return message
 
 
+@pytest.mark.process
 def test_help_is_light_and_says_what_comes_first():
     """`--help` imports nothing heavy and names both steps in the order of their use."""
     heavy = "('torch', 'streaming', 'datasets', 'pyarrow', 'rich', 'numpy', 'spacy')"
@@ -137,7 +138,7 @@ def test_user_errors_are_one_message(source: Path, tmp_path: Path, capfd: pytest
         ((source, *out, "--val-fraction=-0.1"), "--val-fraction is -0.1"),
         ((source, *out, "--val-fraction", "nan"), "--val-fraction is nan"),
         ((source, *out, "--size-limit", "0"), "--size-limit is 0"),
-        ((source, *out, "--size-limit", "big"), "'big' is no size"),
+        ((source, *out, "--size-limit", "big"), "'big' is not a size"),
         ((source, "--out", tmp_path / "file"), "was not written by"),
         ((source, "--out", tmp_path / "file" / "below"), f"cannot make {tmp_path / 'file'}: File exists"),
         ((source, "--out", "/proc/lacy"), "cannot make /proc/.lacy.prepare: "),
@@ -165,6 +166,7 @@ def test_columns_and_splits_of_other_sources_are_checked(tmp_path: Path, capfd: 
     assert "no split 'dev' (--hf-split); it has 'train', 'test'" in message
 
 
+@pytest.mark.process
 def test_a_missing_extra_says_what_to_install(tmp_path: Path):
     """Without pyarrow or datasets the message is the pip command, not an ImportError."""
     (tmp_path / "a.parquet").write_bytes(b"PAR1")
@@ -199,6 +201,7 @@ def test_progress_without_a_terminal_is_a_line_every_ten_seconds(
     assert 2 <= len(lines) <= 3 and "450 documents, " in lines[-1]
 
 
+@pytest.mark.process
 def test_a_hub_that_does_not_answer_is_a_user_error(tmp_path: Path):
     """A hub name that cannot be loaded says that it is no path either, and writes nothing."""
     out = tmp_path / "out"
@@ -208,18 +211,19 @@ def test_a_hub_that_does_not_answer_is_a_user_error(tmp_path: Path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.process
 def test_ctrl_c_ends_with_130_and_leaves_nothing(tmp_path: Path):
     """SIGINT in the middle of a run: a short message, exit code 130, no folder of any kind."""
     source = tmp_path / "a.jsonl"
     source.write_bytes(b'{"id": "x", "text": ""}\n' * 1_000_000)  # all refused: no slow import, no end soon
     command = [sys.executable, "-m", "lacy_stream.cli.main", "prepare", source, "--out", tmp_path / "out"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 300
     while not (tmp_path / ".out.prepare" / "data" / "refused.jsonl").exists():
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.005)
     process.send_signal(signal.SIGINT)
-    _, message = process.communicate(timeout=30)
+    _, message = process.communicate(timeout=120)
     assert process.returncode == 130
     assert message.strip() == "lacy-stream prepare: interrupted"
     assert [path.name for path in tmp_path.iterdir()] == ["a.jsonl"]

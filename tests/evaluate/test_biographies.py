@@ -16,6 +16,8 @@ from lacy_stream.evaluate.biographies import Biography, Cascade, read_biographie
 from lacy_stream.journal import JournalError
 from lacy_stream.prepare.knowledge import build
 
+pytestmark = pytest.mark.model
+
 NAMES = ["Ada Lovelace", "Zoë Öström", "Charles Babbage", "Mary Somerville"]
 
 

@@ -14,6 +14,8 @@ from lacy_stream.cli.main import main
 from lacy_stream.evaluate import losses as module
 from lacy_stream.evaluate.token_table import losses, own_mask
 
+pytestmark = pytest.mark.model
+
 
 @pytest.fixture
 def folders(tmp_path: Path, tokenizer_path: Path) -> dict[str, Path]:

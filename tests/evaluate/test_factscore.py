@@ -33,6 +33,7 @@ def judged(name: str, *verdicts: bool | None, skipped: str = "") -> Judged:
     return Judged(name, "text", facts=[Fact(f"{i}.", "s", v) for i, v in enumerate(verdicts)], skipped=skipped)
 
 
+@pytest.mark.parser
 def test_sentences():
     """Full stops of initials, titles and abbreviations end no sentence; line breaks do."""
     text = "J. R. Smith was born in Washington, D.C. in 1950. Dr. Smith died!\n\nA new line"
@@ -183,6 +184,7 @@ def run(files: Path, server: ScriptedJudge, *more: str) -> int:
     )
 
 
+@pytest.mark.parser
 def test_an_evaluation_ends_with_a_table(files: Path, capsys: pytest.CaptureFixture[str]):
     """JSON has every fact with its verdict, the table the score beside the paper's, and who was left out, by name."""
     with scripted_judge(honest) as server:
@@ -209,6 +211,7 @@ def test_an_evaluation_ends_with_a_table(files: Path, capsys: pytest.CaptureFixt
         assert run(files, server) == 0 and len(server.questions) == asked  # nothing is asked twice
 
 
+@pytest.mark.parser
 def test_a_judge_that_dies_loses_nothing(files: Path, capfd: pytest.CaptureFixture[str]):
     """The run ends with one message; the next one asks only what was not answered, and has the same scores."""
     answered = []
@@ -230,6 +233,7 @@ def test_a_judge_that_dies_loses_nothing(files: Path, capfd: pytest.CaptureFixtu
     assert model["score"]["unpenalised"] == pytest.approx(100 * (2 / 3 + 1 / 2) / 2)
 
 
+@pytest.mark.parser
 def test_nonsense_is_counted_not_scored(files: Path, capsys: pytest.CaptureFixture[str]):
     """Verdicts that say neither true nor false are no support; they are counted and written down."""
 
@@ -245,6 +249,7 @@ def test_nonsense_is_counted_not_scored(files: Path, capsys: pytest.CaptureFixtu
     assert "5 facts (100%) without a verdict" in " ".join(capsys.readouterr().out.split())
 
 
+@pytest.mark.parser
 def test_a_question_that_fails_leaves_a_gap_that_is_named(files: Path, capsys: pytest.CaptureFixture[str]):
     """One sentence that the endpoint cannot take is counted; the rest of its biography is scored."""
 
@@ -259,6 +264,7 @@ def test_a_question_that_fails_leaves_a_gap_that_is_named(files: Path, capsys: p
     assert "failed for 1 sentences" in " ".join(capsys.readouterr().out.split())
 
 
+@pytest.mark.process
 @pytest.mark.slow
 def test_a_real_model_as_the_judge(files: Path, tiny_model: Path):
     """Against a real model's endpoint, though its weights are random, the protocol ends with a table of all names."""

@@ -18,6 +18,8 @@ from lacy_stream.evaluate.harness import LacyLM, hf_tokenizer
 from lacy_stream.evaluate.tasks.answers import completion, contains_answer
 from lacy_stream.train.checkpoint import CallingModel, load_model
 
+pytestmark = pytest.mark.model
+
 QUESTIONS = [
     ("What is Ada Byron's occupation?", "Ada Byron's occupation is"),
     ("In what city was Ada born?", "Ada was born in the city of"),

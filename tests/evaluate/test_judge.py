@@ -97,7 +97,7 @@ def test_a_slow_endpoint_is_a_failure(tmp_path: Path):
     with scripted_judge(lambda *_: Reply("late", delay_s=30)) as server:
         start = time.monotonic()
         assert Judge(server.url, "m", tmp_path / "cache.db", timeout_s=0.2, retries=0).ask("q", 5) is None
-        assert time.monotonic() - start < 10
+        assert time.monotonic() - start < 20
 
 
 def test_a_wrong_model_or_key_is_an_error_at_once(tmp_path: Path):
@@ -118,7 +118,7 @@ def test_a_cache_that_is_none_is_an_error(tmp_path: Path):
 
 def test_parallel_answers_are_in_order_and_stop_at_an_error():
     """Several run at once, order is kept, and after an error nothing new is begun."""
-    begun, together = [], threading.Barrier(2, timeout=10)
+    begun, together = [], threading.Barrier(2, timeout=60)
 
     def square(number: int) -> int:
         begun.append(number)

@@ -29,7 +29,7 @@ def checkpoint(tokenizer_path: Path, method: str) -> Checkpoint:
     """An untrained small model, as a run of a method would have left it."""
     recipe = load_recipe(DEMO, ["model.d_model=16", "max_seq_len=32", f"algorithms.call_mask.method={method}"])
     torch.manual_seed(0)
-    model = build_model(recipe.model, vocab_size=32_001, max_seq_len=32, call_token_id=32_000, eos_id=2)
+    model = build_model(recipe.model, max_seq_len=32, call_token_id=32_000, eos_id=2)
     return Checkpoint(model.model.eval(), tokenizer_path, 32_000, 2, 32, method, recipe, "")
 
 

@@ -30,6 +30,7 @@ def texts(good: int, bad: int, rate: float) -> list[Biography]:
     return [Biography("Ada", " ".join(sentences), rate)]
 
 
+@pytest.mark.parser
 def test_both_tables(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     """Table 8 has a row for each rate with the calls that were made, table 9 one for each method, the paper's below."""
     (tmp_path / "a.jsonl").write_text('{"title": "Ada", "text": "Ada is good."}\n')

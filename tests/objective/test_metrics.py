@@ -18,9 +18,8 @@ from lacy_stream.objective.metrics import (
     MatchedNonCallLoss,
     NonCallLoss,
     TotalLoss,
-    own_call_mask,
 )
-from lacy_stream.objective.scores import call_scores
+from lacy_stream.objective.scores import call_scores, own_call_mask
 
 CALL, VOCABULARY = 6, 7
 
@@ -114,7 +113,7 @@ def test_a_batch_is_measured_once_for_all_metrics(monkeypatch: pytest.MonkeyPatc
     <CALL>, are measured anew."""
     measured = []
     monkeypatch.setattr(
-        "lacy_stream.objective.metrics.token_losses", lambda *a: measured.append(a[0]) or token_losses(*a)
+        "lacy_stream.objective.scores.token_losses", lambda *a: measured.append(a[0]) or token_losses(*a)
     )
     made = [metric(2) for metric in (CallLoss, NonCallLoss, TotalLoss)]
     for logits, targets in batches():
@@ -137,6 +136,7 @@ def test_losses_do_not_depend_on_the_batches() -> None:
         torch.testing.assert_close(single.compute(), whole.compute(), rtol=1e-12, atol=0)
 
 
+@pytest.mark.process
 def test_two_ranks_have_the_value_of_one(tmp_path: Path) -> None:
     """Two processes with a batch each, of different sizes, agree on the value that one process finds."""
     alone = {kind.__name__: kind(CALL, 0.15) for kind in (TotalLoss, NonCallLoss, CallLoss)}

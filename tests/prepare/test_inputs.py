@@ -12,7 +12,7 @@ import pytest
 import zstandard
 
 from lacy_stream.prepare.inputs import PrepareError, ReadOptions, Row, _split_name, find_inputs, read_rows
-from lacy_stream.prepare.lmlm import Placed
+from lacy_stream.prepare.lmlm import ValueLocation
 
 ARTICLES = [{"id": f"doc-{n}", "title": f"Title {n}", "text": f"Body of {n}, été.\n"} for n in range(40)]
 TEXTS = [(row["id"], f"{row['title']}\n\n{row['text']}") for row in ARTICLES]
@@ -318,9 +318,9 @@ def test_lookup_calls_become_spans(tmp_path: Path):
     ]
     first, *others = read(write_jsonl(tmp_path / "a.jsonl", rows), inline_calls="lmlm")
     assert (first.text, first.spans) == ("Ada\n\nBorn in 1815, she wrote.", [(13, 17)])
-    assert first.placed == {Placed.AT_ONCE: 1, Placed.NOWHERE: 1}
+    assert first.value_locations == {ValueLocation.AT_ONCE: 1, ValueLocation.NOWHERE: 1}
     assert [row.refused for row in others] == ["a lookup call without a value", "nothing but lookup calls", ""]
-    assert (others[-1].spans, others[-1].placed) == ([], {})
+    assert (others[-1].spans, others[-1].value_locations) == ([], {})
     for options, message in [
         ({"inline_calls": "x"}, "known is 'lmlm'"),
         ({"inline_calls": "lmlm"}, "give one of them"),

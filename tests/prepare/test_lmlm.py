@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from lacy_stream.prepare.lmlm import FEW_WORDS, BrokenCall, Placed, convert
+from lacy_stream.prepare.lmlm import FEW_WORDS, BrokenCallError, ValueLocation, remove_calls
 
 
 def call(value: str, arguments: str = "'E', 'R'") -> str:
@@ -15,12 +15,12 @@ def call(value: str, arguments: str = "'E', 'R'") -> str:
 
 def values(annotated: str) -> list[str]:
     """What the spans cover."""
-    found = convert(annotated)
+    found = remove_calls(annotated)
     return [found.text[start:end] for start, end in found.spans]
 
 
-def placed(annotated: str) -> list[Placed]:
-    return list(convert(annotated).placed.elements())
+def locations(annotated: str) -> list[ValueLocation]:
+    return list(remove_calls(annotated).locations.elements())
 
 
 def test_example_of_the_paper() -> None:
@@ -31,15 +31,15 @@ def test_example_of_the_paper() -> None:
         "<|db_start|> Napoleon <|sep|> Birth_Date <|db_retrieve|> August 15, 1769 <|db_end|> ",
         "<|db_entity|> Napoleon<|db_relationship|> Birth Date<|db_return|> August 15, 1769<|db_end|> ",
     ):
-        found = convert(f"Napoleon was born on {lookup}August 15, 1769.")
-        assert found == (clean, [(21, 36)], {Placed.AT_ONCE: 1})
+        found = remove_calls(f"Napoleon was born on {lookup}August 15, 1769.")
+        assert found == (clean, [(21, 36)], {ValueLocation.AT_ONCE: 1})
 
 
 def test_text_without_calls() -> None:
     """Brackets, pipes and arrows of the text itself stay."""
     text = "He said [sic] it -> a|b <|x|>, \u201cso\u201d.  \n"
-    assert convert(text) == (text, [], {})
-    assert convert("") == ("", [], {})
+    assert remove_calls(text) == (text, [], {})
+    assert remove_calls("") == ("", [], {})
 
 
 @pytest.mark.parametrize(
@@ -54,16 +54,16 @@ def test_text_without_calls() -> None:
 )
 def test_arguments_hold_anything(arguments: str) -> None:
     """Unescaped apostrophes, commas, parentheses and brackets in the arguments do not end a call early."""
-    found = convert(f"It was by {call('Ann', arguments)} Ann, then {call('Bob', arguments)} Bob.")
+    found = remove_calls(f"It was by {call('Ann', arguments)} Ann, then {call('Bob', arguments)} Bob.")
     assert found.text == "It was by Ann, then Bob."
     assert [found.text[a:b] for a, b in found.spans] == ["Ann", "Bob"]
 
 
 def test_brackets_in_a_value() -> None:
     """A value's own brackets are counted; where they do not match, the first closing one ends the call."""
-    assert convert(f"Called {call('Foo [sic] bar')} Foo [sic] bar.").text == "Called Foo [sic] bar."
+    assert remove_calls(f"Called {call('Foo [sic] bar')} Foo [sic] bar.").text == "Called Foo [sic] bar."
     assert values(f"Called {call('Foo [sic] bar')} Foo [sic] bar.") == ["Foo [sic] bar"]
-    assert convert(f"Called {call('Foo [1')} Foo, then {call('Bar')} Bar.").text == "Called Foo, then Bar."
+    assert remove_calls(f"Called {call('Foo [1')} Foo, then {call('Bar')} Bar.").text == "Called Foo, then Bar."
 
 
 @pytest.mark.parametrize(
@@ -84,14 +84,14 @@ def test_brackets_in_a_value() -> None:
 )
 def test_one_space_goes_with_a_call(annotated: str, text: str) -> None:
     """Neither two spaces nor none are left where a call stood, at the end or before a mark either."""
-    assert convert(annotated).text == text
+    assert remove_calls(annotated).text == text
 
 
 def test_adjacent_calls() -> None:
     """Several calls before one stretch of text each find their value in it."""
     annotated = f"He was born on {call('May 11, 1751')} {call('Boston')} May 11, 1751 in Boston."
     assert values(annotated) == ["May 11, 1751", "Boston"]
-    assert placed(annotated) == [Placed.AT_ONCE, Placed.LATER]
+    assert locations(annotated) == [ValueLocation.AT_ONCE, ValueLocation.LATER]
 
 
 @pytest.mark.parametrize(
@@ -106,42 +106,44 @@ def test_adjacent_calls() -> None:
 )
 def test_other_spelling(annotated: str, found: str) -> None:
     """Case, quotes, dashes and spaces of another kind are no difference; the span covers what the text has."""
-    assert values(annotated) == [found] and placed(annotated) == [Placed.OTHER_SPELLING]
+    assert values(annotated) == [found] and locations(annotated) == [ValueLocation.OTHER_SPELLING]
 
 
 @pytest.mark.parametrize("annotated", [f'film {call("Up")} "Up", he', "film [dblookup('E', 'R') -> \"Up\"] Up, he"])
 def test_quotes_around_a_value(annotated: str) -> None:
     """Quotes around the value, in the text or in the call alone, are no part of it."""
-    assert values(annotated) == ["Up"] and placed(annotated) == [Placed.AT_ONCE]
+    assert values(annotated) == ["Up"] and locations(annotated) == [ValueLocation.AT_ONCE]
 
 
 def test_value_a_few_words_later() -> None:
     """A value behind some words is found up to a limit, in its line, and as whole words only."""
     assert values(f"It was {call('1992')} established in 1992, and") == ["1992"]
-    assert placed(f"It was {call('1992')} established in 1992, and") == [Placed.LATER]
+    assert locations(f"It was {call('1992')} established in 1992, and") == [ValueLocation.LATER]
     near, far = ("x " * (FEW_WORDS + more) + "1992" for more in (0, 1))
-    assert placed(f"a {call('1992')} {near}") == [Placed.LATER]
-    assert placed(f"a {call('1992')} {far}") == [Placed.NOWHERE]
-    assert placed(f"a {call('1992')} b.\n1992") == [Placed.NOWHERE]
-    assert placed(f"a {call('19')} 1992 and 219") == [Placed.NOWHERE]
-    assert convert(f"a {call('19')} 1992 and 19.").spans == [(11, 13)]
-    assert placed(f"in 1992 a {call('1992')} b") == [Placed.NOWHERE], "before the call is not behind it"
+    assert locations(f"a {call('1992')} {near}") == [ValueLocation.LATER]
+    assert locations(f"a {call('1992')} {far}") == [ValueLocation.NOWHERE]
+    assert locations(f"a {call('1992')} b.\n1992") == [ValueLocation.NOWHERE]
+    assert locations(f"a {call('19')} 1992 and 219") == [ValueLocation.NOWHERE]
+    assert remove_calls(f"a {call('19')} 1992 and 19.").spans == [(11, 13)]
+    assert locations(f"in 1992 a {call('1992')} b") == [ValueLocation.NOWHERE], "before the call is not after it"
 
 
 def test_list_in_parts() -> None:
     """A list whose parts stand in the text one behind the other is marked in parts, and not at all where one misses."""
     annotated = f"by {call('Will Smith, James Lassiter, Jay-Z')} Will Smith, his friend James Lassiter, and Jay-Z."
-    assert values(annotated) == ["Will Smith", "James Lassiter", "Jay-Z"] and placed(annotated) == [Placed.LIST]
+    assert values(annotated) == ["Will Smith", "James Lassiter", "Jay-Z"] and locations(annotated) == [
+        ValueLocation.LIST
+    ]
     assert values(f"he {call('rewrote, produced')} rewrote and produced it") == ["rewrote", "produced"]
     assert values(f"by {call('Ann, Bob, Eve')} Ann and Bob.") == []
-    assert placed(f"by {call('Bob, Ann')} Ann and Bob.") == [Placed.NOWHERE]
+    assert locations(f"by {call('Bob, Ann')} Ann and Bob.") == [ValueLocation.NOWHERE]
 
 
 @pytest.mark.parametrize("value", ["yes", "June 30, 2006", "Massachusetts Institute of Technology", "", " ", "'"])
 def test_value_that_is_not_there(value: str) -> None:
     """A paraphrase, and a call without a value, are counted as not placed, and the text is clean all the same."""
-    found = convert(f"It was {call(value)} at MIT on 30 June 2006.")
-    assert found == ("It was at MIT on 30 June 2006.", [], {Placed.NOWHERE: 1})
+    found = remove_calls(f"It was {call(value)} at MIT on 30 June 2006.")
+    assert found == ("It was at MIT on 30 June 2006.", [], {ValueLocation.NOWHERE: 1})
 
 
 @pytest.mark.parametrize(
@@ -159,16 +161,16 @@ def test_value_that_is_not_there(value: str) -> None:
 )
 def test_broken_calls_are_refused(annotated: str, message: str) -> None:
     """A call whose value or end is missing, or a part of one, is an error: it must not reach the training text."""
-    with pytest.raises(BrokenCall, match=message):
-        convert(annotated)
+    with pytest.raises(BrokenCallError, match=message):
+        remove_calls(annotated)
 
 
 def test_long_and_hostile_texts_take_no_long_time() -> None:
     """Thousands of calls, of brackets and of near misses are done in seconds."""
     started = time.monotonic()
-    convert(f"a {call('b')} b " * 5_000)
-    convert(f"a {call('[' * 50_000)} b")
-    convert(f"a {call('19')} " + "1992 " * 100_000)
-    with pytest.raises(BrokenCall):
-        convert("[dblookup(" * 20_000)
-    assert time.monotonic() - started < 10
+    remove_calls(f"a {call('b')} b " * 5_000)
+    remove_calls(f"a {call('[' * 50_000)} b")
+    remove_calls(f"a {call('19')} " + "1992 " * 100_000)
+    with pytest.raises(BrokenCallError):
+        remove_calls("[dblookup(" * 20_000)
+    assert time.monotonic() - started < 30

@@ -1,18 +1,18 @@
-"""The stream as the trainer sees it: order, completeness, resume, validation; with real worker processes."""
+"""The stream as the trainer sees it: order, completeness, resume, validation.
+
+Most tests have workers in threads, which annotate as processes do: test_local_worker.py has the processes.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
-import signal
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from itertools import islice, zip_longest
 from pathlib import Path
-from random import Random
 
 import numpy as np
 import pytest
@@ -20,11 +20,13 @@ import sentencepiece
 import torch
 from streaming import MDSWriter
 from torch.utils.data import DataLoader
+from workers import ThreadWorkers, WordWorkers
 
 from annotator import Annotator, AnnotatorSettings, FactClass
 from lacy_stream.stream.batches import PositionError, annotated_dataloader
 from lacy_stream.stream.corpus import Source, open_corpus
 from lacy_stream.stream.pool import AnnotationPool
+from lacy_stream.stream.workers.protocol import WorkerCannotStart
 
 SEQ_LEN, BATCH, LANES = 64, 4, 8
 EPOCH_BATCHES = 100  # about; see test_rows_are_the_packed_documents_of_their_lanes
@@ -33,7 +35,16 @@ EPOCH_BATCHES = 100  # about; see test_rows_are_the_packed_documents_of_their_la
 @pytest.fixture(scope="module")
 def pool(tokenizer_path: Path):
     """Tokenises only: what order and resume need, without the parser's time."""
-    with AnnotationPool(AnnotatorSettings(tokenizer_path, model=None), num_workers=2) as pool:
+    settings = AnnotatorSettings(tokenizer_path, model=None)
+    with AnnotationPool(settings, num_workers=2, start_worker=ThreadWorkers()) as pool:
+        yield pool
+
+
+@pytest.fixture
+def parsing(tokenizer_path: Path, annotator: Annotator) -> Iterator[AnnotationPool]:
+    """Labels facts."""
+    settings = AnnotatorSettings(tokenizer_path)
+    with AnnotationPool(settings, num_workers=1, start_worker=ThreadWorkers(annotator)) as pool:
         yield pool
 
 
@@ -80,40 +91,14 @@ def test_rows_are_the_packed_documents_of_their_lanes(corpus: Path, pool: Annota
     assert rows.numel() > 1.2 * epoch_tokens, "the test must cross an epoch"
 
 
-@contextmanager
-def disturbed(pool: AnnotationPool, seed: int) -> Iterator[None]:
-    """Stop one worker or another for a moment, again and again, so that answers come in another order."""
-    done, random = threading.Event(), Random(seed)
-
-    def disturb() -> None:
-        while not done.wait(random.uniform(0, 0.05)):
-            for worker in list(pool._workers.values()):
-                if random.random() < 0.5:
-                    with suppress(ProcessLookupError):
-                        os.kill(worker.pid, signal.SIGSTOP)
-                        done.wait(random.uniform(0, 0.1))
-                        os.kill(worker.pid, signal.SIGCONT)
-
-    thread = threading.Thread(target=disturb)
-    thread.start()
-    try:
-        yield
-    finally:
-        done.set()
-        thread.join()
-
-
-def test_number_of_workers_does_not_show(corpus: Path, tokenizer_path: Path) -> None:
-    """An epoch's rows, labels included, are the same from 1, 2 and 4 workers that are stopped at random moments."""
+def test_number_of_workers_does_not_show(corpus: Path, tokenizer_path: Path, annotator: Annotator) -> None:
+    """An epoch's rows, labels included, are the same from 1, 2 and 4 workers whose answers come in any order."""
     hashes = set()
-    for workers in (1, 2, 4):
+    for count in (1, 2, 4):
         digest = hashlib.sha256()
-        with (
-            AnnotationPool(AnnotatorSettings(tokenizer_path), num_workers=workers) as parsing,
-            disturbed(parsing, workers),
-        ):
-            loader = train_loader(corpus, parsing, prefetch_rows=workers * 20)
-            for batch in islice(loader, EPOCH_BATCHES):
+        workers = ThreadWorkers(annotator, longest_pause_s=0.05, seed=count)
+        with AnnotationPool(AnnotatorSettings(tokenizer_path), num_workers=count, start_worker=workers) as pool:
+            for batch in islice(train_loader(corpus, pool, prefetch_rows=count * 20), EPOCH_BATCHES):
                 digest.update(batch["input_ids"].numpy().tobytes() + batch["token_class"].numpy().tobytes())
         hashes.add(digest.hexdigest())
     assert len(hashes) == 1
@@ -127,6 +112,7 @@ def kill_one(pool: AnnotationPool) -> None:
                 return
 
 
+@pytest.mark.process
 def test_killed_workers_do_not_show(corpus: Path, pool: AnnotationPool, tokenizer_path: Path) -> None:
     """A worker is killed at every fifth batch: the rows are those of an undisturbed run."""
     with AnnotationPool(AnnotatorSettings(tokenizer_path, model=None), num_workers=2) as other:
@@ -145,10 +131,9 @@ def test_killed_workers_do_not_show(corpus: Path, pool: AnnotationPool, tokenize
     assert torch.equal(torch.stack(rows), take(train_loader(corpus, pool), 20))
 
 
-def test_classes_are_the_annotators(corpus: Path, tokenizer_path: Path, annotator: Annotator) -> None:
+def test_classes_are_the_annotators(corpus: Path, parsing: AnnotationPool, annotator: Annotator) -> None:
     """Each token of a batch carries the class that the annotator gives it; end-of-document is grammatical."""
-    with AnnotationPool(AnnotatorSettings(tokenizer_path), num_workers=1) as parsing:
-        batch = next(iter(val_loader(corpus, parsing, lanes=1)))
+    batch = next(iter(val_loader(corpus, parsing, lanes=1)))
     text = open_corpus(corpus, split="val").document(0).text
     labelled = annotator.annotate([text])[0]
     length = min(SEQ_LEN, len(labelled))
@@ -171,17 +156,18 @@ def test_training_batches_are_full_and_plain(corpus: Path, pool: AnnotationPool)
 
 
 def test_resume_is_exact_at_every_batch(corpus: Path, pool: AnnotationPool) -> None:
-    """From the position behind each batch of an epoch and the first of the next, with rows prefetched behind it, come
+    """From the position after each batch of an epoch and the first of the next, with rows prefetched beyond it, come
     the rows that would have followed; and again from where that run was stopped."""
     loader = train_loader(corpus, pool)
     whole, states = [], [loader.dataset.state_dict()]
     for batch in islice(loader, EPOCH_BATCHES + 8):
         whole.append(batch["input_ids"])
         states.append(loader.dataset.state_dict())
+    loaders = [train_loader(corpus, pool, prefetch_rows=rows) for rows in (1, 2, 7, 30, 60)]
     for position in range(EPOCH_BATCHES + 3):
         state = states[position]
         for start in (position, position + 2):
-            resumed = train_loader(corpus, pool, prefetch_rows=1 + position % 60)
+            resumed = loaders[(position + start) % len(loaders)]
             resumed.dataset.load_state_dict(state)
             assert torch.equal(take(resumed, 2), torch.stack(whole[start : start + 2])), f"batch {start}"
             state = resumed.dataset.state_dict()
@@ -191,7 +177,8 @@ def test_resume_is_exact_at_every_batch(corpus: Path, pool: AnnotationPool) -> N
 def test_position_while_a_worker_restarts(corpus: Path, tokenizer_path: Path, pool: AnnotationPool) -> None:
     """A position saved at the moment in which every worker is dead is the right one."""
     whole = take(train_loader(corpus, pool), 9)
-    with AnnotationPool(AnnotatorSettings(tokenizer_path, model=None), num_workers=2) as other:
+    settings = AnnotatorSettings(tokenizer_path, model=None)
+    with AnnotationPool(settings, num_workers=2, start_worker=ThreadWorkers()) as other:
         loader = train_loader(corpus, other)
         rows = iter(loader)
         first = [next(rows)["input_ids"] for _ in range(3)]
@@ -233,24 +220,23 @@ def test_resume_of_another_stream_is_refused(corpus: Path, pool: AnnotationPool,
 
 
 def test_resume_with_another_annotator_is_refused_by_name(
-    corpus: Path, pool: AnnotationPool, tokenizer_path: Path
+    corpus: Path, pool: AnnotationPool, parsing: AnnotationPool
 ) -> None:
     """A parser or a tokenizer that was changed is named, each for itself; `accept_changes` goes on at the position."""
     loader = train_loader(corpus, pool)
     take(loader, 3)
     state = loader.dataset.state_dict()
-    with AnnotationPool(AnnotatorSettings(tokenizer_path), num_workers=1) as parsing:
-        with pytest.raises(PositionError, match="model: None in the checkpoint, 'en_core_web_sm.*accept_changes"):
-            train_loader(corpus, parsing).dataset.load_state_dict(state)
-        changed = train_loader(corpus, parsing, accept_changes=True)
-        changed.dataset.load_state_dict(state)
-        assert torch.equal(take(changed, 2), take(train_loader(corpus, pool), 5)[3:])
+    with pytest.raises(PositionError, match="model: None in the checkpoint, 'en_core_web_sm.*accept_changes"):
+        train_loader(corpus, parsing).dataset.load_state_dict(state)
+    changed = train_loader(corpus, parsing, accept_changes=True)
+    changed.dataset.load_state_dict(state)
+    assert torch.equal(take(changed, 2), take(train_loader(corpus, pool), 5)[3:])
     saved = json.loads(state["lacy_stream"])
     for name in ("tokenizer", "data", "shuffle"):
         other = saved | {"identity": saved["identity"] | {name: "another"}}
         with pytest.raises(PositionError, match=f"another stream; {name}: 'another' in the checkpoint"):
             train_loader(corpus, pool).dataset.load_state_dict({"lacy_stream": json.dumps(other)})
-    with pytest.raises(PositionError, match="one cursor a lane"):
+    with pytest.raises(PositionError, match="a cursor for each lane"):
         train_loader(corpus, pool, lanes=4, accept_changes=True).dataset.load_state_dict(state)
 
 
@@ -260,7 +246,8 @@ def test_ranks_that_cannot_share_a_position(corpus: Path, pool: AnnotationPool, 
     take(loader, 1)
     state = loader.dataset.state_dict()
     monkeypatch.setattr("lacy_stream.stream.batches.dist.get_world_size", lambda: 4)
-    with pytest.raises(PositionError, match=r"row 6, which 4 ranks cannot share; these can: \[1, 2\]"):
+    message = r"row 6, which 4 ranks cannot share; use one of these numbers of ranks: \[1, 2\]"
+    with pytest.raises(PositionError, match=message):
         train_loader(corpus, pool).dataset.load_state_dict(state)
 
 
@@ -293,11 +280,11 @@ def test_validation_holds_every_document_once(corpus: Path, pool: AnnotationPool
 
 def test_abandoned_iteration_leaves_the_queue(corpus: Path, tokenizer_path: Path) -> None:
     """An evaluation that stops after one batch takes the documents back that no worker has begun."""
-    settings = AnnotatorSettings(tokenizer_path, engine="spacy")  # the engine would be done
-    with AnnotationPool(settings, num_workers=1) as parsing:
-        loader = val_loader(corpus, parsing, split="train", lanes=1, prefetch_rows=10_000)
+    settings = AnnotatorSettings(tokenizer_path, model=None)
+    with AnnotationPool(settings, num_workers=1, start_worker=ThreadWorkers(longest_pause_s=0.5)) as slow:
+        loader = val_loader(corpus, slow, split="train", lanes=1, prefetch_rows=10_000)
         for _ in islice(loader, 1):
-            assert parsing.stats().queued > 0
+            assert slow.stats().queued > 0
         futures = [future for lane in loader.dataset._open for *_, future in lane._pending]
         assert any(future.cancelled() for future in futures)
 
@@ -322,26 +309,25 @@ def test_more_lanes_than_documents(corpus: Path, pool: AnnotationPool) -> None:
 
 
 def test_wait_is_what_the_trainer_waited(corpus: Path, tokenizer_path: Path) -> None:
-    """While the only worker stands still for two seconds the trainer waits for annotation, and the counter says how
+    """While the only worker stands still for a second the trainer waits for annotation, and the counter says how
     long, to a tenth; a trainer that is slow itself does not count."""
-    with AnnotationPool(AnnotatorSettings(tokenizer_path), num_workers=1) as parsing:
-        loader = train_loader(corpus, parsing, prefetch_rows=1)
+    workers, delay_s = ThreadWorkers(), 1.0
+    with AnnotationPool(AnnotatorSettings(tokenizer_path, model=None), num_workers=1, start_worker=workers) as pool:
+        loader = train_loader(corpus, pool, prefetch_rows=1)
         rows = iter(loader)
         next(rows)
-        pid = parsing._workers[0].pid
-        before, waited, delay = loader.dataset.stats(), 0.0, 2.0
-        os.kill(pid, signal.SIGSTOP)
-        threading.Timer(delay, os.kill, (pid, signal.SIGCONT)).start()
-        while waited < 0.9 * delay:
+        before, waited = loader.dataset.stats(), 0.0
+        workers.gate.clear()
+        threading.Timer(delay_s, workers.gate.set).start()
+        while waited < 0.9 * delay_s:
             start = time.perf_counter()
             next(rows)
             waited += time.perf_counter() - start
         after = loader.dataset.stats()
         assert after.wait_s - before.wait_s == pytest.approx(waited, rel=0.1)
         assert after.annotation_s - before.annotation_s > 0.8 * waited
-        before = loader.dataset.stats()
-        time.sleep(1)
-        assert loader.dataset.stats() == before
+        time.sleep(0.2)
+        assert loader.dataset.stats() == after
 
 
 def test_slow_trainer_does_not_fill_the_memory(corpus: Path, pool: AnnotationPool) -> None:
@@ -349,7 +335,7 @@ def test_slow_trainer_does_not_fill_the_memory(corpus: Path, pool: AnnotationPoo
     loader = train_loader(corpus, pool, prefetch_rows=16)
     ahead = []
     for _ in islice(loader, 12):
-        time.sleep(0.2)
+        time.sleep(0.05)
         dataset = loader.dataset
         buffered = [lane._packer.buffered + lane._pending_tokens for lane in dataset._open]
         ahead.append(sum(buffered))
@@ -357,7 +343,7 @@ def test_slow_trainer_does_not_fill_the_memory(corpus: Path, pool: AnnotationPoo
     assert max(ahead) < 16 * SEQ_LEN + LANES * longest // 2 and pool.stats().queued == 0
 
 
-def test_rows_of_token_ids_are_kept(tmp_path: Path, tokenizer_path: Path, annotator: Annotator) -> None:
+def test_rows_of_token_ids_are_kept(tmp_path: Path, parsing: AnnotationPool, annotator: Annotator) -> None:
     """LLM Foundry's pre-tokenised rows of the right length come out as they are, labelled as the documents in them."""
     from streaming import MDSWriter
 
@@ -369,9 +355,7 @@ def test_rows_of_token_ids_are_kept(tmp_path: Path, tokenizer_path: Path, annota
     with MDSWriter(out=str(tmp_path / "data"), columns={"tokens": "bytes"}) as writer:
         for row in rows:
             writer.write({"tokens": row.astype(np.int64).tobytes()})
-    with AnnotationPool(AnnotatorSettings(tokenizer_path), num_workers=1) as parsing:
-        loader = val_loader(tmp_path / "data", parsing, split=None, tokens_column="tokens", lanes=4)
-        batches = list(loader)
+    batches = list(val_loader(tmp_path / "data", parsing, split=None, tokens_column="tokens", lanes=4))
     got = torch.cat([batch["input_ids"] for batch in batches])[: len(rows)]
     classes = torch.cat([batch["token_class"] for batch in batches])[: len(rows)]
     order = [n for lane_rows in zip_longest(*(range(lane, len(rows), 4) for lane in range(4))) for n in lane_rows]
@@ -382,15 +366,14 @@ def test_rows_of_token_ids_are_kept(tmp_path: Path, tokenizer_path: Path, annota
     assert (classes == FactClass.FACTUAL).any() and (classes[got == annotator.eos_id] == FactClass.GRAMMATICAL).all()
 
 
-def test_stream_without_labels_has_no_facts(corpus: Path, tokenizer_path: Path) -> None:
+def test_stream_without_labels_has_no_facts(corpus: Path, parsing: AnnotationPool, tokenizer_path: Path) -> None:
     """In a mixture, the documents of a stream that is not annotated have no factual token; the others do."""
     streams = {
         "facts": Source(local=corpus, split="train"),
         "code": Source(local=corpus, split="val", annotate=False, repeat=1),
     }
-    with AnnotationPool(AnnotatorSettings(tokenizer_path), num_workers=1) as parsing:
-        loader = annotated_dataloader(streams, parsing, batch_size=4, max_seq_len=SEQ_LEN, lanes=1, repeat=False)
-        batches = list(loader)
+    loader = annotated_dataloader(streams, parsing, batch_size=4, max_seq_len=SEQ_LEN, lanes=1, repeat=False)
+    batches = list(loader)
     ids = torch.cat([batch["input_ids"] for batch in batches]).flatten()
     factual = torch.cat([batch["token_class"] for batch in batches]).flatten() == FactClass.FACTUAL
     code = open_corpus(corpus, split="val")
@@ -407,22 +390,22 @@ def parsing_eos(tokenizer_path: Path) -> int:
     return Annotator(tokenizer_path, model=None).eos_id
 
 
-def test_second_epoch_comes_from_the_label_cache(corpus: Path, tokenizer_path: Path, tmp_path: Path) -> None:
+def test_second_epoch_comes_from_the_label_cache(
+    corpus: Path, parsing: AnnotationPool, tokenizer_path: Path, annotator: Annotator, tmp_path: Path
+) -> None:
     """With a label cache each document is parsed once, in this run and in the next, and the rows do not change."""
     whole = None
+    options = {"num_workers": 1, "label_cache": tmp_path / "labels", "start_worker": ThreadWorkers(annotator)}
     for parsed in (90, 0):
-        with AnnotationPool(
-            AnnotatorSettings(tokenizer_path), num_workers=1, label_cache=tmp_path / "labels"
-        ) as parsing:
-            loader = train_loader(corpus, parsing, prefetch_rows=8)
+        with AnnotationPool(AnnotatorSettings(tokenizer_path), **options) as caching:
+            loader = train_loader(corpus, caching, prefetch_rows=8)
             batches = list(islice(loader, 2 * EPOCH_BATCHES))
-            stats = parsing.stats()
+            stats = caching.stats()
             assert stats.documents - stats.cached == parsed and stats.cached > 60
         rows = torch.stack([torch.stack([batch["input_ids"], batch["token_class"].long()]) for batch in batches])
         whole = rows if whole is None else whole
         assert torch.equal(rows, whole)
-    with AnnotationPool(AnnotatorSettings(tokenizer_path), num_workers=1) as parsing:
-        batches = list(islice(train_loader(corpus, parsing), 20))
+    batches = list(islice(train_loader(corpus, parsing), 20))
     plain = torch.stack([torch.stack([batch["input_ids"], batch["token_class"].long()]) for batch in batches])
     assert torch.equal(plain, whole[:20])
 
@@ -462,18 +445,19 @@ def test_validation_with_spans(judged: Path, pool: AnnotationPool, tokenizer_pat
     assert "document 'val-3': spans: (0, 999) is no span of a text of" in pool.quarantine["val-3"]
 
 
-def test_mixture_of_judged_and_parsed_streams(judged: Path, tokenizer_path: Path, annotator: Annotator) -> None:
+def test_mixture_of_judged_and_parsed_streams(
+    judged: Path, parsing: AnnotationPool, tokenizer_path: Path, annotator: Annotator
+) -> None:
     """In one run, a stream with spans has the judge's facts, and another one the parser's."""
     sources = {
         "judged": Source(local=judged, split="val", spans_column="spans"),
         "parsed": Source(local=judged, split="train"),
     }
-    with AnnotationPool(AnnotatorSettings(tokenizer_path), num_workers=1) as parsing:
-        loader = annotated_dataloader(sources, parsing, batch_size=1, max_seq_len=SEQ_LEN, lanes=1, repeat=False)
-        text = factual_texts(list(loader), tokenizer_path)
-        assert list(parsing.quarantine) == ["judged/val-3"]
-        assert set(loader.dataset.state_dict()) == {"lacy_stream"}
-        assert "spans (rule 1) in column spans" in loader.dataset.state_dict()["lacy_stream"]
+    loader = annotated_dataloader(sources, parsing, batch_size=1, max_seq_len=SEQ_LEN, lanes=1, repeat=False)
+    text = factual_texts(list(loader), tokenizer_path)
+    assert list(parsing.quarantine) == ["judged/val-3"]
+    assert set(loader.dataset.state_dict()) == {"lacy_stream"}
+    assert "spans (rule 1) in column spans" in loader.dataset.state_dict()["lacy_stream"]
     expected = ["wrote"] * 4
     for number in range(12):
         (tokens,) = annotator.annotate([f"{JUDGED} {number}"])
@@ -504,6 +488,7 @@ def test_bad_settings_are_refused(corpus: Path, pool: AnnotationPool, monkeypatc
 
 def test_failure_of_a_worker_reaches_the_trainer(corpus: Path, tokenizer_path: Path) -> None:
     """When the parser cannot be loaded, the first batch fails with the reason; nothing waits for ever."""
-    with AnnotationPool(AnnotatorSettings(tokenizer_path, model="en_core_web_nothing"), num_workers=1) as broken:
-        with pytest.raises(RuntimeError, match="en_core_web_nothing"):
+    workers = WordWorkers(failed_starts=[WorkerCannotStart("no en_core_web_nothing")])
+    with AnnotationPool(AnnotatorSettings(tokenizer_path), num_workers=1, start_worker=workers) as broken:
+        with pytest.raises(RuntimeError, match="no en_core_web_nothing"):
             next(iter(train_loader(corpus, broken)))

@@ -8,25 +8,26 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import multiprocessing
 import os
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import boto3
 import pytest
+from processes import processes
 from servers import Fault, FaultyProxy, free_port, s3_server, sftp_server
 from streaming import MDSWriter
 
 from lacy_stream.stream import download
 from lacy_stream.stream.report import Report
 from lacy_stream.stream.shards import DataError, Shards
+
+pytestmark = pytest.mark.process
 
 DOCUMENTS = 60
 SHARD_1 = "shard.00001.mds.zstd"
@@ -119,12 +120,10 @@ def read_all(environment: dict[str, str], local: Path, remote: str, options: dic
 
 def in_two_processes(proxy: FaultyProxy, locals: list[Path], remote: str, **options: Any) -> list[str]:
     """What ``read_all`` returns in two processes at once."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["lacy_stream.stream.shards"])  # it takes seconds to import
     environment = {**ENVIRONMENT, "S3_ENDPOINT_URL": proxy.url}
-    with ProcessPoolExecutor(2, context) as ranks:
+    with processes(2) as ranks:
         results = [ranks.submit(read_all, environment, local, remote, options) for local in locals]
-        return [result.result(60) for result in results]
+        return [result.result(240) for result in results]
 
 
 @pytest.mark.parametrize("name", ["hashed", "plain"])
@@ -165,7 +164,7 @@ def test_missing_shard_fails_on_every_rank(tmp_path: Path, proxy: FaultyProxy) -
     """404 of a shard, two ranks with one cache: both end soon with an error that names the shard and its URL, after
     two attempts each and not five."""
     proxy.rule = lambda method, path, _: Fault(status=404) if SHARD_1 in path else None
-    with within(50):
+    with within(150):
         errors = in_two_processes(proxy, [tmp_path] * 2, "s3://data/hashed", download_retry=4)
     for error in errors:
         assert "shard shard.00001.mds of s3://data/hashed/train" in error
@@ -229,7 +228,7 @@ def test_server_that_does_not_get_on(tmp_path: Path, proxy: FaultyProxy, fault: 
     shards = hashed(tmp_path, download_retry=1, download_timeout=0.5)
     proxy.rule = lambda method, path, _: fault if SHARD_1 in path and method == "GET" else None
     sample = int(shards.sizes[0])
-    with within(8), pytest.raises(DataError, match=f"2 attempts: s3://data/hashed/train/{SHARD_1}.*(not there|time)"):
+    with within(40), pytest.raises(DataError, match=f"2 attempts: s3://data/hashed/train/{SHARD_1}.*(not there|time)"):
         shards.read(sample)
     assert not list(tmp_path.glob("train/.*.part"))
     proxy.reset()
@@ -296,10 +295,10 @@ def test_prefetched_shards_need_no_wait(tmp_path: Path, proxy: FaultyProxy) -> N
     shards = hashed(tmp_path)
     proxy.rule = lambda method, *_: Fault(delay_s=0.2) if method == "GET" else None
     samples = list(reversed(range(DOCUMENTS)))
-    with within(1):
+    with within(2.5):
         for _ in range(3):
             shards.prefetch(samples)
-    with within(20):
+    with within(60):
         shards.read(DOCUMENTS - 1)
     assert not (tmp_path / "train" / "shard.00000.mds").exists()
     wait_for_shards(tmp_path / "train", len(shards.sizes))
@@ -337,7 +336,7 @@ input()
     command, pipe = [sys.executable, "-c", code], subprocess.PIPE
     with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True) as process:
         wait_until(lambda: proxy.faults > 0)
-        with within(10):
+        with within(40):
             output = process.communicate("\n", timeout=60)
         assert (process.returncode, output) == (0, ("", ""))
 
@@ -358,7 +357,7 @@ def test_missing_shard_on_sftp(tmp_path: Path, sftp: str, data: Path) -> None:
     for path in (data / "hashed" / "train").iterdir():
         (remote / path.name).write_bytes(path.read_bytes())
     (remote / SHARD_1).unlink()
-    with within(20), pytest.raises(DataError, match=f"2 attempts: {sftp}{remote}/{SHARD_1}: FileNotFoundError"):
+    with within(60), pytest.raises(DataError, match=f"2 attempts: {sftp}{remote}/{SHARD_1}: FileNotFoundError"):
         rows(Shards(tmp_path / "local", f"{sftp}{remote.parent}", "train"))
 
 
@@ -366,6 +365,6 @@ def test_silent_sftp_server(tmp_path: Path) -> None:
     """An SFTP server that accepts and says nothing is an error within a bounded time; the password is not shown."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"sftp://me:secret@127.0.0.1:{silent.getsockname()[1]}/data"
-        with within(8), pytest.raises(DataError, match=r"me:\*\*\*@.*after 2 attempts.*TimeoutError") as raised:
+        with within(40), pytest.raises(DataError, match=r"me:\*\*\*@.*after 2 attempts.*TimeoutError") as raised:
             Shards(tmp_path, url, download_retry=1, download_timeout=0.5)
     assert "secret" not in str(raised.value)

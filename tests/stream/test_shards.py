@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from processes import FORK_SERVER, processes
 from streaming import MDSWriter
 from streaming.base.util import merge_index
 
@@ -211,7 +213,7 @@ def test_index_that_contradicts_the_shard(tmp_path: Path) -> None:
     """A number of samples that is not the shard's own, and a table that leads out of the file, name the shard."""
     folder = write(tmp_path / "data")
     change_index(folder, lambda entry: entry.update(samples=entry["samples"] - 1))
-    with pytest.raises(DataError, match=r"shard.00000.mds has \d+ samples, the index says \d+"):
+    with pytest.raises(DataError, match=r"shard.00000.mds has \d+ samples, but the index says \d+"):
         ids(Shards(folder))
     change_index(folder, lambda entry: entry.update(samples=entry["samples"] + 1))
     data = bytearray((folder / "shard.00000.mds").read_bytes())
@@ -337,19 +339,20 @@ def test_what_a_killed_process_leaves(tmp_path: Path) -> None:
     assert report.counts()["shard_fetched_again"] == 1  # the compressed one that was cut
 
 
+def die_while_writing(local: Path, remote: Path) -> None:
+    shards = Shards(local, str(remote))
+    os.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+    shards.read(0)
+
+
+@pytest.mark.process
 def test_killed_while_writing(tmp_path: Path) -> None:
     """A process that is killed in the middle of every write to its cache leaves nothing that another believes."""
     remote, local = write(tmp_path / "remote", compression="zstd"), tmp_path / "local"
-    code = f"""
-import os, signal, shutil
-from lacy_stream.stream.shards import Shards
-shards, replace = Shards({str(local)!r}, {str(remote)!r}), os.replace
-def die(*_):
-    os.kill(os.getpid(), signal.SIGKILL)
-os.replace = die
-shards.read(0)
-"""
-    assert subprocess.run([sys.executable, "-c", code], timeout=120).returncode == -9
+    process = FORK_SERVER.Process(target=die_while_writing, args=(local, remote))
+    process.start()
+    process.join(300)
+    assert process.exitcode == -9
     assert list(local.glob(".shard.00000.mds.*.part/raw")) and not list(local.glob("*.mds"))
     assert ids(Shards(local, str(remote))) == IDS
     assert not list(local.glob(".*.part"))
@@ -371,21 +374,21 @@ def test_threads_share_one_object(tmp_path: Path) -> None:
         assert list(threads.map(lambda _: ids(shards), range(8))) == [IDS] * 8
 
 
+def read_ids(local: Path, remote: Path) -> list[str]:
+    return ids(Shards(local, str(remote)))
+
+
+@pytest.mark.process
 def test_two_processes_share_a_cache(tmp_path: Path) -> None:
     """Two processes that fill the same cache at the same time both read every document."""
     remote = write(tmp_path / "remote", compression="zstd", size_limit=400)
-    code = f"""
-from lacy_stream.stream.shards import Shards
-shards = Shards({str(tmp_path / "local")!r}, {str(remote)!r})
-print(*[shards.read(sample)["id"] for sample in range(len(shards))])
-"""
     (tmp_path / "local").mkdir()
-    processes = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    for process in processes:
-        output, _ = process.communicate(timeout=120)
-        assert output.split() == IDS
+    with processes(2) as readers:
+        found = [readers.submit(read_ids, tmp_path / "local", remote) for _ in range(2)]
+        assert [one.result(300) for one in found] == [IDS] * 2
 
 
+@pytest.mark.process
 def test_a_stopped_process_does_not_stop_others(tmp_path: Path) -> None:
     """A lock whose holder does not get on is waited for as long as fetching can take, and then ignored."""
     remote, local = write(tmp_path / "remote"), tmp_path / "local"
@@ -401,7 +404,7 @@ sys.stdin.read()
     assert holder.stdout is not None and holder.stdout.readline() == b"held\n"
     assert shards.read(0)["id"] == "doc-0"
     assert holder.poll() is None
-    holder.communicate(timeout=10)
+    holder.communicate(timeout=60)
 
 
 FULL = """
@@ -422,6 +425,7 @@ for name in ("raw", "zstd"):
 """
 
 
+@pytest.mark.process
 def test_full_disk(tmp_path: Path) -> None:
     """When the disk of the cache is full, while downloading or while decompressing, the error says so and names the
     folder and the shard, at once; nothing is left that could be taken for the shard."""
@@ -434,7 +438,7 @@ def test_full_disk(tmp_path: Path) -> None:
         pytest.skip("mounting a small disk is not permitted here")
     command = [sys.executable, "-c", FULL, str(cache), str(tmp_path / "remote")]
     run = subprocess.run(
-        ["unshare", "-rm", "sh", "-c", mounted, "sh", *command], capture_output=True, text=True, timeout=120
+        ["unshare", "-rm", "sh", "-c", mounted, "sh", *command], capture_output=True, text=True, timeout=300
     )
     assert run.returncode == 0, run.stderr
     lines = run.stdout.splitlines()

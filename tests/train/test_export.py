@@ -17,6 +17,8 @@ from lacy_stream.train.checkpoint import CheckpointError, load_checkpoint, load_
 from lacy_stream.train.export import transformers_tokenizer
 from lacy_stream.train.model import build_model
 
+pytestmark = pytest.mark.model
+
 RECIPE = {
     "run_name": "small",
     "max_seq_len": 64,
@@ -35,7 +37,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint file as a run's save_folder holds it, of a model with random weights."""
     torch.manual_seed(0)
     recipe = check_recipe(RECIPE)
-    model = build_model(recipe.model, vocab_size=32_001, max_seq_len=64, call_token_id=32_000, eos_id=2)
+    model = build_model(recipe.model, max_seq_len=64, call_token_id=32_000, eos_id=2)
     record = {"recipe": dump_recipe(recipe), "annotation": "none"}
     path = tmp_path_factory.mktemp("run") / "latest-rank0.pt"
     torch.save({"state": {"model": model.state_dict(), "callbacks": {"RunRecord": record}}}, path)

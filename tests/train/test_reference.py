@@ -12,6 +12,8 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from annotator.tokenizers import open_tokenizer
 from lacy_stream.train.reference import ReferenceModelError, load_reference
 
+pytestmark = pytest.mark.model
+
 
 def folder(path: Path, vocabulary: int = 32_000, positions: int = 16) -> Path:
     """A Hugging Face folder of a small GPT-2."""

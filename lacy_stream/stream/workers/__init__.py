@@ -1,1 +1,1 @@
-"""What annotates for a pool: ``protocol`` says what a pool asks of a worker, the other files are kinds of workers."""
+"""Workers of an annotation pool: ``protocol`` says what the pool asks of a worker; each other file is one kind."""

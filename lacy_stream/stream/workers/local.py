@@ -1,8 +1,8 @@
-"""One annotation process: its main function, and the handle that its parent holds.
+"""A worker that is a process of this machine: its main function, and the handle through which the pool talks to it.
 
-The processes are `multiprocess` children started with spawn, with one duplex pipe each. They import neither torch
-nor composer (0.1 GB instead of 0.8 GB, seconds instead of a minute), use one thread, die with their parent
-(parent-death signal, end of file on the pipe) and leave nothing in /dev/shm.
+The processes are `multiprocess` children, started with spawn, with one duplex pipe each. They import neither torch nor
+composer, which saves 0.7 GB and most of a minute. They use one thread, and leave nothing in /dev/shm. They die with
+their parent, by the parent-death signal or at the end of file on the pipe.
 """
 
 from __future__ import annotations
@@ -35,13 +35,18 @@ _THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS
 
 
 class LocalWorker:
-    """A ``Worker`` that is a process of this machine: the parent's end of it.
+    """The parent's handle of a worker process; a ``Worker``. The constructor waits until the parser is loaded.
 
-    Use it from one thread, which must live as long as the worker: the kernel ties a child's parent-death signal to
+    Use it from one thread, which must live as long as the worker: the kernel ties the parent-death signal of a child to
     the thread that started it. ``kill`` may be called from any thread, at any time.
 
+    Args:
+        name: name of the process.
+        settings: the annotator that it loads.
+
     Raises:
-        WorkerCannotStart, WorkerDied: from the constructor, which waits until the parser is loaded.
+        WorkerCannotStart: the annotator cannot be loaded.
+        WorkerDied: the process ended, or did not load its annotator in time.
     """
 
     def __init__(self, name: str, settings: AnnotatorSettings) -> None:
@@ -49,15 +54,15 @@ class LocalWorker:
         self._pipe, child_pipe = context.Pipe(duplex=True)
         self._killing = threading.Lock()
         self._closed = False
-        # The settings travel as bytes: to unpickle them imports numpy, which has to wait until `_work` has limited its
-        # threads.
+        # The settings are sent as bytes, and `_work` unpickles them. That imports numpy, whose threads must be
+        # limited before.
         self._process = context.Process(
             target=_work, args=(child_pipe, pickle.dumps(settings), os.getpid()), name=name, daemon=True
         )
         with _without_main_script():
             self._process.start()
         child_pipe.close()
-        self.pid: int = self._process.pid  # type: ignore[assignment]  # it has one once it was started
+        self.pid: int = self._process.pid  # type: ignore[assignment]  # a started process has one
         with self._limited(START_TIMEOUT_S):
             kind, payload = pickle.loads(self._pipe.recv_bytes())
         if kind == "failed":
@@ -73,7 +78,7 @@ class LocalWorker:
         """Annotate a batch.
 
         Raises:
-            WorkerDied: the process ended, or gave no answer in time and was killed.
+            WorkerDied: the process has ended, or was killed because it did not answer in time.
         """
         with self._limited(timeout_s):
             self._pipe.send_bytes(pickle.dumps(documents, protocol=pickle.HIGHEST_PROTOCOL))
@@ -82,8 +87,14 @@ class LocalWorker:
 
     @contextlib.contextmanager
     def _limited(self, timeout_s: float) -> Iterator[None]:
-        """Talk to the process for a limited time. A watchdog kills it at the deadline, which ends the wait: also
-        where it was stopped in the middle of a message, in either direction."""
+        """Limit the time of the ``with`` block, which talks to the process.
+
+        At the deadline a watchdog kills the process. This ends the wait even if the process was stopped in the middle
+        of a message, in either direction.
+
+        Raises:
+            WorkerDied: the process has ended, or was killed.
+        """
         overdue = threading.Event()
 
         def end() -> None:
@@ -109,19 +120,19 @@ class LocalWorker:
         raise WorkerDied(f"died with exit code {code}") from None
 
     def kill(self) -> None:
-        """End the process, which wakes the thread that waits for it."""
+        """End the process. A thread that waits for its answer then gets ``WorkerDied``."""
         with self._killing:
             if not self._closed:
                 self._process.kill()
 
     def close(self) -> None:
-        """End the process and give back its descriptors. Safe to call twice."""
+        """End the process and close its descriptors. Safe to call twice."""
         if self._closed:
             return
         self._pipe.close()
         self.kill()
         self._process.join()
-        with self._killing:  # a watchdog may be about to kill it
+        with self._killing:  # a watchdog may be about to kill the process
             self._closed = True
             with contextlib.suppress(ValueError):  # somebody else's waitpid took its exit code
                 self._process.close()
@@ -129,7 +140,7 @@ class LocalWorker:
 
 @contextlib.contextmanager
 def _without_main_script() -> Iterator[None]:
-    """Keep spawn from running the user's main script again in every worker (9 s and torch, measured)."""
+    """Keep spawn from running the user's main script again in every worker: that took 9 s and loaded torch."""
     with _starting:
         original = spawn.get_preparation_data
         spawn.get_preparation_data = lambda name: {
@@ -141,22 +152,23 @@ def _without_main_script() -> Iterator[None]:
             spawn.get_preparation_data = original
 
 
-_starting = threading.Lock()  # one start at a time, since it changes a function of the module
+_starting = threading.Lock()  # one start at a time, because each replaces a function of the module
 
 
 # --- in the process ----------------------------------------------------------------------------------------
 
 
 def _work(pipe: Connection, pickled_settings: bytes, parent_pid: int) -> None:
-    """Main function of a worker: batches of documents in, one result or error text per document out."""
+    """Main function of a worker process. It reads batches of documents, and answers with one result or error text for
+    each document."""
     _die_with(parent_pid)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the trainer decides
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole process group; the trainer decides
     for variable in _THREAD_VARIABLES:
         os.environ[variable] = "1"
     settings: AnnotatorSettings = pickle.loads(pickled_settings)
     if settings.labeller is None and (settings.model is None or not settings.model.endswith("_trf")):
-        sys.modules["torch"] = None  # type: ignore[assignment]  # thinc would import it, unused: 4 s, 0.4 GB
-    with contextlib.suppress(EOFError, OSError):  # the parent has closed the pipe: the end, not an error
+        sys.modules["torch"] = None  # type: ignore[assignment]  # thinc would import it without use: 4 s, 0.4 GB
+    with contextlib.suppress(EOFError, OSError):  # the parent closes the pipe to end the worker
         try:
             annotator = settings.build()
         except Exception as error:
@@ -173,10 +185,13 @@ def _work(pipe: Connection, pickled_settings: bytes, parent_pid: int) -> None:
 def _annotate_and_name(
     annotator: Annotator, documents: list[Document]
 ) -> tuple[list[LabelledTokens | str], dict[str, str]]:
-    """Annotate a batch, and name the documents that spaCy had to do: document id -> reason.
+    """Annotate a batch, and find the documents on which the engine failed.
 
-    The parser only counts them. Where the count has risen, which is rare, the documents are annotated once more, each
-    alone: the same labels, and the count tells whose they are.
+    The parser only counts its failures. If the count has risen, which is rare, the documents are annotated once more,
+    each alone. This gives the same labels, and the count then tells which documents it was.
+
+    Returns:
+        The results, and document id -> reason.
     """
     before = _fallbacks(annotator)
     results = _annotate(annotator, documents)
@@ -187,7 +202,7 @@ def _annotate_and_name(
         before = _fallbacks(annotator)
         _annotate(annotator, [document])
         if count := _fallbacks(annotator) - before:
-            named[document.id] = f"the engine could not annotate {count:.0f} text(s) of it, see the log; spaCy did"
+            named[document.id] = f"the engine failed on {count:.0f} text(s) of it (see the log); spaCy annotated them"
     return results, named
 
 
@@ -196,7 +211,7 @@ def _fallbacks(annotator: Annotator) -> float:
 
 
 def _annotate(annotator: Annotator, documents: list[Document]) -> list[LabelledTokens | str]:
-    """Annotate a batch; where it fails, document by document, so that the error names the right one."""
+    """Annotate a batch. If it fails, annotate document by document, so that only the right one gets the error."""
     try:
         return [*annotator.label(documents)]
     except Exception as error:
@@ -210,7 +225,7 @@ def _send(pipe: Connection, kind: str, payload: object) -> None:
 
 
 def _die_with(parent_pid: int) -> None:
-    """Ask the kernel for SIGKILL when the parent dies, and leave at once if it already has."""
+    """Have the kernel kill this process when the parent dies, and exit at once if it already has."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent_pid:

@@ -1,0 +1,261 @@
+"""What each evaluation is told, and its defaults. Free of torch, so that `--help` answers at once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from lacy_stream.cascade.settings import MANY_TEXTS, Decoding, Delegation, DelegationMethod
+from lacy_stream.errors import UsageError
+from lacy_stream.objective.methods import Rank
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationOptions:
+    """What all evaluations have in common.
+
+    Raises:
+        UsageError: a count below 1.
+    """
+
+    models: tuple[Annotated[str, "MODEL"], ...]
+    """Checkpoints of runs (runs/NAME/latest-rank0.pt) or exported folders, as many as you like."""
+
+    out: Annotated[str, "DIR"]
+    """Folder for the results, and for what the same command resumes from."""
+
+    device: str = "cpu"
+    """The torch device."""
+
+    limit: int | None = None
+    """Only the first N items."""
+
+    def __post_init__(self) -> None:
+        check_positive(self, "limit", "batch_size", "documents")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossesOptions(EvaluationOptions):
+    """What `evaluate_losses` is told."""
+
+    baseline: Annotated[str, "MODEL"] | None = None
+    """A model to compare with on the call masks of the others. It need not know <CALL>."""
+
+    data: Annotated[str, "DIR"] | None = None
+    """Folder of MDS shards. Default: the held-out data of the first model's run."""
+
+    split: str = "val"
+    """Split of the folder; '' for the folder itself."""
+
+    call_fraction: float = 0.15
+    """Share of the targets on a call mask."""
+
+    rank_calls_by: Rank | None = None
+    """The score of <CALL> that decides which targets are on a mask. Default: that of each model's run."""
+
+    parser: str = "en_core_web_sm"
+    """spaCy pipeline that tells which targets are facts."""
+
+    batch_size: int = 8
+    """Rows that a model reads at once."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchmarkOptions(EvaluationOptions):
+    """What the evaluations by lm-eval have in common; ``limit`` counts the items of each task."""
+
+    batch_size: int = 8
+    """Sequences that a model reads at once."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LeakageOptions(BenchmarkOptions):
+    """What `evaluate_leakage` is told."""
+
+    data: Annotated[str, "DIR"]
+    """Folder with the two files of questions."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NluOptions(BenchmarkOptions):
+    """What `evaluate_nlu` is told."""
+
+    data: Annotated[str, "DIR"] | None = None
+    """Folder with the benchmarks, for a run without network. Default: the Hugging Face hub."""
+
+
+# ---------------------------------------------------------------- judges
+
+
+@dataclass(frozen=True, kw_only=True)
+class JudgeOptions:
+    """What a judge is, see ``judge.Judge``.
+
+    Raises:
+        UsageError: a count below 1.
+    """
+
+    judge: Annotated[str, "URL"]
+    """Base URL of the endpoint, such as http://localhost:8000/v1."""
+
+    judge_model: str
+    """Name by which the endpoint knows the model."""
+
+    judge_timeout: Annotated[float, "SECONDS"] = 60.0
+    """How long one attempt may take, in seconds."""
+
+    judge_retries: int = 4
+    """Further attempts after one that failed."""
+
+    judge_cache: Annotated[str, "FILE"] | None = None
+    """File that keeps the answers; several runs may share it. Default: DIR/judge.sqlite."""
+
+    threads: int = 8
+    """Questions that are asked at once."""
+
+    def __post_init__(self) -> None:
+        check_positive(self, "threads")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AcceptabilityOptions(EvaluationOptions):
+    """What the evaluation of acceptability is told."""
+
+    judging: JudgeOptions
+    """The judge: any OpenAI-style chat endpoint. Its key is read from OPENAI_API_KEY."""
+
+    texts: Annotated[str, "FILE"] | None = None
+    """Documents, JSONL or Parquet. Default: the held-out data of each model's run."""
+
+    documents: int = 112
+    """How many documents are read; 112 as in the paper."""
+
+    parser: str = "en_core_web_sm"
+    """spaCy pipeline that tells which tokens are facts."""
+
+
+# ---------------------------------------------------------------- biographies
+
+
+@dataclass(frozen=True, kw_only=True)
+class FactCheckOptions:
+    """Whom the texts are about, and what their facts are checked against."""
+
+    names: Annotated[str, "FILE"] | None = None
+    """Names to write about, one a line. Required, unless each MODEL is a file of texts."""
+
+    knowledge: Annotated[str, "FILE"]
+    """Articles: a store made by `lacy-stream knowledge build`."""
+
+    demonstrations: Annotated[str, "FILE"] | None = None
+    """JSON of sentence: [fact, ...], which replaces the demonstrations of the package."""
+
+    gamma: int = 10
+    """Number of facts below which a text is penalised."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PartnerOptions:
+    """With whom the texts are written."""
+
+    partner: Annotated[str, "PARTNER"] | None = None
+    """The model that answers calls, as in `lacy-stream generate`. Without one, there are no calls."""
+
+    rag: bool = False
+    """The partner first reads the person's article in --knowledge."""
+
+    template: Annotated[str, "FILE"] | None = None
+    """Text around {title} and {article}. Default: the paper's, for Qwen 3."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FactscoreOptions(EvaluationOptions):
+    """What the evaluation of biographies is told."""
+
+    judging: JudgeOptions
+    """The judge: any OpenAI-style chat endpoint. Its key is read from OPENAI_API_KEY."""
+
+    checking: FactCheckOptions
+    """What is judged, and by what."""
+
+    writing: PartnerOptions = PartnerOptions()
+    """How the texts are written."""
+
+    decoding: Decoding = Decoding(batch_size=MANY_TEXTS)
+    """How the texts are written."""
+
+    delegation: Delegation = Delegation()
+    """What is delegated."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepOptions(FactscoreOptions):
+    """What the sweep is told. The delegation's method and call rate are those of the tables.
+
+    Raises:
+        UsageError: there is no partner.
+    """
+
+    rates: tuple[float, ...] = (0.0, 0.15, 0.45, 0.60, 0.75)
+    """Target call rates of table 8."""
+
+    baseline: tuple[Annotated[str, "MODEL"], ...] = ()
+    """A model for table 9; may be given several times."""
+
+    methods: tuple[Annotated[DelegationMethod, "METHOD"], ...] = ("random", "ilacy-logprob", "ilacy-entropy")
+    """What decides the delegation in table 9: the values of `lacy-stream generate --delegate`."""
+
+    method_rate: float = 0.22
+    """Call rate of table 9."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.writing.partner is None:
+            raise UsageError("--partner is missing: a sweep measures what delegating to a partner brings")
+
+
+# ---------------------------------------------------------------- show-calls
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShowCallsOptions:
+    """What `show_calls` is told.
+
+    Raises:
+        UsageError: nothing would be shown, or two models without a page.
+    """
+
+    checkpoint: Annotated[str, "CHECKPOINT"]
+    """File in the run's save_folder, such as latest-rank0.pt."""
+
+    files: tuple[Annotated[str, "FILE"], ...] = ()
+    """Texts. Default: documents of the run's held-out data."""
+
+    documents: int = 1
+    """How many held-out documents are shown."""
+
+    sample: int = 0
+    """How many held-out documents the threshold and the shares are taken from; at least those that are shown."""
+
+    beside: Annotated[str, "CHECKPOINT"] | None = None
+    """A second model with the same tokenizer, shown beside the first on the page."""
+
+    html: Annotated[str, "FILE"] | None = None
+    """Also write a page."""
+
+    def __post_init__(self) -> None:
+        check_positive(self, "documents")
+        if self.beside is not None and self.html is None:
+            raise UsageError("--beside shows two models on a page: name it by --html FILE")
+
+
+def check_positive(options: object, *names: str) -> None:
+    """Check counts, where they are among the options and given.
+
+    Raises:
+        UsageError: one is below 1.
+    """
+    for name in names:
+        value = getattr(options, name, None)
+        if value is not None and value < 1:
+            raise UsageError(f"--{name.replace('_', '-')} is {value}: give 1 or more")

@@ -1,0 +1,40 @@
+"""The loss that a mixture of experts adds to that of its tokens, so that it stays where that one is replaced."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from lacy_stream.errors import UsageError
+
+COEFFICIENTS = ("router_aux_loss_coef", "aux_loss_coef", "moe_loss_weight")
+"""What the models of transformers call the weight of their load-balancing loss."""
+
+
+def auxiliary_loss(model: Any, outputs: Any) -> Tensor | float:
+    """The load-balancing loss times its weight, as the model adds it to its own loss where it sees labels.
+
+    Args:
+        model: of transformers, or a wrapper that holds it as ``model``.
+        outputs: of its forward. They hold the loss where the model's configuration has ``output_router_logits: true``.
+
+    Returns:
+        A scalar; 0 for a model without such a loss.
+
+    Raises:
+        UsageError: there is a loss, and the model does not say its weight.
+    """
+    loss = outputs.get("aux_loss") if isinstance(outputs, Mapping) else getattr(outputs, "aux_loss", None)
+    if loss is None:
+        return 0.0
+    network = getattr(model, "model", model)
+    for name in COEFFICIENTS:
+        for holder in (network, getattr(network, "config", None)):
+            if (weight := getattr(holder, name, None)) is not None:
+                return weight * loss
+    raise UsageError(
+        f"{type(network).__name__} has an auxiliary loss and none of the attributes {', '.join(COEFFICIENTS)}: its "
+        "loss cannot be replaced by that of the call mask"
+    )

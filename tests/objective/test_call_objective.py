@@ -1,0 +1,147 @@
+"""The loss of a step without a trainer: microbatches of any sizes, and calls in the wrong order."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from annotator import FactClass
+from lacy_stream.objective.batch import Batch
+from lacy_stream.objective.call_objective import CallObjective
+from lacy_stream.objective.selectors import Selection, Targets, highest
+
+VOCABULARY, CALL, LENGTH = 23, 22, 14
+
+
+class Words(nn.Module):
+    """A small model of no library, with dropout."""
+
+    def __init__(self, dropout: float = 0.0) -> None:
+        super().__init__()
+        torch.manual_seed(5)
+        self.embedding, self.head = nn.Embedding(VOCABULARY, 12), nn.Linear(12, VOCABULARY)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        return self.head(self.dropout(self.embedding(input_ids).cumsum(dim=1)))
+
+
+def batch() -> dict[str, Tensor]:
+    """Seven rows of very different lengths, the rest of each padded."""
+    generator = torch.Generator().manual_seed(1)
+    ids = torch.randint(0, CALL, (7, LENGTH), generator=generator)
+    labels = ids.masked_fill(torch.arange(LENGTH) >= torch.tensor([14, 3, 9, 14, 5, 1, 12])[:, None], -100)
+    return {
+        "input_ids": ids,
+        "labels": labels,
+        "token_class": torch.randint(0, 3, ids.shape, generator=generator).byte(),
+    }
+
+
+def split(whole: Batch, *sizes: int) -> list[dict[str, Tensor]]:
+    parts = {key: value.split(sizes) for key, value in whole.items()}
+    return [{key: part[number] for key, part in parts.items()} for number in range(len(sizes))]
+
+
+def gradient(microbatches: list[dict[str, Tensor]], objective: CallObjective) -> Tensor:
+    """The sum of the gradients of a step's microbatches."""
+    model = Words().double()
+    objective.begin_step(0, microbatches, model)
+    for microbatch in microbatches:
+        objective(model(microbatch["input_ids"]), microbatch).backward()
+    return torch.cat([parameter.grad.flatten() for parameter in model.parameters()])  # type: ignore[union-attr]
+
+
+def easiest(targets: Targets, call_count: Tensor, ignore_count: Tensor) -> Selection:
+    """Ignores and never calls: equation A.2."""
+    return Selection(ignore=highest(-targets.loss, targets.valid, 2 * ignore_count))
+
+
+@pytest.mark.parametrize("method", ["baseline", "lacy", "spacy", "lacy+ignore", easiest])
+def test_gradients_of_padded_microbatches_add_up(method) -> None:
+    """Microbatches of 3, 1, 1 and 2 rows, some nearly all padding, add up to the gradient of the whole mini-batch."""
+    whole = gradient([batch()], CallObjective(CALL, method=method))
+    parts = gradient(split(batch(), 3, 1, 1, 2), CallObjective(CALL, method=method))
+    torch.testing.assert_close(parts, whole, rtol=1e-5, atol=1e-7)  # shares are float32
+    assert whole.abs().max() > 0.01
+
+
+def test_one_microbatch_is_the_mean_over_its_targets() -> None:
+    """Alone in its step, a microbatch has the loss that trainers get who weigh microbatches themselves."""
+    objective, logits = CallObjective(CALL), Words()(batch()["input_ids"])
+    objective.begin_step(0, [batch()])
+    alone = objective(logits, batch())
+    objective.begin_step(0, [batch()])
+    assert torch.equal(alone, objective.mean_loss(logits, batch())) and objective.metrics()["call_fraction"] > 0.1
+
+
+def test_first_pass_is_an_evaluation() -> None:
+    """The first pass has no dropout, takes no random numbers, keeps no graph, and puts each module's mode back."""
+    model, seen = Words(dropout=0.5), []
+
+    def forward(microbatch: Batch) -> dict[str, Tensor]:
+        seen.append((model.dropout.training, torch.is_grad_enabled()))
+        return {"logits": model(microbatch["input_ids"])}
+
+    model.embedding.eval()  # frozen by the user
+    before = torch.get_rng_state()
+    CallObjective(CALL).begin_step(0, split(batch(), 4, 3), model, forward)
+    assert seen == [(False, False)] * 2 and torch.equal(torch.get_rng_state(), before)
+    assert model.training and model.dropout.training and not model.embedding.training
+
+
+def test_methods_that_need_no_loss_need_no_model() -> None:
+    """Facts drawn at random are selected without a forward pass; the hardest facts are not."""
+    CallObjective(CALL, method="spacy").begin_step(0, split(batch(), 4, 3))
+    with pytest.raises(ValueError, match="'lacy' needs the losses of all 2 microbatches .*give begin_step the model"):
+        CallObjective(CALL, method="lacy").begin_step(0, split(batch(), 4, 3))
+
+
+def test_step_decides_on_draws_and_warm_up() -> None:
+    """The draw and the share of calls depend on the number of the step alone: a resumed run continues with both."""
+    shares, fresh = [], CallObjective(CALL, method="spacy", call_fraction_warmup=4, call_fraction=0.3)
+    for step in (0, 1, 7):
+        losses = []
+        for objective in (fresh, CallObjective(CALL, method="spacy", call_fraction_warmup=4, call_fraction=0.3)):
+            objective.begin_step(step, [batch()])
+            losses.append(objective(Words()(batch()["input_ids"]), batch()))
+        assert losses[0] == losses[1]
+        shares.append(fresh.metrics()["call_fraction"])
+    valid = (batch()["labels"][:, 1:] != -100).sum().item()
+    assert shares == pytest.approx([int(0.3 * part * valid) / valid for part in (1 / 4, 2 / 4, 1)])
+
+
+def test_losses_that_were_not_announced_are_refused() -> None:
+    """A loss without a step, or of one microbatch too many, would be weighed wrongly."""
+    objective, logits = CallObjective(CALL), Words()(batch()["input_ids"])
+    with pytest.raises(ValueError, match="the step has 0 rows, and this microbatch is beyond them: call begin_step"):
+        objective(logits, batch())
+    assert objective.metrics() == {}
+    objective.begin_step(0, [batch()])
+    objective(logits, batch())
+    with pytest.raises(ValueError, match="the step has 7 rows, and this microbatch is beyond them"):
+        objective(logits, batch())
+
+
+def test_microbatches_that_cannot_be_joined_are_refused() -> None:
+    """Rows of two lengths, no microbatch at all, and rows that nobody annotated are refused with the way out."""
+    short = {key: value[:, :9] for key, value in batch().items()}
+    with pytest.raises(ValueError, match=r"the rows of a step have the lengths \[9, 14\]: pad all of them"):
+        CallObjective(CALL).begin_step(0, [batch(), short], Words())
+    with pytest.raises(ValueError, match="a step needs at least one microbatch"):
+        CallObjective(CALL).begin_step(0, [], Words())
+    with pytest.raises(ValueError, match="no 'token_class'.*annotated_dataloader"):
+        CallObjective(CALL).begin_step(0, [{"labels": batch()["labels"]}], Words())
+
+
+def test_classes_move_with_their_labels() -> None:
+    """Where only the third token is a fact, the call is made at the position before it, and nowhere else."""
+    whole = batch() | {"labels": batch()["input_ids"], "token_class": torch.zeros(7, LENGTH, dtype=torch.uint8)}
+    whole["token_class"][:, 2] = FactClass.FACTUAL
+    objective = CallObjective(CALL, call_fraction=0.5)
+    logits = Words()(whole["input_ids"]).detach().requires_grad_()
+    objective.begin_step(0, [whole])
+    objective(logits, whole).backward()
+    assert objective.metrics()["call_fraction"] == pytest.approx(1 / (LENGTH - 1))
+    assert ((logits.grad[..., CALL] < 0).nonzero()[:, 1] == 1).all() and (logits.grad[:, 1, CALL] < 0).all()  # type: ignore[index]

@@ -1,0 +1,358 @@
+"""Any causal language model of transformers: new, or continued from weights, with a row for <CALL>."""
+
+from __future__ import annotations
+
+import io
+import itertools
+import json
+import logging
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+import zstandard
+from composer import Trainer
+from composer.loggers import InMemoryLogger
+from torch.utils.data import DataLoader
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BertConfig, BertLMHeadModel, PreTrainedModel
+
+from annotator import FactClass
+from lacy_stream.cli.main import main
+from lacy_stream.recipe import HFCausalLM, RecipeError
+from lacy_stream.train.call_mask import CallMask
+from lacy_stream.train.checkpoint import load_model
+from lacy_stream.train.hugging_face import causal_model, check_causal
+from lacy_stream.train.model import build_model, for_composer
+
+pytestmark = pytest.mark.model
+
+PIECES, LENGTH, ROWS = 40, 24, 8
+SIZES = {
+    "llama": {
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+    }
+}
+SIZES["qwen3"] = SIZES["llama"] | {"head_dim": 8, "tie_word_embeddings": True}
+SIZES["olmoe"] = SIZES["llama"] | {"num_experts": 4, "num_experts_per_tok": 2, "output_router_logits": True}
+SIZES["gpt_neox"] = {key: SIZES["llama"][key] for key in SIZES["llama"] if key != "num_key_value_heads"}
+
+
+def wanted(kind: str, pad: int = 1, **overrides: object) -> HFCausalLM:
+    """A new small model of a kind."""
+    sizes = {"model_type": kind} | SIZES.get(kind, {}) | overrides
+    return HFCausalLM(name="hf_causal_lm", pretrained=False, config_overrides=sizes, pad_vocab_to_multiple_of=pad)
+
+
+def new(kind: str, pad: int = 1, **overrides: object) -> PreTrainedModel:
+    torch.manual_seed(1)
+    return causal_model(wanted(kind, pad, **overrides), pieces=PIECES, max_seq_len=LENGTH, eos_id=2)
+
+
+def batches(steps: int = 1) -> DataLoader:
+    """The same rows again and again; a quarter of the tokens are facts."""
+    generator = torch.Generator().manual_seed(7)
+    made = []
+    for _ in range(ROWS):
+        ids = torch.randint(0, PIECES, (LENGTH,), generator=generator)
+        classes = torch.where(torch.rand(LENGTH, generator=generator) < 0.25, FactClass.FACTUAL, FactClass.OTHER)
+        made.append({"input_ids": ids, "labels": ids.clone(), "token_class": classes.to(torch.uint8)})
+    return DataLoader(made * steps, batch_size=ROWS)
+
+
+def fit(model: PreTrainedModel, loader: DataLoader, rate: float = 1e-2, call_token_id: int = PIECES, **trainer: object):
+    """Train over a loader once; all that was logged, by name."""
+    memory = InMemoryLogger()
+    Trainer(
+        model=for_composer(model),
+        train_dataloader=loader,
+        max_duration="1ep",
+        optimizers=torch.optim.AdamW(model.parameters(), lr=rate),
+        algorithms=[CallMask(call_token_id)],
+        loggers=[memory],
+        progress_bar=False,
+        device="cpu",
+        **trainer,
+    ).fit()
+    return {name: [value for _, value in values] for name, values in memory.data.items()}
+
+
+@pytest.mark.parametrize(("kind", "rows"), [("llama", 41), ("qwen3", 64), ("olmoe", 41), ("gpt_neox", 41)])
+def test_model_of_any_kind_learns_to_call(kind: str, rows: int) -> None:
+    """A Llama with grouped heads, a Qwen3 with a padded vocabulary, an OLMoE and a GPT-NeoX from configurations: <CALL>
+    is the first id after the tokenizer's, 15% of the targets are called, and the losses fall."""
+    model = new(kind, pad=64 if kind == "qwen3" else 1)
+    assert model.config.vocab_size == model.get_input_embeddings().weight.shape[0] == rows
+    assert (model.config.call_token_id, model.config.eos_token_id) == (PIECES, 2)
+    log = fit(model, batches(steps=12), device_train_microbatch_size=4)
+    targets = ROWS * (LENGTH - 1)
+    assert log["call_mask/call_fraction"] == pytest.approx([int(0.15 * targets) / targets] * 12)
+    for name in ("loss/train/total", "call_mask/call_loss", "call_mask/rest_loss"):
+        assert log[name][-1] < log[name][0] - 0.2, name
+
+
+def test_balance_of_experts_stays_in_the_loss() -> None:
+    """The load-balancing loss of a mixture of experts is added to the loss of the call mask, with its coefficient."""
+    totals, expected = [], 0.0
+    for coefficient in (0.0, 2.0):
+        model = new("olmoe", router_aux_loss_coef=coefficient)
+        ids = next(iter(batches()))["input_ids"]
+        with torch.no_grad():
+            expected = coefficient * model(input_ids=ids).aux_loss.item()
+        totals.append(fit(model, batches())["loss/train/total"][0])
+    assert expected > 1 and totals[1] - totals[0] == pytest.approx(expected, rel=1e-4)
+
+
+def test_mixture_without_its_balance_is_noticed(caplog: pytest.LogCaptureFixture) -> None:
+    """Where transformers would leave the load-balancing loss out, one warning names the key that brings it in."""
+    new("olmoe", output_router_logits=False)
+    assert "model.config_overrides.output_router_logits=true" in caplog.text
+    caplog.clear()
+    new("llama")
+    assert not caplog.text
+
+
+def trained(folder: Path, kind: str, rows: int, **overrides: object) -> Path:
+    """A folder of a model whose logits differ much and whose hidden states have a common part, as a trained one's."""
+    model = new(kind, vocab_size=max(rows, PIECES + 1), initializer_range=0.5, **overrides)
+    model.resize_token_embeddings(rows)
+    with torch.no_grad():
+        model.get_input_embeddings().weight += 2.0 * torch.randn(16, generator=torch.Generator().manual_seed(5))
+    del model.config.call_token_id
+    model.save_pretrained(folder)
+    return folder
+
+
+def continued(folder: Path, **settings: object) -> PreTrainedModel:
+    """A trained model as a run begins with it."""
+    model = HFCausalLM(name="hf_causal_lm", pretrained_model_name_or_path=str(folder))
+    sample_BT = torch.randint(0, PIECES, (32, LENGTH), generator=torch.Generator().manual_seed(2))
+    return causal_model(model, pieces=PIECES, max_seq_len=LENGTH, eos_id=2, sample_BT=sample_BT, **settings)
+
+
+@pytest.mark.parametrize(
+    ("kind", "overrides"),
+    [
+        ("llama", {"tie_word_embeddings": True}),
+        ("llama", {"tie_word_embeddings": False}),
+        ("gpt_neox", {}),
+        ("gptj", {"n_embd": 16, "n_layer": 2, "n_head": 4, "rotary_dim": 4}),  # its output embeddings have a bias
+        ("granite", SIZES["llama"] | {"logits_scaling": 4.0}),  # which divides the logits
+    ],
+)
+@pytest.mark.parametrize("fraction", [0.15, 0.03])
+def test_new_row_calls_as_often_as_it_should(
+    kind: str, overrides: dict, fraction: float, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A trained model without a spare row gets one for <CALL>, which is said. p(<CALL>) begins near the call fraction
+    on text that was not in the sample, and the logits of all other ids stay."""
+    folder = trained(tmp_path / "model", kind, PIECES, **overrides)
+    model = continued(folder, call_fraction=fraction).eval()
+    assert model.get_input_embeddings().weight.shape[0] == model.get_output_embeddings().weight.shape[0] == PIECES + 1
+    assert f"grew from {PIECES} to {PIECES + 1} rows for <CALL>" in caplog.text
+    ids = torch.randint(0, PIECES, (8, LENGTH), generator=torch.Generator().manual_seed(3))
+    before = AutoModelForCausalLM.from_pretrained(folder).eval()
+    with torch.no_grad():
+        logits = model(ids).logits
+        assert torch.allclose(logits[..., :PIECES], before(ids).logits, atol=1e-4)
+    assert logits.softmax(-1)[..., PIECES].mean().item() == pytest.approx(fraction, rel=0.35)
+
+
+def test_spare_row_is_taken(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Where the model has more rows than the tokenizer has ids, <CALL> is the first spare one: nothing grows."""
+    folder = trained(tmp_path / "model", "llama", rows=48)
+    model = continued(folder)
+    assert (model.config.vocab_size, model.config.call_token_id) == (48, PIECES)
+    assert "grew" not in caplog.text and "starts with p(<CALL>)" in caplog.text
+
+
+def test_row_that_was_trained_is_kept(tmp_path: Path) -> None:
+    """The row of <CALL> in a model that a run of ours has exported is not set anew."""
+    model = new("llama", initializer_range=0.5)
+    model.save_pretrained(tmp_path / "exported")
+    again = continued(tmp_path / "exported")
+    assert torch.equal(again.get_output_embeddings().weight, model.get_output_embeddings().weight)
+
+
+def test_padding_of_a_vocabulary_that_grows(tmp_path: Path) -> None:
+    """`pad_vocab_to_multiple_of` rounds up the rows of a model that is continued, too."""
+    folder = trained(tmp_path / "model", "llama", PIECES)
+    settings = {"pretrained_model_name_or_path": str(folder), "pad_vocab_to_multiple_of": 64}
+    model = causal_model(HFCausalLM(name="hf_causal_lm", **settings), pieces=PIECES, max_seq_len=LENGTH, eos_id=2)
+    assert model.config.vocab_size == 64
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (wanted("bert"), "model: a bert model is an encoder"),
+        (wanted("t5"), "model: a t5 model is no causal language model"),
+        (wanted("lama"), "model.config_overrides.model_type: 'lama'"),
+        (wanted("llama", hiden_size=8), "model.config_overrides.hiden_size: .*nearest known key is hidden_size"),
+        (wanted("llama", vocab_size=39), "model.config_overrides.vocab_size: llama has 39 rows.*give 41 or more"),
+        (wanted("llama", max_position_embeddings=8), "max_seq_len: 24, but llama has 8 positions"),
+        (
+            HFCausalLM(name="hf_causal_lm", pretrained_model_name_or_path="/nowhere"),
+            "model.pretrained_model_name_or_path: '/nowhere'",
+        ),
+        (
+            HFCausalLM(name="hf_causal_lm", pretrained_model_name_or_path="package:no_such_package/x"),
+            "model.pretrained_model_name_or_path: .*no_such_package",
+        ),
+    ],
+)
+def test_model_that_does_not_fit_is_refused(settings: HFCausalLM, message: str) -> None:
+    """An encoder, an encoder-decoder, an unknown type, an unknown value, too few rows or positions, and a model that
+    is not there are refused by name."""
+    with pytest.raises(RecipeError, match=message):
+        causal_model(settings, pieces=PIECES, max_seq_len=LENGTH, eos_id=2)
+
+
+def test_model_of_a_smaller_vocabulary_is_refused(tmp_path: Path) -> None:
+    """A trained model with fewer rows than the tokenizer has ids was trained with another tokenizer."""
+    folder = trained(tmp_path / "model", "llama", rows=30)
+    with pytest.raises(RecipeError, match="30 rows in its vocabulary, and the tokenizer has ids up to 39"):
+        continued(folder)
+
+
+def test_model_without_all_its_weights_is_refused(tmp_path: Path) -> None:
+    """What transformers would fill with random weights stops the run."""
+    folder = trained(tmp_path / "model", "llama", PIECES)
+    settings = {"pretrained_model_name_or_path": str(folder), "config_overrides": {"num_hidden_layers": 3}}
+    with pytest.raises(RecipeError, match="has no weights for model.layers.2.*it is no whole LlamaForCausalLM"):
+        causal_model(HFCausalLM(name="hf_causal_lm", **settings), pieces=PIECES, max_seq_len=LENGTH, eos_id=2)
+
+
+def test_model_that_sees_later_tokens_is_refused() -> None:
+    """The check does not believe the name of a model: it changes a token and looks at the logits before it."""
+    bert = BertLMHeadModel(
+        BertConfig(vocab_size=41, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
+    )
+    with pytest.raises(RecipeError, match="the logits of BertLMHeadModel depend on later tokens"):
+        check_causal(bert)
+
+
+def test_model_without_logits_is_refused() -> None:
+    """A model whose forward gives no logits where it sees no labels is refused by name."""
+    model = new("llama")
+    with pytest.raises(RecipeError, match="LlamaModel gives no logits for each token, so its loss cannot be replaced"):
+        check_causal(model.model)
+
+
+def test_recipe_section_is_strict() -> None:
+    """A model to be continued must be named, and a new one needs its type."""
+    for settings, message in [
+        ({}, "pretrained_model_name_or_path: missing"),
+        ({"pretrained": False}, "config_overrides: names no model_type"),
+        ({"pretraned": False}, "pretraned"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            HFCausalLM(name="hf_causal_lm", **settings)
+
+
+def test_build_model_wraps_for_composer(caplog: pytest.LogCaptureFixture) -> None:
+    """The section of a recipe becomes a ComposerModel that shifts its labels and has the validation losses."""
+    caplog.set_level(logging.WARNING)
+    model = build_model(wanted("llama"), max_seq_len=LENGTH, call_token_id=PIECES, eos_id=2)
+    assert model.shift_labels and set(model.get_metrics(is_train=False)) == {"CallLoss", "NonCallLoss", "TotalLoss"}
+    assert not caplog.text
+
+
+@pytest.mark.slow
+def test_smollm2_learns_to_call(smollm: Path, shared: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The real SmolLM2-135M, continued for eight steps: the loss of <CALL> begins near that of a random caller instead
+    of at 19 nats, and falls; that of the other tokens does not rise."""
+    tokenizer = AutoTokenizer.from_pretrained(smollm)
+    ids = torch.tensor([id for text in articles(shared, 40) for id in tokenizer(text)["input_ids"][:200]])
+    # Tokens that begin with a capital or a digit stand for facts: what is called is not the matter here.
+    marked = [token.lstrip("Ġ")[:1].isupper() or token[:1].isdigit() for token in tokenizer.convert_ids_to_tokens(ids)]
+    classes = torch.where(torch.tensor(marked), FactClass.FACTUAL, FactClass.OTHER).to(torch.uint8)
+    model = causal_model(
+        HFCausalLM(name="hf_causal_lm", pretrained_model_name_or_path=str(smollm)),
+        pieces=len(tokenizer),
+        max_seq_len=64,
+        eos_id=0,
+        sample_BT=ids[-32 * 64 :].view(32, 64),
+    )
+    assert model.config.vocab_size == len(tokenizer) + 1 and "grew from 49152 to 49153" in caplog.text
+    rows = [
+        {"input_ids": ids[i : i + 64], "labels": ids[i : i + 64], "token_class": classes[i : i + 64]}
+        for i in range(0, 4 * 64, 64)
+    ]
+    log = fit(model, DataLoader(rows * 8, batch_size=4), rate=1e-4, call_token_id=len(tokenizer))
+    called, others = log["call_mask/call_loss"], log["call_mask/rest_loss"]
+    assert called[0] < 6 and called[-1] < called[0] - 0.5
+    assert others[-1] <= others[0]
+
+
+def articles(shared: Path, count: int) -> Iterator[str]:
+    """The first real articles of the development data."""
+    with open(shared / "wiki_articles.jsonl.zst", "rb") as file:
+        lines = io.TextIOWrapper(zstandard.ZstdDecompressor().stream_reader(file), encoding="utf-8")
+        for line in itertools.islice(lines, count):
+            yield json.loads(line)["text"]
+
+
+@pytest.mark.slow
+def test_run_export_and_use_of_any_model(
+    corpus: Path, tiny_partner: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A recipe's run of a small Llama is resumed, and its checkpoint is exported, shown, evaluated and used in a
+    cascade as that of any GPT-2, from the checkpoint alone: the folder that its configuration came from is gone."""
+    sizes = {"model_type": "llama", "max_position_embeddings": 64} | SIZES["llama"]
+    config = AutoConfig.for_model(**sizes)
+    config.save_pretrained(tmp_path / "config")
+    recipe = tmp_path / "llama.yaml"
+    recipe.write_text(RECIPE.format(corpus=corpus, config=tmp_path / "config"))
+    for duration in ("2ba", "4ba"):
+        command = [sys.executable, "-m", "lacy_stream", recipe, f"max_duration={duration}"]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=500)
+        assert done.returncode == 0, done.stderr
+    shutil.rmtree(tmp_path / "config")
+    checkpoint, exported = tmp_path / "run" / "latest-rank0.pt", tmp_path / "exported"
+    assert main(["export", str(checkpoint), str(exported)]) == 0
+    theirs, ours = AutoModelForCausalLM.from_pretrained(exported).eval(), load_model(checkpoint)
+    assert theirs.config.vocab_size == 32_064 and (ours.call_token_id, ours.max_seq_len) == (32_000, 32)
+    ids = torch.arange(30)[None] * 900
+    with torch.no_grad():
+        assert torch.allclose(theirs(ids).logits, ours.model(ids).logits, atol=1e-5)
+    assert load_model(exported).max_seq_len == 32
+    assert main(["show-calls", str(checkpoint)]) == 0
+    assert "delegated to a larger model" in capsys.readouterr().out
+    prompt = ["--prompt", "Ada Lovelace wrote", "--max-new-tokens", "8"]
+    assert main(["generate", str(exported), "--partner", str(tiny_partner), *prompt]) == 0
+    assert main(["evaluate", "losses", str(checkpoint), "--out", str(tmp_path / "scores"), "--limit", "2"]) == 0
+
+
+RECIPE = """
+run_name: llama
+max_seq_len: 32
+model:
+  name: hf_causal_lm
+  pretrained_model_name_or_path: {config}
+  pretrained: false
+  config_overrides: {{num_hidden_layers: 1}}
+  pad_vocab_to_multiple_of: 64
+tokenizer: {{name: package:mistral_common/data/tokenizer.model.v1}}
+annotator: {{num_workers: 1}}
+train_loader: {{dataset: {{local: {corpus}, split: train, shuffle: true}}, lanes: 4}}
+eval_loader: {{dataset: {{local: {corpus}, split: val}}, lanes: 4}}
+optimizer: {{lr: 1.0e-2}}
+max_duration: 2ba
+global_train_batch_size: 4
+device_eval_batch_size: 4
+eval_interval: 2ba
+eval_subset_num_batches: 2
+precision: fp32
+progress_bar: false
+save_folder: run
+save_interval: 1ba
+autoresume: true
+"""
