@@ -81,6 +81,8 @@ def annotated_text(tokenizer: PreTrainedTokenizerBase, device_batch_size: int, *
         accept_changes=settings.accept_changes,
         **corpus,
     )
+    # The call mask of a Foundry run looks <CALL> up in the run's tokenizer, which may have it as an added token.
+    loader.dataset.vocab_size = None  # pyright: ignore[reportAttributeAccessIssue]
     close_with(loader, path, settings.annotator)
     if eos_token_id is not None:
         loader.collate_fn = text_data.ConcatenatedSequenceCollatorWrapper(loader.collate_fn, eos_token_id=eos_token_id)

@@ -139,7 +139,7 @@ def _differing_id(tokenizer: PreTrainedTokenizerBase, ours: Tokenizer) -> str | 
     """The first id that names another token in the run's tokenizer."""
     theirs = tokenizer.convert_ids_to_tokens(list(range(min(ours.vocab_size, len(tokenizer)))))  # pyright: ignore
     for number, (their, our) in enumerate(zip(theirs, ours.pieces(), strict=False)):
-        if their != our:
+        if (their or "") != our:  # an id that no token has
             return f"id {number} is {our!r} there and {their!r} in the run's tokenizer"
     return None
 

@@ -15,6 +15,7 @@ import torch
 from composer import Event
 from foundry_runs import MAX_SEQ_LEN
 from llmfoundry import registry
+from llmfoundry.callbacks import HuggingFaceCheckpointer
 from llmfoundry.utils.builders import build_algorithm, build_composer_model, build_metric, build_tokenizer
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase
@@ -43,8 +44,8 @@ def started(tokenizer: PreTrainedTokenizerBase, run: dict[str, Any], rows: int, 
     return model
 
 
-def tell(model: Any, **call_mask: Any) -> None:
-    state: Any = SimpleNamespace(model=model, callbacks=[], rank_zero_seed=17)
+def tell(model: Any, callbacks: Any = (), **call_mask: Any) -> None:
+    state: Any = SimpleNamespace(model=model, callbacks=callbacks, rank_zero_seed=17)
     build_algorithm("call_mask", call_mask).apply(Event.INIT, state, SimpleNamespace())  # pyright: ignore
 
 
@@ -114,6 +115,20 @@ def test_added_token_is_call(hf_tokenizer: Path, run: dict[str, Any]) -> None:
     tokenizer = build_tokenizer(str(hf_tokenizer), kwargs)
     for call_mask in ({"call_token": "<CALL>"}, {"call_token_id": 32_000}):
         assert started(tokenizer, run, 32_000, **call_mask).config.vocab_size == 32_001
+
+
+def test_exported_tokenizer_without_call(
+    tokenizer: PreTrainedTokenizerBase, run: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """With call_token_id the folders of hf_checkpointer have a row more than tokens, which the log says; with
+    call_token they have the token."""
+    exporter = HuggingFaceCheckpointer(str(tmp_path), "1ba")
+    model = started(tokenizer, run, 32_064, call_token_id=32_000)
+    tell(model, [exporter], call_token_id=32_000)
+    assert "a row for <CALL>, 32000, and a tokenizer without a token for it" in caplog.text
+    caplog.clear()
+    tell(model, [exporter], call_token="<CALL>")
+    assert not caplog.text and model.tokenizer.convert_tokens_to_ids("<CALL>") == 32_000
 
 
 def test_loss_that_is_a_mapping(tokenizer: PreTrainedTokenizerBase, run: dict[str, Any]) -> None:

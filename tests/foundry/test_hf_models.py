@@ -89,7 +89,9 @@ def test_from_weights_with_all_that_a_run_has(
 
 @pytest.mark.slow
 def test_from_a_config(train: Callable[..., Any], run: dict[str, Any], llama: Path) -> None:
-    """A model from a config with spare rows trains with calls, in two microbatches."""
+    """A model from a config with spare rows trains with calls in two microbatches, beside a reference model."""
     run["model"] = model(llama, pretrained=False, config_overrides={"vocab_size": 32_064})
-    trained = train(CALLS, {"device_train_microbatch_size": 2})
+    compared = {"algorithms": {"call_mask": {"method": "spacy+refloss", "reference": str(llama)}}}
+    trained = train(CALLS, compared, {"device_train_microbatch_size": 2})
+    assert len(trained.metrics["call_mask/reference_s"]) == 4
     assert [value for _, value in trained.metrics["call_mask/call_fraction"]] == pytest.approx([18 / 124] * 4)
