@@ -71,9 +71,13 @@ class HuggingFaceTokenizer:
         if why:
             _say_once(f"tokenizer: {path} is exact, but without the table of known words, so it is slower: {why}")
 
-    @cached_property
+    @property
     def identity(self) -> dict[str, str]:
         """All that the pieces of a text, and the cuts of a row, depend on."""
+        return self._identity
+
+    @cached_property
+    def _identity(self) -> dict[str, str]:
         parts = {part: self._spec.get(part) for part in ("added_tokens", "normalizer", "pre_tokenizer", "decoder")}
         model = dict(self._spec["model"])
         if "merges" in model:  # "a b" in files of older versions
@@ -91,9 +95,13 @@ class HuggingFaceTokenizer:
         """The tokenizer.json, and what belongs to it beside it."""
         return [self._path, *(file for name in COMPANIONS if (file := self._path.parent / name).is_file())]
 
-    @cached_property
+    @property
     def adds_space(self) -> bool:
         """Whether a space is put before each text."""
+        return self._adds_space
+
+    @cached_property
+    def _adds_space(self) -> bool:
         first = self._library.encode("a", add_special_tokens=False).ids[:1]
         return any(self._names[id].startswith(("\u0120", "\u2581")) for id in first)
 
