@@ -4,7 +4,7 @@
 
 A TOKENIZER is a tokenizer.json or a folder with one. In each round the ways take turns on the same articles; the
 figures are medians of CPU time over the rounds. "new" is the first sight of the last articles, after the others;
-"known" is the second. With --annotate TOKENIZER and --sentencepiece MODEL, whole annotation per word is compared in
+"known" is the second. With --annotate TOKENIZER and --sentencepiece MODEL, whole annotation is compared per word, in
 turns as well.
 """
 
