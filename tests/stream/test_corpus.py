@@ -217,5 +217,5 @@ def test_weights_that_exclude_one_another() -> None:
 
 def test_settings_of_a_stream_beside_several(tmp_path: Path) -> None:
     """A source's setting beside several sources is refused: nobody could tell which one it is for."""
-    with pytest.raises(ValueError, match="split: belongs to one of the streams a"):
+    with pytest.raises(ValueError, match="split: set it for each of the streams a"):
         open_corpus({"a": Source(local=texts(tmp_path / "a", 3))}, split="train")
