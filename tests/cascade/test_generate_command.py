@@ -148,7 +148,7 @@ def test_articles_come_before_the_text(tmp_path: Path) -> None:
     [row] = read_prompts(file, store, "{title}: {article}\n")
     assert row.preamble == "Ada_Lovelace: " + "x" * 8000 + "\n"
     file.write_text('{"text": "Who?"}\n')
-    with pytest.raises(ValueError, match='line 1: no object with a "prompt"'):
+    with pytest.raises(ValueError, match='line 1: expected an object with "prompt"'):
         read_prompts(file)
 
 

@@ -56,7 +56,7 @@ def test_demonstrations_from_a_file(tmp_path: Path):
     (tmp_path / "d.json").write_text(json.dumps({f"s{i}": ["f."] for i in range(21)}))
     assert list(load_demonstrations(tmp_path / "d.json")) == [f"s{i}" for i in range(8)]
     (tmp_path / "d.json").write_text("[1]")
-    with pytest.raises(ValueError, match="d.json is no JSON object"):
+    with pytest.raises(ValueError, match="d.json is not a JSON object"):
         load_demonstrations(tmp_path / "d.json")
 
 

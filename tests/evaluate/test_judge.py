@@ -112,7 +112,7 @@ def test_a_wrong_model_or_key_is_an_error_at_once(tmp_path: Path):
 def test_a_cache_that_is_none_is_an_error(tmp_path: Path):
     """Another file under the cache's name is left alone and named."""
     (tmp_path / "cache.db").write_text("not a database, but long enough to be read as one" * 20)
-    with pytest.raises(JudgeError, match="cache.db is no cache of answers"):
+    with pytest.raises(JudgeError, match="cache.db is not a cache of answers"):
         Judge("http://127.0.0.1:9/v1", "m", tmp_path / "cache.db")
 
 

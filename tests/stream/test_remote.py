@@ -257,7 +257,7 @@ def test_flipped_bit_with_hashes(tmp_path: Path, proxy: FaultyProxy) -> None:
     assert len(rows(hashed(tmp_path / "once", report=report))) == DOCUMENTS
     assert report.counts()["download_retried"] == len(proxy.gets("shard"))
     proxy.rule = lambda method, path, asked: Fault(flip=True) if SHARD_1 in path else None
-    with pytest.raises(DataError, match=f"2 attempts: s3://data/hashed/train/{SHARD_1}.*xxh64 is not that"):
+    with pytest.raises(DataError, match=f"2 attempts: s3://data/hashed/train/{SHARD_1}.*xxh64 differs"):
         rows(hashed(tmp_path / "always"))
 
 

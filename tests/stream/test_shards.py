@@ -297,7 +297,7 @@ def test_damaged_source_is_left_alone(tmp_path: Path) -> None:
     path = sorted(remote.glob("shard.00001*"))[0]
     flip(path)
     damaged, report = path.read_bytes(), Report()
-    with pytest.raises(DataError, match=f"shard.00001.mds.*after 2 attempts: {path}: .* xxh64 differs from"):
+    with pytest.raises(DataError, match=f"shard.00001.mds.*after 2 attempts: {path}: .* xxh64 differs"):
         ids(Shards(tmp_path / "local", str(remote), report=report))
     with pytest.raises(DataError, match="shard.00001.mds.*xxh64"):
         ids(Shards(remote))
