@@ -13,6 +13,8 @@ pytest.importorskip("llmfoundry", reason="LLM Foundry is in an environment of it
 
 from foundry_runs import CALLS, MAX_SEQ_LEN, weights
 
+pytestmark = pytest.mark.model
+
 
 @pytest.mark.slow
 def test_raw_text_trains_evaluates_and_resumes(

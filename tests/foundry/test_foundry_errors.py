@@ -29,6 +29,8 @@ from lacy_stream.foundry.pools import file_of_ids, file_of_texts
 from lacy_stream.foundry.settings import Annotation
 from lacy_stream.stream.pool import AnnotationPool
 
+pytestmark = pytest.mark.model
+
 
 @pytest.fixture
 def tokenizer(hf_tokenizer: Path) -> PreTrainedTokenizerBase:

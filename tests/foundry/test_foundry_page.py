@@ -13,6 +13,8 @@ from composer.loggers import TensorboardLogger
 from llmfoundry.command_utils import train_from_yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+pytestmark = pytest.mark.model
+
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "foundry.md"
 
 

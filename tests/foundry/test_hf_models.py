@@ -14,6 +14,8 @@ pytest.importorskip("llmfoundry", reason="LLM Foundry is in an environment of it
 from foundry_runs import CALLS, MAX_SEQ_LEN
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
+pytestmark = pytest.mark.model
+
 
 @pytest.fixture(scope="module")
 def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -21,6 +21,8 @@ from foundry_runs import CALLS, weights
 from annotator import Annotator
 from lacy_stream.foundry import pools
 
+pytestmark = pytest.mark.model
+
 
 @pytest.mark.slow
 def test_three_lines_add_calls_to_a_run(train: Callable[..., Any], annotator: Annotator) -> None:

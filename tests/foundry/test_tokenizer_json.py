@@ -19,6 +19,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from annotator import AnnotatorError, FactClass
 from annotator.tokenizers import open_tokenizer
 
+pytestmark = pytest.mark.model
+
 ROWS = 1_024
 
 
