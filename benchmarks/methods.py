@@ -107,12 +107,12 @@ class Run:
 
 def prepare(args: argparse.Namespace) -> tuple[Path, bool]:
     """JSONL -> shards; and whether the data has a judge's spans."""
-    from lacy_stream.prepare.convert import Options
+    from lacy_stream.prepare.convert import ShardOptions
     from lacy_stream.prepare.convert import prepare as prepare_shards
 
     spans = _first_row(args.file).get("spans") is not None
     data = args.work / "data"
-    options = Options(spans_column="spans") if spans else Options()
+    options = ShardOptions(spans_column="spans") if spans else ShardOptions()
     summary = prepare_shards([args.file], data, options=options)
     print(f"{summary.train.documents:,} documents to train on, {summary.val.documents:,} held out", file=sys.stderr)
     return data, spans

@@ -26,7 +26,7 @@ from lacy_stream.files import file_errors
 
 if TYPE_CHECKING:
     from lacy_stream.evaluate.biographies import Biography, Cascade
-    from lacy_stream.evaluate.factscore import Jury
+    from lacy_stream.evaluate.factscore import FactChecker
     from lacy_stream.evaluate.judge import Judge
 
 Options = TypeVar("Options", bound=EvaluationOptions)
@@ -175,15 +175,15 @@ def _acceptability(options: AcceptabilityOptions) -> None:
     evaluate_acceptability(scored, judge, options.out, options.judging.threads, training_notes(models))
 
 
-def _jury(options: FactscoreOptions) -> Jury:
+def _fact_checker(options: FactscoreOptions) -> FactChecker:
     from lacy_stream.evaluate.atomic_facts import load_demonstrations
-    from lacy_stream.evaluate.factscore import Jury
+    from lacy_stream.evaluate.factscore import FactChecker
     from lacy_stream.prepare.knowledge import Knowledge
 
     checking = options.checking
     knowledge, demonstrations = Knowledge(checking.knowledge), load_demonstrations(checking.demonstrations)
     judge = _judge(options.judging, options.out)
-    return Jury(judge, knowledge, demonstrations, options.judging.threads, checking.gamma)
+    return FactChecker(judge, knowledge, demonstrations, options.judging.threads, checking.gamma)
 
 
 def _cascade(options: FactscoreOptions, delegation: Delegation) -> Cascade:
@@ -210,9 +210,9 @@ def _factscore(options: FactscoreOptions) -> None:
     from lacy_stream.evaluate.factscore import evaluate_factscore
     from lacy_stream.evaluate.models import labels, training_notes
 
-    models, jury, cascade = labels(options.models), _jury(options), _cascade(options, options.delegation)
+    models, checker, cascade = labels(options.models), _fact_checker(options), _cascade(options, options.delegation)
     texts = {label: _texts(label, path, cascade, options) for label, path in models.items()}
-    evaluate_factscore(texts, jury, options.out, training_notes(models))
+    evaluate_factscore(texts, checker, options.out, training_notes(models))
 
 
 def _sweep(options: SweepOptions) -> None:
@@ -229,11 +229,11 @@ def _sweep(options: SweepOptions) -> None:
             for cascade in cascades
         ]
 
-    jury, base = _jury(options), options.delegation
+    checker, base = _fact_checker(options), options.delegation
     models, baselines = labels(options.models), labels(options.baseline)
     training = training_notes(models | baselines)
     rates = runs(models, [replace(base, method="call", call_rate=rate) for rate in options.rates])
     methods = runs(
         baselines, [replace(base, method=method, call_rate=options.method_rate) for method in options.methods]
     )
-    evaluate_sweep(rates, methods, jury, options.out, training)
+    evaluate_sweep(rates, methods, checker, options.out, training)

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
 from lacy_stream.cli.options import Commands, Parser, add_command, add_options, parsed
-from lacy_stream.prepare.settings import Options, ReadOptions
+from lacy_stream.prepare.settings import ReadOptions, ShardOptions
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from lacy_stream.prepare.convert import Summary
-    from lacy_stream.prepare.knowledge import Built
+    from lacy_stream.prepare.knowledge import BuildSummary
 
 PREPARE = """\
 Write documents as MosaicML Streaming (MDS) shards: DIR/train and DIR/val.
@@ -71,7 +71,7 @@ class PrepareOptions:
     overwrite: bool = False
     """Replace DIR, if an earlier run of this command wrote it."""
 
-    options: Options = Options()
+    options: ShardOptions = ShardOptions()
     """What is read and written."""
 
 
@@ -194,7 +194,7 @@ def _knowledge(args: argparse.Namespace) -> int:
     return 0
 
 
-def _print_built(built: Built, out: str) -> None:
+def _print_built(built: BuildSummary, out: str) -> None:
     from rich.console import Console
 
     from annotator.terminal import printable

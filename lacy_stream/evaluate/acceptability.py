@@ -85,7 +85,7 @@ class Proposal:
     """Why there is no verdict; "" if there is one."""
 
 
-class Scored(NamedTuple):
+class ScoredDocument(NamedTuple):
     """A document and a model's proposals for its tokens."""
 
     document: Document
@@ -140,7 +140,9 @@ def _spelled(tokenizer: Tokenizer, before: int, id: int) -> str:
     return text[len(start) :]
 
 
-def score_documents(label: str, path: str, texts: str | None, count: int, pipeline: str, device: str) -> list[Scored]:
+def score_documents(
+    label: str, path: str, texts: str | None, count: int, pipeline: str, device: str
+) -> list[ScoredDocument]:
     """Compute what a model proposes for the first documents of a file, or of the held-out data of its run.
 
     Args:
@@ -165,7 +167,7 @@ def score_documents(label: str, path: str, texts: str | None, count: int, pipeli
     scored = []
     with progress(f"{label}: documents read", len(documents)) as advance:
         for document in documents:
-            scored.append(Scored(document, propose(model, annotator, document)))
+            scored.append(ScoredDocument(document, propose(model, annotator, document)))
             advance(1)
     return scored
 
@@ -201,7 +203,7 @@ def judge_proposal(text: str, proposal: Proposal, judge: Judge) -> Proposal:
     return replace(proposal, acceptable=verdict, why=why)
 
 
-def judge_all(label: str, scored: Sequence[Scored], judge: Judge, threads: int) -> list[Scored]:
+def judge_all(label: str, scored: Sequence[ScoredDocument], judge: Judge, threads: int) -> list[ScoredDocument]:
     """Judge all proposals, several at a time; returns the same documents with verdicts."""
     total = sum(len(one.proposals) for one in scored)
     judged = []
@@ -211,7 +213,7 @@ def judge_all(label: str, scored: Sequence[Scored], judge: Judge, threads: int) 
             judged.append(proposal)
             advance(1)
     remaining = iter(judged)
-    return [Scored(one.document, [next(remaining) for _ in one.proposals]) for one in scored]
+    return [ScoredDocument(one.document, [next(remaining) for _ in one.proposals]) for one in scored]
 
 
 # ---------------------------------------------------------------- bins
@@ -280,7 +282,7 @@ def draw(path: Path, binned: Mapping[str, Sequence[Bin]]) -> None:
 
 
 def evaluate_acceptability(
-    scored: Mapping[str, Sequence[Scored]],
+    scored: Mapping[str, Sequence[ScoredDocument]],
     judge: Judge,
     out: str | os.PathLike[str],
     threads: int = JudgeOptions.threads,
@@ -342,6 +344,6 @@ def _notes(label: str, proposals: Sequence[Proposal]) -> list[str]:
     return said + ([f"{label}: {missing:,} proposals without a verdict count for nothing."] if missing else [])
 
 
-def _as_json(scored: Scored) -> dict[str, Any]:
+def _as_json(scored: ScoredDocument) -> dict[str, Any]:
     document, proposals = scored
     return {"id": document.id, "text": document.text, "tokens": [asdict(proposal) for proposal in proposals]}

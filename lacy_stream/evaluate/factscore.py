@@ -55,7 +55,7 @@ class Fact:
 
 
 @dataclass
-class Judged:
+class JudgedBiography:
     """A biography with its facts and their verdicts."""
 
     name: str
@@ -98,7 +98,7 @@ class Score:
 
 
 @dataclass(frozen=True)
-class Jury:
+class FactChecker:
     """Everything that is needed to judge biographies."""
 
     judge: Judge
@@ -114,14 +114,14 @@ class Jury:
 # ---------------------------------------------------------------- facts and verdicts
 
 
-def judge_biography(biography: Biography, jury: Jury) -> Judged:
+def judge_biography(biography: Biography, checker: FactChecker) -> JudgedBiography:
     """Split a biography into atomic facts, and judge each of them.
 
     Raises:
         JudgeError: the endpoint cannot be used any more.
     """
-    judge, knowledge = jury.judge, jury.knowledge
-    judged = Judged(biography.name, biography.text, biography.call_rate)
+    judge, knowledge = checker.judge, checker.knowledge
+    judged = JudgedBiography(biography.name, biography.text, biography.call_rate)
     if biography.skipped:
         judged.skipped = f"not written; {biography.skipped}"
         return judged
@@ -129,7 +129,7 @@ def judge_biography(biography: Biography, jury: Jury) -> Judged:
         near = ", ".join(knowledge.nearest_titles(biography.name))
         judged.skipped = "no article" + (f"; titles like it: {near}" if near else "")
         return judged
-    examples = facts_examples(jury.demonstrations)
+    examples = facts_examples(checker.demonstrations)
     for sentence in sentences(biography.text):
         answer = judge.ask(facts_question(sentence), FACT_TOKENS, examples)
         judged.unanswered += answer is None
@@ -146,15 +146,15 @@ def judge_biography(biography: Biography, jury: Jury) -> Judged:
     return judged
 
 
-def judge_biographies(label: str, biographies: Sequence[Biography], jury: Jury) -> list[Judged]:
+def judge_biographies(label: str, biographies: Sequence[Biography], checker: FactChecker) -> list[JudgedBiography]:
     """Judge all biographies of a model, several at a time; returns them in order."""
     judged = []
     with progress(f"{label}: biographies judged", len(biographies)) as advance:
 
-        def one(biography: Biography) -> Judged:
-            return judge_biography(biography, jury)
+        def one(biography: Biography) -> JudgedBiography:
+            return judge_biography(biography, checker)
 
-        for result in in_parallel(one, biographies, jury.threads):
+        for result in in_parallel(one, biographies, checker.threads):
             judged.append(result)
             advance(1)
     return judged
@@ -168,7 +168,7 @@ def length_penalty(facts: int, gamma: int = GAMMA) -> float:
     return 1.0 if facts > gamma else math.exp(1 - gamma / facts)
 
 
-def aggregate(judged: Sequence[Judged], gamma: int = GAMMA) -> Score:
+def aggregate(judged: Sequence[JudgedBiography], gamma: int = GAMMA) -> Score:
     """Compute FActScore over judged biographies. Facts without a verdict are not counted. Biographies without a verdict
     are left out of the mean, as in FActScore, and are named with the reason.
 
@@ -225,7 +225,7 @@ def notes(label: str, score: Score) -> list[str]:
 
 def evaluate_factscore(
     biographies: Mapping[str, Sequence[Biography]],
-    jury: Jury,
+    checker: FactChecker,
     out: str | os.PathLike[str],
     training: Sequence[str] = (),
 ) -> None:
@@ -233,15 +233,15 @@ def evaluate_factscore(
 
     Args:
         biographies: label of the model -> its texts.
-        jury: judges them.
+        checker: judges them.
         out: folder for the three files.
         training: sentences for the page about how the models were trained to call.
 
     Raises:
         JudgeError: the endpoint cannot be used; the answers so far are kept in its cache.
     """
-    judged = {label: judge_biographies(label, texts, jury) for label, texts in biographies.items()}
-    scores = {label: aggregate(items, jury.gamma) for label, items in judged.items()}
+    judged = {label: judge_biographies(label, texts, checker) for label, texts in biographies.items()}
+    scores = {label: aggregate(items, checker.gamma) for label, items in judged.items()}
     table = Table(
         title="FActScore (%)",
         columns=["model", "FActScore", "unpenalised", "responded", "facts per text", "calls"],
@@ -251,7 +251,11 @@ def evaluate_factscore(
         ],
         paper=[[label, score, None, None, None, None] for label, score in PAPER.items()],
         source="table 7; it does not say whether they include the length penalty",
-        notes=[*training, *(note for label, score in scores.items() for note in notes(label, score)), judge_note(jury)],
+        notes=[
+            *training,
+            *(note for label, score in scores.items() for note in notes(label, score)),
+            judge_note(checker),
+        ],
     )
     drawn = {label: score.score for label, score in scores.items() if score.score is not None}
     bars(Path(out) / "factscore.png", "FActScore", "FActScore (%)", drawn, PAPER)
@@ -259,24 +263,24 @@ def evaluate_factscore(
         {"model": label, "score": asdict(scores[label]), "items": [asdict(item) for item in items]}
         for label, items in judged.items()
     ]
-    publish(out, "factscore", {"jury": jury_settings(jury), "models": models}, table)
+    publish(out, "factscore", {"jury": checker_settings(checker), "models": models}, table)
 
 
-def jury_settings(jury: Jury) -> dict[str, Any]:
+def checker_settings(checker: FactChecker) -> dict[str, Any]:
     """What the verdicts depend on, and the numbers of questions, as JSON values."""
     return {
-        "judge": jury.judge.model,
-        "knowledge": f"{jury.knowledge.path.name}, {jury.knowledge.articles:,} articles",
-        "demonstrations": len(jury.demonstrations),
-        "gamma": jury.gamma,
-        "questions": jury.judge.counts,
+        "judge": checker.judge.model,
+        "knowledge": f"{checker.knowledge.path.name}, {checker.knowledge.articles:,} articles",
+        "demonstrations": len(checker.demonstrations),
+        "gamma": checker.gamma,
+        "questions": checker.judge.counts,
     }
 
 
-def judge_note(jury: Jury) -> str:
+def judge_note(checker: FactChecker) -> str:
     """Write a sentence about the judge, its questions and the articles."""
-    counts = jury.judge.counts
+    counts = checker.judge.counts
     return (
-        f"Judge: {jury.judge.model}; {counts['asked']:,} questions asked, {counts['from_cache']:,} answered before, "
-        f"{counts['retried']:,} retries, {counts['failed']:,} failed. Articles: {jury.knowledge.articles:,}."
+        f"Judge: {checker.judge.model}; {counts['asked']:,} questions asked, {counts['from_cache']:,} answered before, "
+        f"{counts['retried']:,} retries, {counts['failed']:,} failed. Articles: {checker.knowledge.articles:,}."
     )

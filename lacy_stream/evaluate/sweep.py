@@ -8,7 +8,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from lacy_stream.evaluate.biographies import Biography, Cascade
-from lacy_stream.evaluate.factscore import Jury, Score, aggregate, judge_biographies, judge_note, jury_settings, notes
+from lacy_stream.evaluate.factscore import (
+    FactChecker,
+    Score,
+    aggregate,
+    checker_settings,
+    judge_biographies,
+    judge_note,
+    notes,
+)
 from lacy_stream.evaluate.results import Cell, Table, publish
 
 # The call rates that the paper measured for the targets in `SweepOptions.rates`.
@@ -46,14 +54,18 @@ def run_label(model: str, cascade: Cascade) -> str:
 
 
 def evaluate_sweep(
-    rates: Sequence[Run], methods: Sequence[Run], jury: Jury, out: str | os.PathLike[str], training: Sequence[str] = ()
+    rates: Sequence[Run],
+    methods: Sequence[Run],
+    checker: FactChecker,
+    out: str | os.PathLike[str],
+    training: Sequence[str] = (),
 ) -> None:
     """Judge all runs and write sweep.json and sweep.md.
 
     Args:
         rates: runs of table 8; may be empty.
         methods: runs of table 9; may be empty.
-        jury: judges the texts.
+        checker: judges the texts.
         out: folder for the files.
         training: sentences for the page about how the models were trained to call.
 
@@ -61,8 +73,8 @@ def evaluate_sweep(
         JudgeError: the endpoint cannot be used; the answers so far are kept in its cache.
     """
     runs = [*rates, *methods]
-    judged = [judge_biographies(run.label, run.biographies, jury) for run in runs]
-    scores = [aggregate(items, jury.gamma) for items in judged]
+    judged = [judge_biographies(run.label, run.biographies, checker) for run in runs]
+    scores = [aggregate(items, checker.gamma) for items in judged]
     tables = [
         *([_rates_table(rates, scores[: len(rates)])] if rates else []),
         *([_methods_table(methods, scores[len(rates) :])] if methods else []),
@@ -72,14 +84,14 @@ def evaluate_sweep(
         [
             *training,
             *(note for run, score in zip(runs, scores, strict=True) for note in notes(run.label, score)),
-            judge_note(jury),
+            judge_note(checker),
         ],
     )
     content = [
         {"model": run.model, **run.cascade.record(), "score": asdict(score), "items": [asdict(item) for item in items]}
         for run, score, items in zip(runs, scores, judged, strict=True)
     ]
-    publish(Path(out), "sweep", {"jury": jury_settings(jury), "runs": content}, *tables)
+    publish(Path(out), "sweep", {"jury": checker_settings(checker), "runs": content}, *tables)
 
 
 def _rates_table(runs: Sequence[Run], scores: Sequence[Score]) -> Table:

@@ -25,7 +25,7 @@ from typing import IO, TYPE_CHECKING, Any
 from lacy_stream.files import file_errors
 from lacy_stream.prepare.inputs import RECORD, REFUSED, Input, RefusedRows, Row, find_inputs, read_rows
 from lacy_stream.prepare.lmlm import ValueLocation
-from lacy_stream.prepare.settings import Options, PrepareError
+from lacy_stream.prepare.settings import PrepareError, ShardOptions
 from lacy_stream.progress import SourceProgress
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ def prepare(
     sources: Sequence[str | Path],
     out: str | Path,
     *,
-    options: Options | None = None,
+    options: ShardOptions | None = None,
     overwrite: bool = False,
     on_progress: Callable[[SourceProgress], None] | None = None,
 ) -> Summary:
@@ -109,7 +109,7 @@ def prepare(
         PrepareError: a user can put it right. `out` is then untouched.
         FileError: a source or `out` cannot be read.
     """
-    options = options or Options()
+    options = options or ShardOptions()
     inputs, source_notes = find_inputs(sources, options)
     out = Path(out).expanduser().resolve()
     plan = {"format": FORMAT, "options": asdict(options), "sources": [asdict(i) for i in inputs]}
@@ -151,7 +151,7 @@ def is_validation(id: str, fraction: float) -> bool:
 
 
 def _write(
-    inputs: list[Input], options: Options, data: Path, on_progress: Callable[[SourceProgress], None] | None
+    inputs: list[Input], options: ShardOptions, data: Path, on_progress: Callable[[SourceProgress], None] | None
 ) -> Summary:
     """Write the shards and refused.jsonl into the new folder `data`."""
     data.mkdir()
@@ -185,7 +185,7 @@ def _write(
 
 
 def _all_rows(
-    inputs: list[Input], options: Options, summary: Summary, on_progress: Callable[[SourceProgress], None] | None
+    inputs: list[Input], options: ShardOptions, summary: Summary, on_progress: Callable[[SourceProgress], None] | None
 ) -> Iterator[tuple[Input, Row]]:
     """Yield the rows of all inputs, and call `on_progress` every 100 rows."""
     total = 0 if any(source.kind == "hub" for source in inputs) else sum(source.bytes for source in inputs)
@@ -199,7 +199,7 @@ def _all_rows(
         before += source.bytes
 
 
-def _shard_writer(folder: Path, options: Options) -> MDSWriter:
+def _shard_writer(folder: Path, options: ShardOptions) -> MDSWriter:
     from streaming import MDSWriter
 
     class Writer(MDSWriter):
@@ -229,7 +229,7 @@ def _refused_text(summary: Summary) -> str:
     return "\n".join(["; every row was refused:", *lines]) if lines else ": they hold no rows"
 
 
-def _split_warnings(summary: Summary, options: Options) -> list[str]:
+def _split_warnings(summary: Summary, options: ShardOptions) -> list[str]:
     why = f"--val-fraction {options.val_fraction}, {summary.documents} documents in all"
     empty = [] if summary.train.documents else ["train"]
     if options.val_fraction and not summary.val.documents:

@@ -40,7 +40,7 @@ class KnowledgeError(UsageError):
 
 
 @dataclass
-class Built:
+class BuildSummary:
     """What a build has written."""
 
     articles: int = 0
@@ -145,7 +145,7 @@ def build(
     *,
     options: ReadOptions | None = None,
     on_progress: Callable[[SourceProgress], None] | None = None,
-) -> Built:
+) -> BuildSummary:
     """Write the articles of the sources as a store. After an error there is no such file.
 
     Args:
@@ -162,7 +162,7 @@ def build(
     out = Path(out)
     if out.exists():
         raise KnowledgeError(f"{out} exists; remove it, or choose another --out")
-    built = Built()
+    built = BuildSummary()
     with replaced_file(out) as partial:
         with closing(sqlite3.connect(partial)) as store:
             store.executescript(f"PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF; {SCHEMA}")
@@ -184,7 +184,7 @@ def build(
 
 
 def _articles(
-    sources: list[str], options: ReadOptions, built: Built, on_progress: Callable[[SourceProgress], None] | None
+    sources: list[str], options: ReadOptions, built: BuildSummary, on_progress: Callable[[SourceProgress], None] | None
 ) -> Iterator[tuple[str, str]]:
     """Yield title and text of every article, and count the rows that are not articles as refused."""
     wikitext = [source for source in sources if re.search(r"\.xml(\.bz2|\.gz|\.7z)?$", source)]
@@ -202,7 +202,7 @@ def _articles(
 
 def _reported(
     articles: Iterable[tuple[str, float | None, str, str]],
-    built: Built,
+    built: BuildSummary,
     on_progress: Callable[[SourceProgress], None] | None,
 ) -> Iterator[tuple[str, str]]:
     for number, (source, done, title, text) in enumerate(articles):
@@ -212,7 +212,7 @@ def _reported(
 
 
 def _row_articles(
-    sources: list[str], options: ReadOptions, built: Built
+    sources: list[str], options: ReadOptions, built: BuildSummary
 ) -> Iterator[tuple[str, float | None, str, str]]:
     """Yield source, share read, title and text of the rows of JSONL, Parquet and hub names. The title is read as the
     id, because it names an article."""

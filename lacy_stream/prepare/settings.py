@@ -75,7 +75,7 @@ class ReadOptions:
 
 
 @dataclass(frozen=True)
-class Options(ReadOptions):
+class ShardOptions(ReadOptions):
     """Everything that decides which bytes are written; kept in prepare.json.
 
     Raises:

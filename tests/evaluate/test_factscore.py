@@ -24,13 +24,13 @@ from lacy_stream.evaluate.atomic_facts import (
     sentences,
     verdict_question,
 )
-from lacy_stream.evaluate.factscore import Fact, Judged, aggregate, length_penalty
+from lacy_stream.evaluate.factscore import Fact, JudgedBiography, aggregate, length_penalty
 from lacy_stream.prepare.knowledge import build
 
 
-def judged(name: str, *verdicts: bool | None, skipped: str = "") -> Judged:
+def judged(name: str, *verdicts: bool | None, skipped: str = "") -> JudgedBiography:
     """A biography with facts of these verdicts."""
-    return Judged(name, "text", facts=[Fact(f"{i}.", "s", v) for i, v in enumerate(verdicts)], skipped=skipped)
+    return JudgedBiography(name, "text", facts=[Fact(f"{i}.", "s", v) for i, v in enumerate(verdicts)], skipped=skipped)
 
 
 @pytest.mark.parser
@@ -131,7 +131,7 @@ def test_score_of_hand_built_verdicts():
 
 def test_published_human_verdicts(shared: Path):
     """On FActScore's human verdicts (irrelevant facts unsupported) InstructGPT scores 42.8 and ChatGPT 58.3."""
-    by_model: dict[str, list[Judged]] = defaultdict(list)
+    by_model: dict[str, list[JudgedBiography]] = defaultdict(list)
     for line in gzip.open(shared / "factscore_labeled_human.jsonl.gz", "rt", encoding="utf-8"):
         row = json.loads(line)
         verdicts = [verdict == "S" for _, verdict in row["facts"]]
@@ -287,6 +287,7 @@ def test_a_missing_extra_says_what_to_install(
     assert "needs matplotlib: pip install 'lacy-stream[evaluate]'" in capfd.readouterr().err
 
 
+@pytest.mark.model  # imports Composer
 def test_user_errors_are_one_message(files: Path, capfd: pytest.CaptureFixture[str]):
     """A file that holds no texts, a store that is none, and names that are missing: exit code 2 and the way out."""
     (files / "bad.jsonl").write_text('{"topic": "x"}\n')

@@ -11,7 +11,7 @@ from judges import Reply, scripted_judge
 from lacy_stream.cascade.settings import Delegation
 from lacy_stream.evaluate.atomic_facts import ASK_FACTS
 from lacy_stream.evaluate.biographies import Biography, Cascade
-from lacy_stream.evaluate.factscore import Jury
+from lacy_stream.evaluate.factscore import FactChecker
 from lacy_stream.evaluate.judge import Judge
 from lacy_stream.evaluate.sweep import Run, evaluate_sweep
 from lacy_stream.prepare.knowledge import Knowledge, build
@@ -40,8 +40,10 @@ def test_both_tables(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     methods = [Run("base", Cascade("p", Delegation("random", 0.22)), texts(1, 1, 0.2))]
     with scripted_judge(script) as server:
         judge = Judge(server.url, "m", tmp_path / "cache.db")
-        evaluate_sweep(rates, methods, Jury(judge, Knowledge(tmp_path / "k.db"), {}, threads=2), tmp_path / "out")
-        evaluate_sweep([], methods, Jury(judge, Knowledge(tmp_path / "k.db"), {}), tmp_path / "one")
+        evaluate_sweep(
+            rates, methods, FactChecker(judge, Knowledge(tmp_path / "k.db"), {}, threads=2), tmp_path / "out"
+        )
+        evaluate_sweep([], methods, FactChecker(judge, Knowledge(tmp_path / "k.db"), {}), tmp_path / "one")
     page = (tmp_path / "out" / "sweep.md").read_text()
     assert "| lacy | 0.0 | 5.6 | 25.0 |" in page and "| lacy | 40.1 | 16.7 | 75.0 |" in page
     assert "| base | random | 20.0 |" in page and page.count("# FActScore by") == 2

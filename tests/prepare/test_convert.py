@@ -16,12 +16,12 @@ from typing import Any
 
 import pytest
 
-from lacy_stream.prepare.convert import Options, PrepareError, Summary, id_hash, is_validation, prepare
+from lacy_stream.prepare.convert import PrepareError, ShardOptions, Summary, id_hash, is_validation, prepare
 from lacy_stream.progress import SourceProgress
 from lacy_stream.stream.corpus import open_corpus
 
 ARTICLES = [{"id": f"doc-{n}", "title": f"Title {n}", "text": f"Body of {n}, été.\n"} for n in range(40)]
-NO_VAL = Options(val_fraction=0)
+NO_VAL = ShardOptions(val_fraction=0)
 TEXTS = {row["id"]: f"{row['title']}\n\n{row['text']}" for row in ARTICLES}
 
 
@@ -83,7 +83,7 @@ def test_a_document_larger_than_the_shard_limit_leaves_no_empty_shard(tmp_path: 
     """Shards follow --size-limit and none of them is empty, even where the first document is too large."""
     rows = [{"id": str(n), "text": "long " * (1000 if n == 0 else 50)} for n in range(20)]
     source = write_jsonl(tmp_path / "a.jsonl", rows)
-    prepare([source], tmp_path / "out", options=Options(val_fraction=0, size_limit=2000))
+    prepare([source], tmp_path / "out", options=ShardOptions(val_fraction=0, size_limit=2000))
     shards = json.loads((tmp_path / "out" / "train" / "index.json").read_text())["shards"]
     assert len(shards) > 2 and min(shard["samples"] for shard in shards) > 0
     assert [id for id, _ in read_split(tmp_path / "out" / "train")] == [str(n) for n in range(20)]
@@ -156,7 +156,7 @@ def test_a_column_of_spans_reaches_the_stream(tmp_path: Path):
     """Spans of the rows are spans of the documents of both splits, titles included; without them there is no column."""
     rows = [row | {"spans": [[5, 8]]} for row in ARTICLES] + [{"id": "bad", "text": "t", "spans": [[0, 9]]}]
     source = write_jsonl(tmp_path / "a.jsonl", rows)
-    summary = prepare([source], tmp_path / "out", options=Options(val_fraction=0.3, spans_column="spans"))
+    summary = prepare([source], tmp_path / "out", options=ShardOptions(val_fraction=0.3, spans_column="spans"))
     found = read_spans(tmp_path / "out" / "train") | read_spans(tmp_path / "out" / "val")
     assert found == {f"doc-{n}": [f"of {n},"[:3]] for n in range(40)} and (summary.val.documents or 0) > 0
     assert summary.spans == 40 and summary.calls == {} and refused(tmp_path / "out")[0][1] == "bad"
@@ -175,7 +175,7 @@ def test_lookup_calls_are_counted(tmp_path: Path):
         {"id": "b", "text": "At " + lookup.format("Rome", "last in Rome. ") + lookup.format("no", "So.")},
     ]
     source = write_jsonl(tmp_path / "a.jsonl", rows)
-    options = Options(val_fraction=0, inline_calls="lmlm")
+    options = ShardOptions(val_fraction=0, inline_calls="lmlm")
     summary = prepare([source], tmp_path / "out", options=options)
     expected = {
         "at once": 1,
@@ -225,8 +225,8 @@ def test_adding_rows_does_not_move_the_others(tmp_path: Path):
     """Whether a document is held out depends on its id alone, not on order or neighbours."""
     few = write_jsonl(tmp_path / "few.jsonl", ARTICLES)
     more = [{"id": f"new-{n}", "text": "new"} for n in range(100)] + ARTICLES[::-1]
-    prepare([few], tmp_path / "few", options=Options(val_fraction=0.3))
-    prepare([write_jsonl(tmp_path / "m.jsonl", more)], tmp_path / "more", options=Options(val_fraction=0.3))
+    prepare([few], tmp_path / "few", options=ShardOptions(val_fraction=0.3))
+    prepare([write_jsonl(tmp_path / "m.jsonl", more)], tmp_path / "more", options=ShardOptions(val_fraction=0.3))
     before = {id for id, _ in read_split(tmp_path / "few" / "val")}
     after = {id for id, _ in read_split(tmp_path / "more" / "val") if id.startswith("doc-")}
     assert before == after and 0 < len(before) < 40
@@ -236,7 +236,7 @@ def test_adding_rows_does_not_move_the_others(tmp_path: Path):
 def test_a_split_without_documents_is_said_and_not_written(tmp_path: Path):
     """An empty validation split is a warning and no folder; with --val-fraction 0 it is as wished."""
     source = write_jsonl(tmp_path / "a.jsonl", [{"id": "doc-0", "text": "one"}])
-    summary = prepare([source], tmp_path / "out", options=Options(val_fraction=1e-9))
+    summary = prepare([source], tmp_path / "out", options=ShardOptions(val_fraction=1e-9))
     assert any("no folder val" in warning for warning in summary.warnings)
     assert not (tmp_path / "out" / "val").exists()
     assert prepare([source], tmp_path / "none", options=NO_VAL).warnings == []
@@ -260,7 +260,7 @@ def test_the_same_input_gives_the_same_bytes(tmp_path: Path):
     """Two runs over the same file agree in every byte of every shard, index and refusal."""
     source = write_jsonl(tmp_path / "a.jsonl", [*ARTICLES, {"id": "x"}])
     for out in ("one", "two"):
-        prepare([source], tmp_path / out, options=Options(size_limit=500))
+        prepare([source], tmp_path / out, options=ShardOptions(size_limit=500))
     one = tree(tmp_path / "one")
     assert one == tree(tmp_path / "two") and len(one) > 6
 
@@ -328,7 +328,7 @@ def test_a_damaged_data_set_is_not_called_prepared(tmp_path: Path):
 # ---------------------------------------------------------------- killed, or not alone
 
 
-BIG = Options(size_limit=64 << 10)
+BIG = ShardOptions(size_limit=64 << 10)
 BIG_ROWS = 6000
 
 
