@@ -96,7 +96,7 @@ def call_entry(model: Any) -> int:
     """The id of <CALL>; of a model without, the number of its pieces, where <CALL> would be."""
     from lacy_stream.cascade.vocabulary import open_vocabulary
 
-    return len(open_vocabulary(model.tokenizer).spellings) if model.call_token_id is None else model.call_token_id
+    return len(open_vocabulary(model).spellings) if model.call_token_id is None else model.call_token_id
 
 
 def ilacy(model: Any, rows: Sequence[list[int]]) -> dict[str, np.ndarray]:
@@ -107,7 +107,7 @@ def ilacy(model: Any, rows: Sequence[list[int]]) -> dict[str, np.ndarray]:
     from lacy_stream.cascade.vocabulary import open_vocabulary
     from lacy_stream.objective.scores import uncertainty
 
-    vocabulary, annotator = open_vocabulary(model.tokenizer), default_annotator(model)
+    vocabulary, annotator = open_vocabulary(model), default_annotator(model)
     by_logprob = open_score(Delegation("ilacy-logprob"), model, vocabulary, annotator)
     found: dict[str, list[float]] = {"i-LaCy (log-probability)": [], "i-LaCy (entropy)": []}
     call = call_entry(model)
@@ -142,7 +142,7 @@ def ask(partner: Any, model: Any, rows: Sequence[list[int]]) -> tuple[np.ndarray
     from lacy_stream.cascade.partner import PromptError
     from lacy_stream.cascade.vocabulary import open_vocabulary
 
-    vocabulary = open_vocabulary(model.tokenizer)
+    vocabulary = open_vocabulary(model)
     spellings = partner.vocabulary.spellings
     by_spelling = sorted((s, id) for id, s in enumerate(spellings) if s)
     sorted_spellings = [spelling for spelling, _ in by_spelling]

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from annotator import Annotator, AnnotatorSettings, FactClass
+from annotator import Annotator, FactClass
 from annotator.pipelines import OFFICIAL
-from annotator.tokenizers import is_tokenizer_json
 from lacy_stream.cascade.settings import Delegation
 from lacy_stream.cascade.vocabulary import Vocabulary
 from lacy_stream.errors import UsageError
@@ -173,15 +173,6 @@ def open_score(
 
 
 def default_annotator(model: CallingModel) -> Annotator:
-    """Make the annotator of the model's run, or one with en_core_web_sm if no run is known.
-
-    A model with a tokenizer.json gets the SentencePiece file of mistral-common. Its pieces do not matter here, because
-    only the class of the last word is wanted.
-    """
-    from lacy_stream.recipe import tokenizer_path
-
+    """Make the annotator of the model's run, or one with en_core_web_sm if no run is known."""
     pipeline = model.recipe.annotator.model if model.recipe is not None else None
-    file = model.tokenizer
-    if is_tokenizer_json(file):
-        file = tokenizer_path("package:mistral_common/data/tokenizer.model.v1")
-    return AnnotatorSettings(file, pipeline or OFFICIAL).build()
+    return replace(model.annotator_settings, model=pipeline or OFFICIAL).build()

@@ -122,7 +122,7 @@ def generate(
     """
     if decoding.batch_size > 1 and not takes_batches(model.model):
         raise UsageError(f"batch_size is {decoding.batch_size}: {model.name} takes no position ids, so give 1")
-    vocabulary = open_vocabulary(model.tokenizer)
+    vocabulary = open_vocabulary(model)
     calls = None
     if partner is not None and delegation.call_rate > 0:
         score = open_score(delegation, model, vocabulary, annotator)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-from annotator.tokenizers import Tokenizer, is_tokenizer_json, open_tokenizer
+from annotator.tokenizers import Tokenizer
 from lacy_stream.errors import UsageError
+from lacy_stream.train.checkpoint import CallingModel
 
 
 class Vocabulary:
@@ -74,7 +74,7 @@ class TokenizerVocabulary(Vocabulary):
     def encode(self, text: str) -> list[int]:
         return self._tokenizer.encode(text).ids.tolist()
 
-    encode_special = encode  # such a tokenizer reads names of special pieces as text
+    encode_special = encode
 
 
 class TransformersVocabulary(Vocabulary):
@@ -135,8 +135,17 @@ def _sentencepiece(token: str) -> bytes:
     return token.replace("\u2581", " ").encode()
 
 
-def open_vocabulary(path: Path) -> Vocabulary:
-    """Open the vocabulary of a ``CallingModel.tokenizer``: a SentencePiece file, or the tokenizer.json of a model."""
-    if is_tokenizer_json(path):
-        return TransformersVocabulary(AutoTokenizer.from_pretrained(path.parent, use_fast=True))
-    return TokenizerVocabulary(open_tokenizer(path))
+def open_vocabulary(model: CallingModel) -> Vocabulary:
+    """Open the vocabulary of a model.
+
+    Raises:
+        UsageError: the pieces of its tokenizer do not spell a text.
+    """
+    vocabulary = TokenizerVocabulary(model.open_tokenizer())
+    if vocabulary.spell(vocabulary.encode(SPELLED)) != SPELLED.encode():
+        raise UsageError(f"{model.tokenizer}: a tokenizer whose pieces do not spell the text is not supported")
+    return vocabulary
+
+
+SPELLED = "Ada was born in 1815.\nShe"
+"""A text that tokenizers change if they change texts at all: lower case, dropped line breaks, spaces."""

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 import torch
 
-from annotator import Annotator, AnnotatorSettings, Document, FactClass
+from annotator import Annotator, Document, FactClass
 from annotator.tokenizers import Tokenizer
 from lacy_stream.errors import UsageError
 from lacy_stream.evaluate.judge import Judge, in_parallel
@@ -158,7 +158,7 @@ def score_documents(
     """
     model = load_model(path)
     model.model.to(device)  # type: ignore[arg-type]
-    annotator = AnnotatorSettings(model.tokenizer, pipeline).build()
+    annotator = replace(model.annotator_settings, model=pipeline).build()
     if texts is None and model.recipe is None:
         raise UsageError(f"{path} has no recipe that names held-out data; name documents with --texts")
     documents = read_documents(texts, count) if texts else held_out_documents(cast(Recipe, model.recipe), count)

@@ -18,7 +18,7 @@ from lm_eval.api.registry import register_model
 from lm_eval.evaluator import simple_evaluate
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
-from transformers import AutoTokenizer, LlamaTokenizer, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, LlamaTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from annotator.tokenizers import is_tokenizer_json
 from lacy_stream.errors import UsageError
@@ -45,7 +45,7 @@ class LacyLM(_HFLM):
         loaded = load_model(model) if isinstance(model, str | os.PathLike) else model
         self._call_token_id = loaded.call_token_id
         loaded.model.to(device or "cpu")  # type: ignore[arg-type]
-        tokenizer = hf_tokenizer(loaded.tokenizer)
+        tokenizer = hf_tokenizer(loaded)
         super().__init__(
             pretrained=loaded.model.eval(),
             tokenizer=tokenizer,
@@ -71,15 +71,22 @@ class LacyLM(_HFLM):
         return super()._model_generate(context, max_length, stop, **kwargs)
 
 
-def hf_tokenizer(path: Path) -> PreTrainedTokenizerBase:
-    """Open a SentencePiece file or a tokenizer.json as a tokenizer of transformers.
+def hf_tokenizer(model: CallingModel) -> PreTrainedTokenizerBase:
+    """Open the tokenizer of a model as one of transformers. That of a run is set as in the run.
 
     transformers has two classes for SentencePiece. The one used here calls SentencePiece itself. The fast one converts
     the file, which needs a matching protobuf, and by default it encodes white space in another way. Names of special
     tokens in a text are read as text.
     """
-    if is_tokenizer_json(path):
+    path = model.tokenizer
+    if is_tokenizer_json(path) and model.recipe is None:
         return AutoTokenizer.from_pretrained(path.parent)
+    if is_tokenizer_json(path):  # of a checkpoint: no model may lie beside it
+        return PreTrainedTokenizerFast(
+            tokenizer_file=str(path),
+            eos_token=model.open_tokenizer().pieces()[model.eos_id],
+            split_special_tokens=model.annotator_settings.split_special_tokens,
+        )
     return LlamaTokenizer(vocab_file=str(path), legacy=True, add_bos_token=False, split_special_tokens=True)
 
 

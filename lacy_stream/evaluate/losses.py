@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from annotator import AnnotatorSettings
 from lacy_stream.errors import UsageError
 from lacy_stream.evaluate.models import labels, training_notes
 from lacy_stream.evaluate.results import OURS, Table, publish
@@ -57,7 +57,7 @@ def evaluate_losses(options: LossesOptions) -> None:
     dataset = _dataset(first, options.data, options.split or None)
     length = min(model.max_seq_len for model in loaded.values())
     tables = {}
-    with AnnotationPool(AnnotatorSettings(first.tokenizer, options.parser), label_cache=out / "labels") as pool:
+    with AnnotationPool(replace(first.annotator_settings, model=options.parser), label_cache=out / "labels") as pool:
         for label, model in loaded.items():
             settings = {
                 "model": file_fingerprint(everyone[label]),

@@ -14,12 +14,16 @@ from composer.models import HuggingFaceModel
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils.hub import cached_file
 
-from annotator.tokenizers import Tokenizer, open_tokenizer
+from annotator import AnnotatorSettings
+from annotator.errors import MissingFileError
+from annotator.tokenizers import Tokenizer
+from annotator.tokenizers import tokenizer_file as file_in_folder
 from lacy_stream.errors import UsageError
 from lacy_stream.files import is_hub_name
 from lacy_stream.recipe import HFCausalLM, Recipe, check_recipe, tokenizer_path
 from lacy_stream.train.hugging_face import model_of_config
 from lacy_stream.train.model import build_model, for_composer
+from lacy_stream.train.recipe_data import annotator_settings
 
 SENTENCEPIECE, TOKENIZER_JSON, RECIPE = "tokenizer.model", "tokenizer.json", "recipe.yaml"
 """Names of files in the folder of a model."""
@@ -38,7 +42,7 @@ class CallingModel:
     """A causal language model that may know <CALL>.
 
     model: float32, on the CPU, in eval mode.
-    tokenizer: its SentencePiece file; for other models their tokenizer.json, with its companions beside it.
+    tokenizer: its SentencePiece file or tokenizer.json, with the files that belong to it beside it.
     call_token_id: id of <CALL>, the first after the tokenizer's pieces; None for a model without. Any rows of the
         model's vocabulary after it are never used.
     eos_id: end of text; it also stands before a text's first token, as in training.
@@ -58,6 +62,20 @@ class CallingModel:
     def rank_calls_by(self) -> str:
         """How its run ranked calls, see ``methods.Rank``; by probability where no run is known."""
         return "probability" if self.recipe is None else self.recipe.algorithms.call_mask.rank_calls_by
+
+    @property
+    def annotator_settings(self) -> AnnotatorSettings:
+        """An annotator with its tokenizer, set as in its run, and without a pipeline."""
+        if self.recipe is None:
+            return AnnotatorSettings(self.tokenizer, None)
+        own = self.recipe.tokenizer
+        return AnnotatorSettings(
+            self.tokenizer, None, eos_token=own.eos_token, split_special_tokens=own.split_special_tokens
+        )
+
+    def open_tokenizer(self) -> Tokenizer:
+        """Open its tokenizer, set as in its run."""
+        return self.annotator_settings.open_tokenizer()
 
 
 def describe_training(recipe: Recipe) -> str:
@@ -89,7 +107,7 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     state = _read(path)
     recipe, annotation = _recorded(state, path)
     tokenizer = tokenizer_path(recipe.tokenizer.name)
-    pieces = open_tokenizer(tokenizer, recipe.tokenizer.eos_token)
+    pieces = annotator_settings(recipe, tokenizer).open_tokenizer()
     wrapper = _network(state, recipe, pieces)
     try:
         wrapper.load_state_dict(state["model"])
@@ -192,6 +210,11 @@ def _from_transformers(name: str) -> CallingModel:
 
 def tokenizer_file(name: str) -> Path | None:
     """The file of the tokenizer in a model's folder or hub repository; None where it has none."""
+    if os.path.isdir(name):
+        try:
+            return file_in_folder(name)
+        except MissingFileError:
+            return None
     return _file_of(name, SENTENCEPIECE) or _file_of(name, TOKENIZER_JSON)
 
 

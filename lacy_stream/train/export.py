@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from pathlib import Path
+from typing import Any, cast
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from transformers.convert_slow_tokenizer import generate_merges
 
 from annotator.tokenizers import is_tokenizer_json
@@ -15,9 +17,13 @@ from annotator.tokenizers.sentencepiece import SentencePieceTokenizer
 from lacy_stream.errors import UsageError
 from lacy_stream.files import new_folder
 from lacy_stream.recipe import dump_recipe
-from lacy_stream.train.checkpoint import RECIPE, SENTENCEPIECE, CallingModel, load_model
+from lacy_stream.train.checkpoint import RECIPE, SENTENCEPIECE, TOKENIZER_JSON, CallingModel, load_model
 
 CALL_TOKEN = "<CALL>"
+CALL_SETTINGS = {"special": True, "normalized": False, "lstrip": False, "rstrip": False, "single_word": False}
+CONFIG, SPECIAL_TOKENS = "tokenizer_config.json", "special_tokens_map.json"
+MODEL_INPUTS = ["input_ids", "attention_mask"]
+"""What a tokenizer gives to a model: a Llama refuses token_type_ids."""
 PROBE = "  Größe 1987: the ꙮ's\n\n</s> <CALL> unbelievable mitochondria "
 """A text in which tokenizers that are set up otherwise differ."""
 
@@ -46,12 +52,12 @@ def export(checkpoint: str | os.PathLike[str], out: str | os.PathLike[str]) -> C
 
 
 def write_folder(calling: CallingModel, folder: Path) -> None:
-    """Write a model with a SentencePiece tokenizer as ``export`` does, into a new folder.
+    """Write a model as ``export`` does, into a new folder.
 
     Raises:
-        UsageError: the model has no <CALL>, or another tokenizer.
+        UsageError: the model has no <CALL>; or the tokenizer cannot be given as a fast one of transformers.
     """
-    if calling.call_token_id is None or is_tokenizer_json(calling.tokenizer):
+    if calling.call_token_id is None:
         raise UsageError(f"{calling.name} is a Hugging Face model already: there is nothing to export")
     config = calling.model.config
     config.use_cache = True  # off in training; generation is slow without
@@ -59,10 +65,61 @@ def write_folder(calling: CallingModel, folder: Path) -> None:
     if (generation := calling.model.generation_config) is not None:
         generation.use_cache = True
     calling.model.save_pretrained(folder)
-    transformers_tokenizer(calling).save_pretrained(folder)
-    shutil.copyfile(calling.tokenizer, folder / SENTENCEPIECE)
+    if is_tokenizer_json(calling.tokenizer):
+        _copy_tokenizer_json(calling, folder)
+    else:
+        transformers_tokenizer(calling).save_pretrained(folder)
+        shutil.copyfile(calling.tokenizer, folder / SENTENCEPIECE)
     if calling.recipe is not None:
         (folder / RECIPE).write_text(dump_recipe(calling.recipe), encoding="utf-8")
+
+
+def _copy_tokenizer_json(calling: CallingModel, folder: Path) -> None:
+    """Copy a tokenizer.json and what belongs to it. It stays as it is, so that it gives its ids: the
+    tokenizer_config.json beside it adds <CALL>, and says what else the run has set.
+
+    Raises:
+        UsageError: transformers gives other ids than the run, or <CALL> another id.
+    """
+    tokenizer = calling.open_tokenizer()
+    assert calling.call_token_id is not None, "write_folder refuses a model without <CALL>"
+    original, *companions = tokenizer.files
+    shutil.copyfile(original, folder / TOKENIZER_JSON)
+    for file in companions:
+        if file.name not in (CONFIG, SPECIAL_TOKENS):  # they become one
+            shutil.copyfile(file, folder / file.name)
+    config = _config(original.parent / SPECIAL_TOKENS) | _config(original.parent / CONFIG)
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", "model_input_names": MODEL_INPUTS} | config
+    config["eos_token"] = tokenizer.pieces()[calling.eos_id]
+    config["split_special_tokens"] = calling.annotator_settings.split_special_tokens
+    further = [token for token in config.get("additional_special_tokens") or [] if _name(token) != CALL_TOKEN]
+    config["additional_special_tokens"] = [*further, CALL_TOKEN]
+    if "added_tokens_decoder" in config:  # then transformers reads special tokens from there only
+        config["added_tokens_decoder"][str(calling.call_token_id)] = {"content": CALL_TOKEN} | CALL_SETTINGS
+    (folder / CONFIG).write_text(json.dumps(config, indent=2, ensure_ascii=False), encoding="utf-8")
+    theirs = cast(PreTrainedTokenizerBase, AutoTokenizer.from_pretrained(folder))
+    _check_call_id(theirs, calling)
+    if theirs(PROBE, add_special_tokens=False)["input_ids"] != tokenizer.encode(PROBE).ids.tolist():
+        raise UsageError(
+            f"{calling.tokenizer}: transformers reads it as {type(theirs).__name__}, which gives other ids than the "
+            f"tokenizer.json. Set tokenizer_class to PreTrainedTokenizerFast in the {CONFIG} beside it"
+        )
+
+
+def _config(path: Path) -> dict[str, Any]:
+    """A config file beside a tokenizer.json, in which a token is its name."""
+    found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return {key: _name(value) if key.endswith("_token") and value else value for key, value in found.items()}
+
+
+def _name(token: Any) -> Any:
+    return token["content"] if isinstance(token, dict) else token
+
+
+def _check_call_id(tokenizer: PreTrainedTokenizerBase, calling: CallingModel) -> None:
+    found = tokenizer.convert_tokens_to_ids(CALL_TOKEN)
+    if found != calling.call_token_id:
+        raise UsageError(f"{CALL_TOKEN} would be id {found} instead of {calling.call_token_id} in {calling.tokenizer}")
 
 
 def transformers_tokenizer(calling: CallingModel) -> PreTrainedTokenizerFast:
@@ -86,11 +143,10 @@ def transformers_tokenizer(calling: CallingModel) -> PreTrainedTokenizerFast:
         clean_up_tokenization_spaces=False,
         split_special_tokens=True,
         model_max_length=calling.max_seq_len,
+        model_input_names=MODEL_INPUTS,
     )
     tokenizer.add_special_tokens({"additional_special_tokens": [CALL_TOKEN]})
-    found = tokenizer.convert_tokens_to_ids(CALL_TOKEN)
-    if found != calling.call_token_id:
-        raise UsageError(f"{CALL_TOKEN} would be id {found} instead of {calling.call_token_id} in {calling.tokenizer}")
+    _check_call_id(tokenizer, calling)
     if tokenizer(PROBE)["input_ids"] != ours.encode(PROBE).ids.tolist():
         raise UsageError(
             f"{calling.tokenizer} is no SentencePiece BPE model with byte pieces and a space before each text"

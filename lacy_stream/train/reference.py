@@ -6,7 +6,7 @@ import hashlib
 import os
 from pathlib import Path
 
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from annotator.tokenizers import Tokenizer, is_tokenizer_json, open_tokenizer
 from lacy_stream.errors import UsageError
@@ -33,13 +33,15 @@ def load_reference(path: str | os.PathLike[str], tokenizer: Path, max_seq_len: i
     if not path.exists():
         raise ReferenceModelError(f"there is no file or folder {os.fspath(path)!r}")
     ours = open_tokenizer(tokenizer)
-    model = _from_folder(path, tokenizer.name, ours) if path.is_dir() else _from_checkpoint(path, ours)
-    pieces = ours.vocab_size
-    entries = model.config.vocab_size
-    if entries not in (pieces, pieces + 1):
+    model, same = _from_folder(path, tokenizer.name, ours) if path.is_dir() else _from_checkpoint(path, ours)
+    pieces, entries = ours.vocab_size, model.get_output_embeddings().weight.shape[0]  # type: ignore[union-attr]
+    if same and entries > pieces + 1:
+        model.resize_token_embeddings(pieces)  # without the rows that pad it
+    elif entries not in (pieces, pieces + 1):
         raise ReferenceModelError(
             f"{path} has a vocabulary of {entries} entries; the tokenizer {tokenizer.name} has {pieces} pieces: the "
-            f"reference model must have {pieces} entries, or one more for <CALL>"
+            f"reference model must have {pieces} entries, or one more for <CALL>; or a tokenizer of its own that gives "
+            "the same ids"
         )
     context = getattr(model.config, "max_position_embeddings", None)
     if context is not None and context < max_seq_len:
@@ -49,30 +51,31 @@ def load_reference(path: str | os.PathLike[str], tokenizer: Path, max_seq_len: i
     return model.eval().requires_grad_(False)
 
 
-def _from_checkpoint(path: Path, ours: Tokenizer) -> PreTrainedModel:
+def _from_checkpoint(path: Path, ours: Tokenizer) -> tuple[PreTrainedModel, bool]:
     checkpoint = load_checkpoint(path)
     if _sha256(checkpoint.tokenizer) != ours.sha256:
         raise ReferenceModelError(f"{path} was trained with another tokenizer, {checkpoint.tokenizer.name}")
-    return checkpoint.model
+    return checkpoint.model, True
 
 
-def _from_folder(path: Path, name: str, ours: Tokenizer) -> PreTrainedModel:
+def _from_folder(path: Path, name: str, ours: Tokenizer) -> tuple[PreTrainedModel, bool]:
+    """The model of a folder, and whether its tokenizer is known to give our ids."""
     try:
         model = AutoModelForCausalLM.from_pretrained(path, torch_dtype="float32")
     except (OSError, ValueError) as error:
         raise ReferenceModelError(f"{path} is no Hugging Face model: {str(error).splitlines()[0]}") from None
     own = tokenizer_file(os.fspath(path))
-    if own is not None and not is_tokenizer_json(own):
-        if _sha256(own) != ours.sha256:
-            raise ReferenceModelError(f"{path} has another tokenizer: its {own.name} is not {name}")
-    elif own is not None:
-        vocabulary = AutoTokenizer.from_pretrained(path).get_vocab()
-        for number, piece in enumerate(ours.pieces()):
-            if vocabulary.get(piece) != number:
-                raise ReferenceModelError(
-                    f"{path} has another tokenizer: piece {piece!r} is {vocabulary.get(piece)} there, {number} here"
-                )
-    return model
+    if own is None or _sha256(own) == ours.sha256:
+        return model, own is not None
+    if not (is_tokenizer_json(own) or is_tokenizer_json(ours.files[0])):
+        raise ReferenceModelError(f"{path} has another tokenizer: its {own.name} is not {name}")
+    theirs = {piece: number for number, piece in enumerate(open_tokenizer(own).pieces())}
+    for number, piece in enumerate(ours.pieces()):
+        if piece and theirs.get(piece) != number:
+            raise ReferenceModelError(
+                f"{path} has another tokenizer: piece {piece!r} is {theirs.get(piece)} there, {number} here"
+            )
+    return model, True
 
 
 def _sha256(path: Path) -> str:

@@ -69,7 +69,7 @@ class Scripted:
 
 def plain(model: CallingModel, prompt: str, tokens: int) -> str:
     """What transformers generates, <CALL> banned."""
-    vocabulary = open_vocabulary(model.tokenizer)
+    vocabulary = open_vocabulary(model)
     ids = [2, *vocabulary.encode(prompt)]
     out = model.model.generate(
         torch.tensor([ids]),

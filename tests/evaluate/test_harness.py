@@ -49,7 +49,7 @@ def request(kind: str, *arguments: object) -> Instance:
 def test_calls_are_banned(calling: CallingModel):
     """Log-likelihoods are those of the other tokens, renormalised; <CALL>, though it leads everywhere, never comes."""
     context, answer = "Ada was born in", " London"
-    model, tokenizer = LacyLM(calling), hf_tokenizer(calling.tokenizer)
+    model, tokenizer = LacyLM(calling), hf_tokenizer(calling)
     ids = torch.tensor([tokenizer(context + answer).input_ids])
     start = len(tokenizer(context).input_ids)
     with torch.no_grad():
@@ -65,7 +65,7 @@ def test_calls_are_banned(calling: CallingModel):
 def test_a_model_without_calls_is_not_changed(calling: CallingModel):
     """Where a model knows no <CALL>, nothing is banned."""
     context, answer = "Ada was born in", " London"
-    tokenizer = hf_tokenizer(calling.tokenizer)
+    tokenizer = hf_tokenizer(calling)
     ids = torch.tensor([tokenizer(context + answer).input_ids])
     start = len(tokenizer(context).input_ids)
     with torch.no_grad():
@@ -75,12 +75,12 @@ def test_a_model_without_calls_is_not_changed(calling: CallingModel):
     assert found == pytest.approx(whole.sum().item(), abs=1e-3)
 
 
-def test_tokenizer_is_sentencepieces(tokenizer_path: Path):
+def test_tokenizer_is_sentencepieces(calling: CallingModel, tokenizer_path: Path):
     """Hugging Face's view of the tokenizer file encodes as SentencePiece does, white space included."""
     import sentencepiece
 
     pieces = sentencepiece.SentencePieceProcessor(model_file=str(tokenizer_path))
-    tokenizer = hf_tokenizer(tokenizer_path)
+    tokenizer = hf_tokenizer(calling)
     for text in ("Ada was born", " two  spaces ", "line\nbreak\n", "1987, Zoë 東京 🙂", "<s> </s> <CALL>", ""):
         assert tokenizer(text).input_ids == pieces.encode(text), text
 

@@ -17,16 +17,27 @@ import torch
 import zstandard
 from composer import Trainer
 from composer.loggers import InMemoryLogger
+from real_tokenizers import make
 from torch.utils.data import DataLoader
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BertConfig, BertLMHeadModel, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BertConfig,
+    BertLMHeadModel,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 
 from annotator import FactClass
+from annotator.tokenizers import Tokenizer, open_tokenizer
 from lacy_stream.cli.main import main
 from lacy_stream.recipe import HFCausalLM, RecipeError
 from lacy_stream.train.call_mask import CallMask
 from lacy_stream.train.checkpoint import load_model
 from lacy_stream.train.hugging_face import causal_model, check_causal
 from lacy_stream.train.model import build_model, for_composer
+from lacy_stream.train.reference import load_reference
 
 pytestmark = pytest.mark.model
 
@@ -301,16 +312,23 @@ def articles(shared: Path, count: int) -> Iterator[str]:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("kind", ["sentencepiece", "tokenizer.json"])
 def test_run_export_and_use_of_any_model(
-    corpus: Path, tiny_partner: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    kind: str, corpus: Path, tiny_partner: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A recipe's run of a small Llama is resumed, and its checkpoint is exported, shown, evaluated and used in a
-    cascade as that of any GPT-2, from the checkpoint alone: the folder that its configuration came from is gone."""
-    sizes = {"model_type": "llama", "max_position_embeddings": 64} | SIZES["llama"]
+    """A recipe's run of a small Llama on raw text, with a tokenizer of either kind, is resumed, and its checkpoint is
+    exported, shown, evaluated and used in a cascade as that of any GPT-2, from the checkpoint alone: the folder that
+    its configuration came from is gone."""
+    name, eos_token = "package:mistral_common/data/tokenizer.model.v1", "</s>"
+    if kind == "tokenizer.json":  # whose config says that a text ends with <|endoftext|>
+        name, eos_token = str(make("smollm2", tmp_path / "tokenizer")), "<|im_end|>"
+    tokenizer = open_tokenizer(name, eos_token)
+    sizes = {"model_type": "llama", "max_position_embeddings": 64, "vocab_size": tokenizer.vocab_size} | SIZES["llama"]
     config = AutoConfig.for_model(**sizes)
     config.save_pretrained(tmp_path / "config")
     recipe = tmp_path / "llama.yaml"
-    recipe.write_text(RECIPE.format(corpus=corpus, config=tmp_path / "config"))
+    named = {"tokenizer": name, "eos_token": eos_token}
+    recipe.write_text(RECIPE.format(corpus=corpus, config=tmp_path / "config", **named))
     for duration in ("2ba", "4ba"):
         command = [sys.executable, "-m", "lacy_stream", recipe, f"max_duration={duration}"]
         done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=500)
@@ -319,16 +337,31 @@ def test_run_export_and_use_of_any_model(
     checkpoint, exported = tmp_path / "run" / "latest-rank0.pt", tmp_path / "exported"
     assert main(["export", str(checkpoint), str(exported)]) == 0
     theirs, ours = AutoModelForCausalLM.from_pretrained(exported).eval(), load_model(checkpoint)
-    assert theirs.config.vocab_size == 32_064 and (ours.call_token_id, ours.max_seq_len) == (32_000, 32)
+    assert theirs.config.vocab_size == (32_064 if kind == "sentencepiece" else 49_216)
+    assert (ours.call_token_id, ours.eos_id, ours.max_seq_len) == (tokenizer.vocab_size, tokenizer.eos_id, 32)
+    assert_same_ids(AutoTokenizer.from_pretrained(exported), tokenizer, eos_token)
     ids = torch.arange(30)[None] * 900
     with torch.no_grad():
         assert torch.allclose(theirs(ids).logits, ours.model(ids).logits, atol=1e-5)
-    assert load_model(exported).max_seq_len == 32
+    again = load_model(exported)
+    assert (again.call_token_id, again.eos_id, again.max_seq_len) == (ours.call_token_id, ours.eos_id, 32)
+    reference = load_reference(exported, ours.tokenizer, 32)
+    assert reference.config.vocab_size == tokenizer.vocab_size, "without the rows that pad it"
     assert main(["show-calls", str(checkpoint)]) == 0
     assert "delegated to a larger model" in capsys.readouterr().out
     prompt = ["--prompt", "Ada Lovelace wrote", "--max-new-tokens", "8"]
     assert main(["generate", str(exported), "--partner", str(tiny_partner), *prompt]) == 0
     assert main(["evaluate", "losses", str(checkpoint), "--out", str(tmp_path / "scores"), "--limit", "2"]) == 0
+
+
+def assert_same_ids(theirs: PreTrainedTokenizerFast, ours: Tokenizer, eos_token: str) -> None:
+    """The tokenizer of an exported folder gives the run's ids, spells special names, and has <CALL> after them."""
+    assert theirs.convert_tokens_to_ids("<CALL>") == ours.vocab_size == len(theirs) - 1
+    assert theirs.eos_token == eos_token
+    for text in ("Ada Lovelace wrote 12 letters.\n", "  Größe ꙮ", "<|endoftext|> </s> <|im_end|> <CALL>", "don't"):
+        ids = theirs(text, add_special_tokens=False)["input_ids"]
+        assert ids == ours.encode(text).ids.tolist(), text
+        assert theirs.decode(ids) == text
 
 
 RECIPE = """
@@ -340,8 +373,8 @@ model:
   pretrained: false
   config_overrides: {{num_hidden_layers: 1}}
   pad_vocab_to_multiple_of: 64
-tokenizer: {{name: package:mistral_common/data/tokenizer.model.v1}}
-annotator: {{num_workers: 1}}
+tokenizer: {{name: "{tokenizer}", eos_token: "{eos_token}"}}
+annotator: {{num_workers: 1, engine: numba}}
 train_loader: {{dataset: {{local: {corpus}, split: train, shuffle: true}}, lanes: 4}}
 eval_loader: {{dataset: {{local: {corpus}, split: val}}, lanes: 4}}
 optimizer: {{lr: 1.0e-2}}
