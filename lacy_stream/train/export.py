@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from transformers.convert_slow_tokenizer import generate_merges
 
 from annotator.tokenizers import is_tokenizer_json
@@ -97,7 +97,7 @@ def _copy_tokenizer_json(calling: CallingModel, folder: Path) -> None:
     if "added_tokens_decoder" in config:  # then transformers reads special tokens from there only
         config["added_tokens_decoder"][str(calling.call_token_id)] = {"content": CALL_TOKEN} | CALL_SETTINGS
     (folder / CONFIG).write_text(json.dumps(config, indent=2, ensure_ascii=False), encoding="utf-8")
-    theirs = cast(PreTrainedTokenizerBase, AutoTokenizer.from_pretrained(folder))
+    theirs = cast(PreTrainedTokenizerFast, AutoTokenizer.from_pretrained(folder))
     _check_call_id(theirs, calling)
     if theirs(PROBE, add_special_tokens=False)["input_ids"] != tokenizer.encode(PROBE).ids.tolist():
         raise UsageError(
@@ -116,7 +116,7 @@ def _name(token: Any) -> Any:
     return token["content"] if isinstance(token, dict) else token
 
 
-def _check_call_id(tokenizer: PreTrainedTokenizerBase, calling: CallingModel) -> None:
+def _check_call_id(tokenizer: PreTrainedTokenizerFast, calling: CallingModel) -> None:
     found = tokenizer.convert_tokens_to_ids(CALL_TOKEN)
     if found != calling.call_token_id:
         raise UsageError(f"{CALL_TOKEN} would be id {found} instead of {calling.call_token_id} in {calling.tokenizer}")

@@ -103,14 +103,14 @@ def on_two_ranks(train: Callable[..., Any], *changes: Any) -> list[tuple[list[st
         ranks = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "NODE_RANK": 0}
         os.environ |= {name: str(value) for name, value in ranks.items()}
         os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-        if torch.distributed.is_initialized():  # by the runs before
-            torch.distributed.destroy_process_group()
         torch.set_num_threads(1)  # a fork has none of its parent's threads, nor those of its pools
         pools._pools.clear()
         trainer = train({"device_train_microbatch_size": 2}, *changes)
         fractions = trainer.metrics.get("call_mask/call_fraction", [])
         results.put((rank, trainer.record.digests, [float(value) for _, value in fractions]))
 
+    if torch.distributed.is_initialized():  # by the runs before; a fork cannot end a group whose threads it lacks
+        torch.distributed.destroy_process_group()
     processes = [context.Process(target=rank_of_run, args=(rank,)) for rank in (0, 1)]
     for process in processes:
         process.start()
