@@ -276,7 +276,7 @@ class OtherScheduler(OpenSection):
 
 
 def _by_name(ours: str) -> Discriminator:
-    """Tells a section of ours from any other, by its `name`; without one it is ours."""
+    """Distinguish our own section from any other by its `name`; without one it is ours."""
 
     def kind(value: Any) -> str:
         name = value.get("name", ours) if isinstance(value, Mapping) else getattr(value, "name", ours)

@@ -134,7 +134,7 @@ def hold(folder: str, fingerprint: str) -> None:
 
 
 def fill_the_disk(folder: str) -> None:
-    """Put documents until the disk is full, and go on."""
+    """Put documents until the disk is full, and continue."""
     cache_module.COMMIT_BYTES = 100_000
     report = Report()
     cache = LabelCache(folder, FINGERPRINT, 1 << 30, report)

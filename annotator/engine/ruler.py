@@ -17,7 +17,7 @@ from annotator.engine.structure import UnknownPipelineError
 from annotator.records import Pos
 
 _ATTRIBUTES = ("TAG", "LOWER", "DEP", "IS_SPACE")
-_IGNORED = ("MORPH", "LEMMA")  # attributes that a pattern may set and no rule of ours reads
+_IGNORED = ("MORPH", "LEMMA")  # attributes that a pattern may set and none of our rules reads
 
 
 class RulerTables(NamedTuple):

@@ -61,7 +61,7 @@ class PieceTable:
         """The rows of chunks; None where pieces do not spell a chunk."""
         # Spaces at the end of the text have to stay there: they would go together with those of another chunk.
         unseen = sorted(chunks, key=lambda chunk: not chunk.strip(" "))
-        # SentencePiece puts no space before nothing: what is blank is encoded behind something.
+        # SentencePiece puts no space before nothing: blank text is encoded after something.
         if blank := not unseen[0].strip(" "):
             unseen.insert(0, "a")
         encoded = self._encode(" ".join(unseen))

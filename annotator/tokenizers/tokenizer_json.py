@@ -11,7 +11,7 @@ from annotator.errors import AnnotatorError
 from annotator.tokenizers.byte_level import steps
 
 _SPACE = "\u2581"  # stands for U+0020 in SentencePiece's vocabularies
-_SUFFIX = "##"  # of WordPiece: a piece that goes on with a word
+_SUFFIX = "##"  # of WordPiece: a piece that continues a word
 
 
 class SpecialIds(NamedTuple):

@@ -5,7 +5,7 @@ decoder     a model and its cache: ids -> logits
 delegation  logits -> score
 thresholds  scores so far -> threshold
 partner     the interface of the larger model: text -> candidates for the next token
-local, endpoint, open   a partner in this process, one behind an HTTP endpoint, and either of them by its name
+local, endpoint, open   a partner in this process, one at an HTTP endpoint, and either of them by its name
 articles    what the partner reads before a text
 vocabulary, bridge      a token of the partner -> tokens of the small model
 generation  all of these together: prompts -> texts

@@ -133,7 +133,7 @@ def _print_summary(summary: Summary, out: str) -> None:
 
 
 def _print_labels(console: Console, summary: Summary) -> None:
-    """What became of labels that came with the documents."""
+    """What happened to labels that came with the documents."""
     from rich.table import Table
 
     if summary.calls:

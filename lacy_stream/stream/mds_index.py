@@ -33,7 +33,7 @@ class DamageError(ValueError):
 
 
 def describe_error(error: BaseException) -> str:
-    """Say what an error was, with its type unless it is one of ours."""
+    """Say what an error was, with its type unless it is an error of lacy-stream."""
     if isinstance(error, DataError | DamageError):
         return str(error)
     cause = getattr(error, "last_exception", None)  # boto3's RetriesExceededError hides its cause here

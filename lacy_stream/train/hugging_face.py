@@ -73,7 +73,7 @@ def causal_model(
         RecipeError: as ``read_config``; or the weights are not those of a causal model; or its logits cannot be had.
     """
     config = read_config(wanted, pieces=pieces, max_seq_len=max_seq_len)
-    trained = getattr(config, "call_token_id", None) == pieces  # by a run of ours, which this one continues
+    trained = getattr(config, "call_token_id", None) == pieces  # by a lacy-stream run, which this one continues
     if not wanted.pretrained:
         model = AutoModelForCausalLM.from_config(config, torch_dtype=torch.float32, **_attention(wanted))
         check_causal(model)

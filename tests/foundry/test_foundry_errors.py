@@ -142,7 +142,7 @@ def test_loss_that_is_a_mapping(tokenizer: PreTrainedTokenizerBase, run: dict[st
 
 
 def test_metric_without_call_mask() -> None:
-    """A metric of ours in a run without a call mask says what it lacks."""
+    """One of our metrics in a run without a call mask says what it lacks."""
     with pytest.raises(UsageError, match="CallLoss takes the id of <CALL> from algorithms.call_mask"):
         build_metric("call_loss", {}).update(torch.zeros(1, 2, 8), torch.zeros(1, 2, dtype=torch.long))
 

@@ -185,7 +185,7 @@ def test_spare_row_is_taken(tmp_path: Path, caplog: pytest.LogCaptureFixture) ->
 
 
 def test_row_that_was_trained_is_kept(tmp_path: Path) -> None:
-    """The row of <CALL> in a model that a run of ours has exported is not set anew."""
+    """The row of <CALL> in a model that lacy-stream has exported is not set again."""
     model = new("llama", initializer_range=0.5)
     model.save_pretrained(tmp_path / "exported")
     again = continued(tmp_path / "exported")

@@ -23,7 +23,7 @@ from annotator.spans import SPANS_VERSION
 
 KEY_BYTES = 16
 FORMAT = "1"
-"""Version of keys and records. A store of another version is made anew."""
+"""Version of keys and records. A store of another version is replaced."""
 
 _HEADER = struct.Struct("<II")
 _IDS_OF_DOCUMENT, _IDS_16, _IDS_32 = range(3)
