@@ -9,7 +9,8 @@ A test without a marker is of the kind `unit`, and `make quick` runs these. The 
 
 A test that uses one of the fixtures below has its kind without a marker. A file of one kind says `pytestmark`, and is
 not even imported by `make quick`. A unit test that takes what it may not take fails and is told which marker it
-needs. """
+needs.
+"""
 
 from __future__ import annotations
 
