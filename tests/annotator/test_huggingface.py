@@ -86,6 +86,7 @@ def test_which_are_separable(hf: HuggingFaceTokenizer) -> None:
 @example("a \U00050000 b")
 @example("the \u0301 the")
 @given(odder_text)
+@pytest.mark.slow
 def test_ids_and_offsets_on_odd_text(hf: HuggingFaceTokenizer, text: str) -> None:
     """Ids are the library's for the whole text, twice; offsets are monotone from 0 to the text's end, without gaps."""
     ids = library_of(hf).encode(text, add_special_tokens=False).ids
@@ -110,6 +111,7 @@ def library_of(tokenizer: HuggingFaceTokenizer) -> tokenizers.Tokenizer:
 @example("born  in 1987\n \u4e2d 7")
 @example("Marie Curie was born in 1987 \U0001f600 ")
 @given(odd_text)
+@pytest.mark.slow
 def test_a_piece_has_the_class_of_its_word(hf: HuggingFaceTokenizer, annotator: Annotator, text: str) -> None:
     """A piece has the class of the word that holds its first code point other than a space; see test_tokenizers."""
     found = annotator.explain(text)
@@ -125,6 +127,7 @@ def test_a_piece_has_the_class_of_its_word(hf: HuggingFaceTokenizer, annotator: 
 @some
 @example("\U0001f9ff\t\n x")
 @given(text=odder_text)
+@pytest.mark.slow
 def test_decode_gives_the_text_and_the_places_back(hf: HuggingFaceTokenizer, text: str) -> None:
     """Ids that spell a text decode to it, and to the offsets that encode gives."""
     encoded, decoded = hf.encode(text), hf.decode(hf.encode(text).ids)
@@ -140,6 +143,7 @@ def test_decode_gives_the_text_and_the_places_back(hf: HuggingFaceTokenizer, tex
 
 @some
 @given(ids=st.lists(st.integers(0, 300), max_size=24))
+@pytest.mark.slow
 def test_segments_of_any_ids(hf: HuggingFaceTokenizer, ids: list[int]) -> None:
     """Whatever the ids, segments joined are the row, in order, and each ends with the only end-of-document id."""
     special = [id for id in (hf.eos_id, hf.bos_id) if id >= 0]
