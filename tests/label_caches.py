@@ -163,7 +163,7 @@ def open_or_say_why(folder: str) -> None:
 
 
 def read_and_write_again(folder: str) -> None:
-    """Read what can be read of a store, annotate the rest anew, and print how much was whole and damaged."""
+    """Read what can be read of a store, annotate the rest again, and print how much was whole and damaged."""
     report = Report()
     cache = LabelCache(folder, FINGERPRINT, 1 << 30, report)
     for number in range(300):

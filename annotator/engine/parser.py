@@ -3,11 +3,11 @@
 A state has a stack, a buffer and the arcs drawn so far. At first the stack is empty and the buffer holds all words. The
 best valid move is taken until both are empty. ``s0`` is the top of the stack and ``b0`` the front of the buffer:
 
-    SHIFT    "S"        b0 goes onto the stack.
+    SHIFT    "S"        b0 is pushed onto the stack.
     REDUCE   "D"        s0 leaves the stack. If it has no head yet and other words are below it, it goes back to the
                         front of the buffer.
     LEFT     "L-nsubj"  s0 gets the head b0 and the label, and leaves the stack.
-    RIGHT    "R-dobj"   b0 gets the head s0 and the label, and goes onto the stack.
+    RIGHT    "R-dobj"   b0 gets the head s0 and the label, and is pushed onto the stack.
     BREAK    "B-ROOT"   the second word of the buffer begins a sentence.
 
 "Ada wrote letters" takes six moves:

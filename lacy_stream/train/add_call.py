@@ -47,7 +47,7 @@ def add_call(
     """Write a checkpoint whose model has a row for <CALL>: the mean of the other rows, with moments of 0.
 
     Args:
-        checkpoint: file of a Composer run with a model of transformers, whoever trained it. It is a pickle, which can
+        checkpoint: file of a Composer run with a model of transformers, from any trainer. It is a pickle, which can
             run code: use only your own.
         out: the file to write.
         tokenizer: of the run. <CALL> is the first id after its ids, which may be a spare row; without one, the first id

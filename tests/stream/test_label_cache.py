@@ -118,7 +118,7 @@ def test_another_fingerprint_misses(tmp_path: Path) -> None:
 
 @pytest.mark.process
 def test_fingerprint_that_shares_the_folder_name(tmp_path: Path) -> None:
-    """Of two fingerprints that begin alike, the second does not get the labels of the first: its store is made anew,
+    """Of two fingerprints that begin alike, the second does not get the labels of the first: its store is replaced,
     or, while the first is in use, is an error."""
     twin = FINGERPRINT[:16] + "0" * 48
     filled(tmp_path, 10)
@@ -190,7 +190,7 @@ def test_closed_cache(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("arguments", [("../../etc/passwd", MB), ("abc", MB), (FINGERPRINT, 0)])
 def test_impossible_arguments(tmp_path: Path, arguments: tuple[str, int]) -> None:
-    """A fingerprint that is none, and a limit without room, are errors before anything is made."""
+    """An invalid fingerprint, and a limit without room, are errors before anything is made."""
     with pytest.raises(ValueError):
         LabelCache(tmp_path / "new", *arguments)
     assert not (tmp_path / "new").exists()

@@ -135,7 +135,7 @@ def test_folder_that_cannot_be_written(tmp_path: Path) -> None:
 
 def test_damaged_value(tmp_path: Path) -> None:
     """A bit that flips in a value makes it a miss with an event; its neighbours are served, and once the document is
-    annotated anew it is whole again."""
+    labelled again it is whole."""
     filled(tmp_path, 50, tokens=1000)
     raw = bytearray(data_file(tmp_path).read_bytes())
     place = raw.find(document(20, 1000)[1].ids.astype("<u2").tobytes())
@@ -178,7 +178,7 @@ def test_damaged_index(tmp_path: Path, place: str) -> None:
 @pytest.mark.process
 @pytest.mark.parametrize("damage", ["no LMDB file", "zeroed", "cut off", "empty", "index page"])
 def test_damaged_store(tmp_path: Path, damage: str) -> None:
-    """Where LMDB itself cannot read the file, the run goes on without crash, and the store is made anew, at the
+    """Where LMDB itself cannot read the file, the run continues without a crash, and the store is replaced, at the
     latest when it is opened again."""
     filled(tmp_path, 300)
     file = data_file(tmp_path)
