@@ -9,7 +9,11 @@ From the logits [rows, length, 32001] to their gradient, in turn, each in a proc
 - a3: ours with a call mask (equation A.3);
 - a4: ours with a call mask and an ignore mask (A.4).
 
-The peak is what comes on top of the logits, whose gradient (as large as they are) is a part of every peak.
+The peak is what comes on top of the logits, whose gradient (as large as they are) is a part of every peak. With
+``--width D`` everything begins with the hidden states [rows, length, D] and the weight of the output layer instead, as a
+model has them, and one more way takes part:
+
+- hidden: ours with a call mask, from hidden states, so that the logits are never held.
 """
 
 from __future__ import annotations
@@ -28,19 +32,20 @@ from typing import Any
 
 VOCABULARY, CALL = 32_001, 32_000
 WAYS = ("hf", "a3", "a4")
+OF_HIDDEN_STATES = (*WAYS, "hidden")
 
 
-def step(way: str, logits: Any, labels: Any, masks: Any) -> None:
-    """Loss and gradient of one batch."""
+def step(way: str, source: tuple[Any, ...], labels: Any, masks: Any) -> None:
+    """Loss and gradient of one batch, from (logits,) or from (hidden states, weight)."""
+    import torch.nn.functional as F
     from transformers.loss.loss_utils import ForCausalLMLoss
 
-    from lacy_stream.objective.losses import token_losses, training_loss
+    from lacy_stream.objective.losses import HiddenStates, token_losses, training_loss
 
+    logits = HiddenStates(*source) if way == "hidden" else source[0] if len(source) == 1 else F.linear(*source)
     if way == "hf":
         loss = ForCausalLMLoss(logits, labels, VOCABULARY)
     else:
-        import torch.nn.functional as F
-
         targets = F.pad(labels[:, 1:], (0, 1), value=-100)
         losses = token_losses(logits, targets, CALL)
         ignore = masks[1] if way == "a4" else None
@@ -53,32 +58,36 @@ def batch(args: argparse.Namespace) -> tuple[Any, Any, Any]:
 
     generator = torch.Generator().manual_seed(0)
     shape = (args.rows, args.length)
-    logits = torch.randn(*shape, VOCABULARY, generator=generator, dtype=torch.float32)
+    if args.width:
+        shapes = [(*shape, args.width), (VOCABULARY, args.width)]
+    else:
+        shapes = [(*shape, VOCABULARY)]
+    source = [torch.randn(size, generator=generator) / (args.width or 1) ** 0.5 for size in shapes]
     draw = torch.rand(shape, generator=generator)
     labels = torch.randint(0, CALL, shape, generator=generator)
     masks = (draw < 0.15, draw > 0.85)
-    logits = logits.to(args.device, getattr(torch, args.dtype)).requires_grad_()
-    return logits, labels.to(args.device), [mask.to(args.device) for mask in masks]
+    source = [part.to(args.device, getattr(torch, args.dtype)).requires_grad_() for part in source]
+    return tuple(source), labels.to(args.device), [mask.to(args.device) for mask in masks]
 
 
 def peak(way: str, args: argparse.Namespace, results: Any) -> None:
-    """MB above the logits that one step holds at most."""
+    """MB above what a step begins with that it holds at most."""
     import torch
 
     torch.set_num_threads(args.threads)
     small = argparse.Namespace(**(vars(args) | {"rows": 1, "length": 2}))
     step(way, *batch(small))  # imports, threads and the like
-    logits, labels, masks = batch(args)
+    source, labels, masks = batch(args)
     if args.device == "cuda":
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
-        step(way, logits, labels, masks)
+        step(way, source, labels, masks)
         results.put((torch.cuda.max_memory_allocated() - before) >> 20)
         return
     with open("/proc/self/clear_refs", "w") as file:  # the peak counts from here
         file.write("5")
     before = _status("VmRSS")
-    step(way, logits, labels, masks)
+    step(way, source, labels, masks)
     results.put((_status("VmHWM") - before) >> 10)
 
 
@@ -93,6 +102,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=8)
     parser.add_argument("--length", type=int, default=512)
+    parser.add_argument("--width", type=int, default=0, help="begin with hidden states of this width")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
@@ -102,7 +112,8 @@ def main() -> None:
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # as training does
     context = multiprocessing.get_context("spawn")
     peaks = {}
-    for way in WAYS:
+    ways = OF_HIDDEN_STATES if args.width else WAYS
+    for way in ways:
         results = context.Queue()
         process = context.Process(target=peak, args=(way, args, results))
         process.start()
@@ -112,19 +123,20 @@ def main() -> None:
     import torch
 
     torch.set_num_threads(args.threads)
-    logits, labels, masks = batch(args)
-    seconds: dict[str, list[float]] = {way: [] for way in WAYS}
+    source, labels, masks = batch(args)
+    seconds: dict[str, list[float]] = {way: [] for way in ways}
     for number in range(args.rounds + 1):
         print(f"round {number} of {args.rounds}", file=sys.stderr)
-        for way in WAYS:
-            logits.grad = None
+        for way in ways:
+            for part in source:
+                part.grad = None
             start = time.perf_counter()
-            step(way, logits, labels, masks)
+            step(way, source, labels, masks)
             if args.device == "cuda":
                 torch.cuda.synchronize()
             if number:  # the first warms up
                 seconds[way].append(time.perf_counter() - start)
-    size = logits.numel() * logits.element_size()
+    size = args.rows * args.length * VOCABULARY * source[0].element_size()
     figures = {
         "logits_mb": size >> 20,
         "ms": {way: round(1000 * statistics.median(values), 1) for way, values in seconds.items()},
@@ -132,7 +144,8 @@ def main() -> None:
             way: round(statistics.median(a / b for a, b in zip(values, seconds["hf"], strict=True)), 2)
             for way, values in seconds.items()
         },
-        "peak_mb_above_logits": peaks,
+        "peak_mb": peaks,
+        "peak_times_hf": {way: round(value / peaks["hf"], 3) for way, value in peaks.items()},
         "peak_in_copies_of_the_logits": {way: round(value / (size >> 20), 2) for way, value in peaks.items()},
         "settings": {key: str(value) for key, value in vars(args).items() if key != "json"},
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}",

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from lacy_stream.errors import LacyStreamError
     from lacy_stream.objective.call_objective import CallObjective
-    from lacy_stream.objective.losses import token_losses, training_loss
+    from lacy_stream.objective.losses import HiddenStates, token_losses, training_loss
     from lacy_stream.objective.metrics import (
         CallLoss,
         MaskModel,
@@ -39,7 +39,7 @@ _MODULES = {
     "stream.corpus": ("Corpus", "open_corpus"),
     "errors": ("LacyStreamError",),
     "objective.call_objective": ("CallObjective",),
-    "objective.losses": ("token_losses", "training_loss"),
+    "objective.losses": ("HiddenStates", "token_losses", "training_loss"),
     "objective.metrics": ("CallLoss", "MaskModel", "MatchedCallLoss", "MatchedNonCallLoss", "NonCallLoss", "TotalLoss"),
     "train.monitor": ("StreamMonitor",),
     "stream.pool": ("AnnotationError", "AnnotationPool"),
@@ -62,6 +62,7 @@ __all__ = [
     "CallObjective",
     "Corpus",
     "DataError",
+    "HiddenStates",
     "LacyStreamError",
     "METHODS",
     "MaskModel",

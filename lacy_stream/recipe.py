@@ -21,7 +21,7 @@ from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag,
 
 from lacy_stream.composer_names import Kind, class_name, nearest_name
 from lacy_stream.errors import UsageError
-from lacy_stream.objective.methods import NEEDS, MethodName, Objective, Rank, Scope, check_fractions
+from lacy_stream.objective.methods import NEEDS, FusedLoss, MethodName, Objective, Rank, Scope, check_fractions
 from lacy_stream.schema import (
     BelowOne,
     Components,
@@ -316,6 +316,10 @@ class CallMask(Section):
     scope: Scope = "global"
     """The tokens among which the selection is made: `global`, the mini-batch over all ranks; `rank`, one rank's part;
     `microbatch`, each microbatch alone."""
+
+    fused_loss: FusedLoss = "auto"
+    """Compute the loss from the model's last hidden states, so that its logits are never held. `auto`: on a GPU, where
+    the logits of the model are those of its output layer and nothing more; `true`: an error where they are not."""
 
     @model_validator(mode="after")
     def _check_method(self) -> CallMask:

@@ -34,6 +34,8 @@ FIXTURES = {
     "tiny_partner": "model",
     "wordy_model": "model",
 }
+LOADED_ONCE = ("smollm", "hf")
+"""Fixtures that take long to make: the tests of each, and of each of its parameters, run in one process."""
 _pytestmark = re.compile(rf"^pytestmark = .*\bmark\.({'|'.join(KINDS)})\b", re.MULTILINE)
 
 
@@ -47,8 +49,8 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark each test with its kinds. For pytest-xdist's loadgroup, the tests of a file stay together, since they share
-    fixtures; slow tests, which share few, are free. There, what takes longest comes first, so that it does not end
-    last."""
+    fixtures, and those of what takes long to load; other slow tests are free. There, what takes longest comes first, so
+    that it does not end last."""
     files: dict[Path, list[bool]] = {}
     for item in items:
         for fixture in getattr(item, "fixturenames", ()):
@@ -56,8 +58,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(FIXTURES[fixture])
         if not kinds(item):
             item.add_marker("unit")
-        if "smollm" in getattr(item, "fixturenames", ()):
-            item.add_marker(pytest.mark.xdist_group("smollm"))  # it takes long to load
+        shared = next((name for name in LOADED_ONCE if name in getattr(item, "fixturenames", ())), None)
+        if shared is not None:
+            parameters = getattr(item, "callspec", None)
+            item.add_marker(
+                pytest.mark.xdist_group(f"{shared} {parameters.params.get(shared, '') if parameters else ''}")
+            )
         elif item.get_closest_marker("slow") is None:
             item.add_marker(pytest.mark.xdist_group(item.path.relative_to(item.config.rootpath).as_posix()))
             files[item.path] = min(files.get(item.path, [True]), weight(item))

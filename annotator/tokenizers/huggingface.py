@@ -22,7 +22,7 @@ from annotator.tokenizers.byte_level import ByteLevelTable, inseparable
 from annotator.tokenizers.chunk_table import IdsAndEnds
 from annotator.tokenizers.rows import as_row, cut
 from annotator.tokenizers.spelling import REPLACEMENT, Spellings, offsets_of
-from annotator.tokenizers.tokenizer_json import read_spec, read_special_ids, spell
+from annotator.tokenizers.tokenizer_json import read_spec, read_special_ids, spell, unused_settings
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +33,8 @@ COMPANIONS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.
 class HuggingFaceTokenizer:
     """A ``Tokenizer`` that is a tokenizer.json.
 
-    Its template, truncation and padding are not used: the ids of a text are those of all of it, and nothing more.
+    Its template, truncation and padding are not used, which is said: the ids of a text are those of all of it, and
+    nothing more.
 
     Args:
         path: a tokenizer.json. The config files beside it say which tokens begin and end a text.
@@ -68,6 +69,10 @@ class HuggingFaceTokenizer:
         self.sha256 = hashlib.sha256(data).hexdigest()
         why = inseparable(spec)
         self._table = None if why else ByteLevelTable(self._encode_whole, self._encode_spelled)
+        if unused := unused_settings(spec):
+            _say_once(
+                f"tokenizer: {path}: a text gets the ids of all of it, and no others. Not used: {'; '.join(unused)}"
+            )
         if why:
             _say_once(f"tokenizer: {path} is exact, but without the table of known words, so it is slower: {why}")
 

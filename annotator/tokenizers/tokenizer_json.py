@@ -71,6 +71,29 @@ def _check_bytes(path: Path, spec: dict[str, Any]) -> None:
         )
 
 
+def unused_settings(spec: Mapping[str, Any]) -> list[str]:
+    """What a tokenizer.json says about rows for a model, and the annotator does not do, since it takes whole texts."""
+    found = []
+    if added := _added_by_template(spec.get("post_processor")):
+        found.append(f"the template that adds {', '.join(added)} to a text")
+    if truncation := spec.get("truncation"):
+        found.append(f"truncation to {truncation.get('max_length')} tokens")
+    if spec.get("padding"):
+        found.append("padding")
+    return found
+
+
+def _added_by_template(processor: Mapping[str, Any] | None) -> list[str]:
+    """Names of the tokens that a post-processor puts around a text, in order."""
+    added = []
+    for step in steps(processor, "processors"):
+        if step["type"] == "TemplateProcessing":
+            added += [part["SpecialToken"]["id"] for part in step["single"] if "SpecialToken" in part]
+        elif step["type"] in ("BertProcessing", "RobertaProcessing"):
+            added += [step["cls"][0], step["sep"][0]]
+    return added
+
+
 def _is_byte_level(spec: dict[str, Any]) -> bool:
     parts = [*steps(spec.get("pre_tokenizer"), "pretokenizers"), *steps(spec.get("normalizer"), "normalizers")]
     return any(step["type"] == "ByteLevel" for step in parts)

@@ -1,5 +1,6 @@
 """Logits -> loss (section 3, appendix A.3). This room knows no stream, no model and no recipe, and imports no Composer.
 
+auxiliary_loss    what a mixture of experts adds to the loss
 methods           the names of methods, objectives and rankings, without torch
 losses            logits -> the loss of each target, with and without <CALL>
 selectors         losses and classes -> which targets become <CALL>
@@ -18,6 +19,7 @@ B  rows of a batch of this rank: one microbatch, or all microbatches of a step
 M  rows of the mini-batch, which are those of all ranks
 T  positions of a row
 V  entries of the vocabulary, <CALL> among them
+D  width of the hidden states
 N  targets, flattened
 K  kinds of values that are gathered together
 C  classes of tokens (``annotator.FactClass``)

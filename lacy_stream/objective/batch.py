@@ -14,7 +14,7 @@ from torch import Tensor
 
 from annotator import FactClass
 from lacy_stream.errors import UsageError
-from lacy_stream.objective.losses import IGNORED_LABEL
+from lacy_stream.objective.losses import IGNORED_LABEL, HiddenStates, Logits
 
 Batch = Mapping[str, Tensor]
 """Tensors [B, T]: ``input_ids`` int64, ``labels`` int64 and ``token_class`` uint8, as ``annotated_dataloader`` yields
@@ -44,17 +44,22 @@ def shifted(labels_BT: Tensor, classes_BT: Tensor) -> tuple[Tensor, Tensor]:
     return targets_BT, F.pad(classes_BT[:, 1:], (0, 1), value=int(FactClass.OTHER))
 
 
-def logits_of(outputs: Any) -> Tensor:
+def logits_of(outputs: Any) -> Logits:
     """The logits [B, T, V] in what a model's forward returned: the tensor itself, or its ``logits``, by key or by name.
+    Or the ``HiddenStates`` that were given in their place.
 
     Raises:
         UsageError: there are none.
     """
+    if isinstance(outputs, HiddenStates):
+        return outputs
     logits = outputs if isinstance(outputs, Tensor) else None
     if isinstance(outputs, Mapping):
         logits = outputs.get("logits")
     elif logits is None:
         logits = getattr(outputs, "logits", None)
+    if isinstance(logits, HiddenStates):
+        return logits
     if logits is None or logits.ndim != 3:
         raise UsageError(
             f"the model's forward returned {type(outputs).__name__} without logits [B, T, V]: the call mask needs "

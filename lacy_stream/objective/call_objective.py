@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from lacy_stream import distributed as dist
 from lacy_stream.errors import UsageError
+from lacy_stream.objective.auxiliary_loss import auxiliary_loss
 from lacy_stream.objective.batch import Batch, check_batch, logits_of, shifted
 from lacy_stream.objective.call_statistics import CallStatistics
 from lacy_stream.objective.losses import IGNORED_LABEL, token_losses, training_loss, true_losses
@@ -52,6 +53,9 @@ class CallObjective:
         for microbatch in microbatches:
             objective(model(microbatch["input_ids"]), microbatch).backward()
         optimizer.step()
+
+    Instead of logits it takes ``HiddenStates``, which are never multiplied out as a whole: the logits of 32,000 entries
+    are the largest arrays of a small model's step. A load-balancing loss that a mixture of experts returns is added.
 
     The gradients of the microbatches add up to that of the whole mini-batch, also where they differ in size. Over
     several ranks, the average of their gradients does, as DistributedDataParallel makes it. The ranks and their number
@@ -109,7 +113,7 @@ class CallObjective:
             raise UsageError(f"rank_calls_by is {rank_calls_by!r}: choose one of {RANKS}")
         if call_token_id < 0:
             raise UsageError(f"call_token_id is {call_token_id}: it must be an id of the model's vocabulary")
-        self.method = METHODS[method] if isinstance(method, str) else Method(select=method, loss=True)
+        self.method = METHODS[method] if isinstance(method, str) else Method(select=method, loss=True, random=True)
         if self.method.reference and reference is None:
             raise UsageError(f"method {method!r} needs a reference model: give one as reference")
         self.call_token_id, self.call_fraction, self.ignore_fraction = call_token_id, call_fraction, ignore_fraction
@@ -122,10 +126,11 @@ class CallObjective:
         self._reference = None if reference is None else ReferenceLosses(reference, call_token_id)
         self._warned = False
         # Of the step in work:
+        self._model: nn.Module | None = None
         self._fraction = call_fraction
         self._labels: list[Tensor] = []  # [B, T] of each microbatch
+        self._rows, self._row = 0, 0  # of all microbatches, and where the next one begins
         self._random_BT = torch.empty(0, 0)  # of all microbatches
-        self._row = 0  # of these, where the next microbatch begins
         self._masks: Masks | None = None  # of all microbatches, where they are known before the losses
         self._targets_per_rank: Tensor | None = None
         self._statistics = CallStatistics(call_fraction)
@@ -147,7 +152,8 @@ class CallObjective:
             microbatches: of this rank, on the model's device, in the order in which their losses will be asked for.
                 Each has ``labels`` int64 [B, T], not shifted, -100 ignored, and ``token_class`` uint8 [B, T],
                 ``FactClass``; T is the same for all of them.
-            model: needed where there are several microbatches and the method looks at the model's loss.
+            model: needed where there are several microbatches and the method looks at the model's loss, and where the
+                model is a mixture of experts.
             forward: batch -> the model's outputs; by default ``model`` is called with ``input_ids`` and
                 ``attention_mask`` as keywords. It runs as the model does in evaluation.
 
@@ -163,13 +169,17 @@ class CallObjective:
         lengths = sorted({labels.shape[1] for labels in self._labels})
         if len(lengths) != 1:
             raise UsageError(f"the rows of a step have the lengths {lengths}: pad all of them to one length")
-        self._masks, self._row, self._targets_per_rank = None, 0, None
+        self._model, self._masks, self._row, self._targets_per_rank = model, None, 0, None
         self._statistics = CallStatistics(self.call_fraction)
         if self._reference is not None:
             self._reference.clear_clock()
         self._fraction = self.call_fraction * min(1.0, (step + 1) / max(1, self.call_fraction_warmup))
-        rows = sum(len(labels) for labels in self._labels)
-        self._random_BT = uniform(self.seed, step, self._labels[0].new_empty(rows, lengths[0], device="meta"))
+        self._rows = sum(len(labels) for labels in self._labels)
+        shape_BT = torch.empty(self._rows, lengths[0], device="meta")
+        device = self._labels[0].device
+        # Where nobody looks at them, nothing is drawn or copied to the device: one zero stands for all.
+        zero_BT = torch.zeros((), device=device).expand(shape_BT.shape)
+        self._random_BT = uniform(self.seed, step, shape_BT).to(device) if self.method.random else zero_BT
         if len(microbatches) > 1 and self.scope != "microbatch":
             self._masks = self._first_pass(microbatches, model, forward)
 
@@ -179,10 +189,12 @@ class CallObjective:
 
         Args:
             outputs: the model's, with logits [B, T, V]: a tensor, a mapping with ``logits``, or an object with them.
+                Or ``HiddenStates``, of states [B, T, D].
             batch: the next one of the microbatches that ``begin_step`` was given.
 
         Raises:
-            UsageError: there are no logits, or no microbatch is left of those that were announced.
+            UsageError: there are no logits, no microbatch is left of those that were announced, or the weight of an
+                auxiliary loss is not known.
         """
         loss = self.mean_loss(outputs, batch)
         if self._targets_per_rank is None:
@@ -193,30 +205,31 @@ class CallObjective:
         return loss * (_count(batch["labels"]).to(loss.device) / self._targets_per_rank)
 
     def mean_loss(self, outputs: Any, batch: Batch) -> Tensor:
-        """The mean loss over the valid targets of one microbatch, a scalar, for trainers that weigh microbatches
+        """The mean loss over the valid targets of one microbatch and the auxiliary loss, a scalar, for trainers that weigh microbatches
         themselves. With one microbatch on each rank, collective with scope ``global``. Arguments and errors as for a
         call of the objective."""
         targets_BT, classes_BT = shifted(batch["labels"], batch["token_class"])
         valid_BT, rows = targets_BT != IGNORED_LABEL, len(targets_BT)
-        if self._row + rows > len(self._random_BT):
+        if self._row + rows > self._rows:
             raise UsageError(
-                f"the step has {len(self._random_BT)} rows, and this microbatch is beyond them: call begin_step with "
+                f"the step has {self._rows} rows, and this microbatch is beyond them: call begin_step with "
                 "all microbatches of a step before their losses"
             )
-        logits_BTV = logits_of(outputs)
-        losses = token_losses(logits_BTV, targets_BT, self.call_token_id)
+        logits = logits_of(outputs)
+        losses = token_losses(logits, targets_BT, self.call_token_id)
         if self._masks is not None:
             masks = self._masks.rows(self._row, rows)
         else:
-            random_BT = self._random_BT[self._row : self._row + rows].to(valid_BT.device)
+            random_BT = self._random_BT[self._row : self._row + rows]
             reference_BT = None if self._reference is None else self._reference(batch, targets_BT)
             masks = self._select(Targets(losses.true.detach(), classes_BT, valid_BT, random_BT, reference_BT))
         self._row += rows
-        score_BT = call_score(logits_BTV.detach(), self.call_token_id, self.rank_calls_by, losses.detach())
+        score_BT = call_score(logits.detach(), self.call_token_id, self.rank_calls_by, losses.detach())
         self._statistics.add(losses, score_BT, masks.selection, classes_BT, valid_BT)
-        return training_loss(
+        loss = training_loss(
             losses, valid_BT, *masks.selection, learned_share=masks.learned_share, objective=self.objective
         )
+        return loss + auxiliary_loss(self._model, outputs)
 
     def _select(self, targets: Targets) -> Masks:
         return select_masks(self.method.select, targets, self._fraction, self.ignore_fraction, self.scope)
@@ -238,16 +251,16 @@ class CallObjective:
                 valid.append(targets_BT != IGNORED_LABEL)
                 classes.append(classes_BT)
                 if self.method.loss and model is not None:
-                    logits_BTV = logits_of(forward(microbatch) if forward else _forward(model, microbatch))
-                    loss.append(true_losses(logits_BTV, targets_BT, self.call_token_id))
-                    del logits_BTV  # before the next microbatch makes its own
+                    logits = logits_of(forward(microbatch) if forward else _forward(model, microbatch))
+                    loss.append(true_losses(logits, targets_BT, self.call_token_id))
+                    del logits  # before the next microbatch makes its own
                 else:
                     loss.append(torch.zeros_like(targets_BT, dtype=torch.float32))
                 if self._reference is not None:
                     reference.append(self._reference(microbatch, targets_BT))
-        random_BT = self._random_BT.to(valid[0].device)
         reference_BT = torch.cat(reference) if reference else None
-        return self._select(Targets(torch.cat(loss), torch.cat(classes), torch.cat(valid), random_BT, reference_BT))
+        joined = (torch.cat(parts) for parts in (loss, classes, valid))
+        return self._select(Targets(*joined, self._random_BT, reference_BT))
 
     # --- what is logged, and what a checkpoint holds -----------------------------------------------------------
 

@@ -1,13 +1,15 @@
 """The losses of every position, and the training loss that a selection makes of them (A.2, A.3, A.4).
 
-    logits --token_losses--> loss of the true token, loss of <CALL> --training_loss--> scalar
+    logits or hidden states --token_losses--> loss of the true token, loss of <CALL> --training_loss--> scalar
 
 Beside the logits and their gradient, no array of their size is ever held: the softmax is computed in chunks of
-positions, and the gradient is written into its own buffer, chunk by chunk.
+positions, and the gradient is written into its own buffer, chunk by chunk. Of hidden states, neither is held: the
+logits of a chunk are computed where they are needed, once in each direction.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -19,6 +21,39 @@ from lacy_stream.errors import UsageError
 from lacy_stream.objective.methods import Objective
 
 IGNORED_LABEL = -100
+
+
+class HiddenStates(NamedTuple):
+    """Logits that have not been computed: ``states @ weight.T + bias``.
+
+    states: [..., D], what the output layer of a model takes.
+    weight: [V, D]; bias: [V], or None. Of the output layer; often the weight is that of the embedding.
+    """
+
+    states: Tensor
+    weight: Tensor
+    bias: Tensor | None = None
+
+    @property
+    def vocab_size(self) -> int:
+        return self.weight.shape[0]
+
+    def detach(self) -> HiddenStates:
+        """The same values, without gradient."""
+        return HiddenStates(*(None if part is None else part.detach() for part in self))  # pyright: ignore
+
+    def logit(self, id: int) -> Tensor:
+        """The logit of one entry of the vocabulary, [...]."""
+        row = F.linear(self.states, self.weight[id : id + 1], None if self.bias is None else self.bias[id : id + 1])
+        return row.squeeze(-1)
+
+
+Logits = Tensor | HiddenStates
+"""Of each entry of the vocabulary: a tensor [..., V], or what computes it."""
+
+
+def vocab_size(logits: Logits) -> int:
+    return logits.vocab_size if isinstance(logits, HiddenStates) else logits.shape[-1]
 
 
 class TokenLosses(NamedTuple):
@@ -49,23 +84,29 @@ class TokenLosses(NamedTuple):
         return torch.where(call > 30, -call, -torch.log(torch.expm1(call.clamp(max=31))))
 
 
-def token_losses(logits_BTV: Tensor, targets_BT: Tensor, call_token_id: int) -> TokenLosses:
+def token_losses(logits: Logits, targets: Tensor, call_token_id: int) -> TokenLosses:
     """Both losses of every position, from one log-sum-exp.
 
     With L = logsumexp of all logits but <CALL>'s, c the <CALL> logit and t the target's: true = L - t and
     call = log(e^L + e^c) - c = softplus(L - c). Targets of -100 give finite values that mean nothing.
-    Differentiable once; beside the gradient of the logits, no second array of their size is ever held.
+    Differentiable once, with respect to logits, or to hidden states, weight and bias.
+
+    Args:
+        logits: [..., V], or the hidden states [..., D] and the output layer that they are computed from. These are
+            multiplied in the type that ``torch.autocast`` asks for.
+        targets: int64 [...].
 
     Raises:
         UsageError: the model's vocabulary has no entry for <CALL>.
     """
-    if call_token_id >= logits_BTV.shape[-1]:
+    if call_token_id >= (entries := vocab_size(logits)):
         raise UsageError(
-            f"call_token_id is {call_token_id}, but the model's vocabulary has {logits_BTV.shape[-1]} entries: give "
+            f"call_token_id is {call_token_id}, but the model's vocabulary has {entries} entries: give "
             "the model one entry more than the tokenizer has pieces"
         )
-    true_BT, call_BT = cast(tuple[Tensor, Tensor], _TokenLosses.apply(logits_BTV, targets_BT, call_token_id))
-    return TokenLosses(true_BT, call_BT)
+    source = logits if isinstance(logits, HiddenStates) else (logits, None, None)
+    true, call = cast(tuple[Tensor, Tensor], _TokenLosses.apply(*source, targets, call_token_id))
+    return TokenLosses(true, call)
 
 
 _CHUNK = {"cpu": 1 << 22, "cuda": 1 << 26}
@@ -73,53 +114,87 @@ _CHUNK = {"cpu": 1 << 22, "cuda": 1 << 26}
 few kernels do much each."""
 
 
-def _rows_at_once(logits_NV: Tensor) -> int:
-    return max(1, _CHUNK.get(logits_NV.device.type, _CHUNK["cuda"]) // logits_NV.shape[1])
+def _rows_at_once(device: torch.device, entries: int) -> int:
+    return max(1, _CHUNK.get(device.type, _CHUNK["cuda"]) // entries)
+
+
+class _Rows:
+    """Rows of logits, chunk by chunk: those that are there, or those of hidden states."""
+
+    def __init__(self, states: Tensor, weight: Tensor | None, bias: Tensor | None) -> None:
+        self.states_ND, self.weight, self.bias = states.reshape(-1, states.shape[-1]), weight, bias
+        self.entries = states.shape[-1] if weight is None else len(weight)
+        self.size = _rows_at_once(states.device, self.entries)
+        self.dtype = torch.promote_types(states.dtype, torch.float32)
+        kind = states.device.type
+        autocast = torch.is_autocast_enabled(kind) and states.dtype != torch.float64
+        self.product_dtype = torch.get_autocast_dtype(kind) if autocast else states.dtype
+
+    def chunks(self) -> Iterator[tuple[slice, Tensor]]:
+        """The rows and their logits [n, V], in ``dtype``, which the caller may not change where there is no weight."""
+        weight, bias = (None if part is None else part.to(self.product_dtype) for part in (self.weight, self.bias))
+        for start in range(0, len(self.states_ND), self.size):
+            rows = slice(start, start + self.size)
+            part = self.states_ND[rows]
+            if weight is not None:
+                part = F.linear(part.to(self.product_dtype), weight, bias)
+            yield rows, part.to(self.dtype)
 
 
 class _TokenLosses(torch.autograd.Function):
     """The arithmetic of ``token_losses``, in chunks of positions."""
 
     @staticmethod
-    def forward(ctx: Any, logits_BTV: Tensor, targets_BT: Tensor, call_token_id: int) -> tuple[Tensor, Tensor]:
-        logits_NV = logits_BTV.reshape(-1, logits_BTV.shape[-1])
-        targets_N = targets_BT.reshape(-1).clamp(min=0)
-        dtype = torch.promote_types(logits_BTV.dtype, torch.float32)
-        parts = []
-        for rows in logits_NV.split(_rows_at_once(logits_NV)):
-            rows = rows.to(dtype)
-            part = torch.logsumexp(rows[:, :call_token_id], dim=1)
-            if call_token_id + 1 < rows.shape[1]:
-                part = torch.logaddexp(part, torch.logsumexp(rows[:, call_token_id + 1 :], dim=1))
-            parts.append(part)
-        normaliser_N = torch.cat(parts)
-        target_logit_N = logits_NV.gather(1, targets_N[:, None]).squeeze(1).to(dtype)
-        call_logit_N = logits_NV[:, call_token_id].to(dtype)
-        ctx.save_for_backward(logits_NV, targets_N, normaliser_N)
-        ctx.call_token_id, ctx.shape = call_token_id, logits_BTV.shape
-        shape = targets_BT.shape
-        return (normaliser_N - target_logit_N).view(shape), F.softplus(normaliser_N - call_logit_N).view(shape)
+    def forward(
+        ctx: Any, states: Tensor, weight: Tensor | None, bias: Tensor | None, targets: Tensor, call_token_id: int
+    ) -> tuple[Tensor, Tensor]:
+        logits = _Rows(states, weight, bias)
+        targets_N = targets.reshape(-1).clamp(min=0)
+        found = []
+        for rows, logits_NV in logits.chunks():
+            others = torch.logsumexp(logits_NV[:, :call_token_id], dim=1)
+            if call_token_id + 1 < logits.entries:
+                others = torch.logaddexp(others, torch.logsumexp(logits_NV[:, call_token_id + 1 :], dim=1))
+            target = logits_NV.gather(1, targets_N[rows, None]).squeeze(1)
+            found.append(torch.stack([others, target, logits_NV[:, call_token_id]]))
+        normaliser_N, target_N, call_N = torch.cat(found, dim=1) if found else states.new_zeros(3, 0)
+        ctx.save_for_backward(states, weight, bias, targets_N, normaliser_N, call_N)
+        ctx.call_token_id, ctx.product_dtype = call_token_id, logits.product_dtype
+        return (normaliser_N - target_N).view(targets.shape), F.softplus(normaliser_N - call_N).view(targets.shape)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_true: Tensor, grad_call: Tensor) -> tuple[Tensor, None, None]:
-        logits_NV, targets_N, normaliser_N = ctx.saved_tensors
-        call_token_id = ctx.call_token_id
+    def backward(ctx: Any, grad_true: Tensor, grad_call: Tensor) -> tuple[Tensor | None, ...]:
+        states, weight, bias, targets_N, normaliser_N, call_logit_N = ctx.saved_tensors
+        logits = _Rows(states, weight, bias)
+        logits.product_dtype = ctx.product_dtype  # of the forward: autocast is off here
         true_N, call_N = grad_true.reshape(-1), grad_call.reshape(-1)
         # d softplus(L - c) is sigmoid(L - c) dL - sigmoid(L - c) dc, and dL is the softmax without <CALL>.
-        call_N = call_N * torch.sigmoid(normaliser_N - logits_NV[:, call_token_id].to(normaliser_N.dtype))
+        call_N = call_N * torch.sigmoid(normaliser_N - call_logit_N)
         weight_N = true_N + call_N
-        grad_NV = torch.empty_like(logits_NV)
-        size = _rows_at_once(logits_NV)
-        for rows, out, targets, normaliser, weight, true, call in zip(
-            *(whole.split(size) for whole in (logits_NV, grad_NV, targets_N, normaliser_N, weight_N, true_N, call_N)),
-            strict=True,
-        ):
-            grad = (rows - normaliser[:, None]).exp_().mul_(weight[:, None])
-            grad[:, call_token_id] = -call
-            grad.scatter_add_(1, targets[:, None], -true[:, None])
-            out.copy_(grad)  # rounded once where the logits are bf16
-        return grad_NV.view(ctx.shape), None, None
+        grad_states_ND = torch.empty_like(logits.states_ND)
+        # The sum over the chunks is kept in float32, also where each product is in bf16.
+        grad_weight = None if weight is None else torch.zeros_like(weight, dtype=logits.dtype)
+        grad_bias = None if bias is None else torch.zeros_like(bias, dtype=logits.dtype)
+        for rows, logits_NV in logits.chunks():
+            grad_NV = (logits_NV - normaliser_N[rows, None]).exp_().mul_(weight_N[rows, None])
+            grad_NV[:, ctx.call_token_id] = -call_N[rows]
+            grad_NV.scatter_add_(1, targets_N[rows, None], -true_N[rows, None])
+            if weight is None:
+                grad_states_ND[rows] = grad_NV  # rounded once where the logits are bf16
+                continue
+            if grad_bias is not None:
+                grad_bias += grad_NV.sum(0)
+            grad_NV = grad_NV.to(logits.product_dtype)
+            grad_states_ND[rows] = grad_NV @ weight.to(logits.product_dtype)
+            grad_weight += grad_NV.T @ logits.states_ND[rows].to(logits.product_dtype)
+        return (
+            grad_states_ND.view(states.shape),
+            None if grad_weight is None else grad_weight.to(weight.dtype),
+            None if grad_bias is None else grad_bias.to(bias.dtype),
+            None,
+            None,
+        )
 
 
 def training_loss(
@@ -159,16 +234,13 @@ def training_loss(
     return torch.where(counted, loss, 0).sum() / divisor
 
 
-def true_losses(logits_BTV: Tensor, targets_BT: Tensor, call_token_id: int) -> Tensor:
+@torch.no_grad()
+def true_losses(logits: Logits, targets: Tensor, call_token_id: int) -> Tensor:
     """``token_losses(…).true`` without gradient, also for a model without an entry for <CALL>: the vocabulary then ends
-    before ``call_token_id``. [B, T]."""
-    with torch.no_grad():
-        if call_token_id < logits_BTV.shape[-1]:
-            return token_losses(logits_BTV, targets_BT, call_token_id).true
-        logits_NV, targets_N = logits_BTV.reshape(-1, logits_BTV.shape[-1]), targets_BT.reshape(-1)
-        size = _rows_at_once(logits_NV)
-        parts = [
-            F.cross_entropy(rows.to(torch.promote_types(rows.dtype, torch.float32)), targets, reduction="none")
-            for rows, targets in zip(logits_NV.split(size), targets_N.clamp(min=0).split(size), strict=True)
-        ]
-        return torch.cat(parts).view_as(targets_BT)
+    before ``call_token_id``. [...], as the targets."""
+    if call_token_id < vocab_size(logits):
+        return token_losses(logits, targets, call_token_id).true
+    rows_of = _Rows(*(logits if isinstance(logits, HiddenStates) else (logits, None, None)))
+    targets_N = targets.reshape(-1).clamp(min=0)
+    parts = [F.cross_entropy(part, targets_N[rows], reduction="none") for rows, part in rows_of.chunks()]
+    return torch.cat(parts).view_as(targets)

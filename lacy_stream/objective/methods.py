@@ -28,6 +28,9 @@ Scope = Literal["global", "rank", "microbatch"]
 """The tokens among which the selection is made: the mini-batch over all ranks, one rank's part of it, or each
 microbatch alone."""
 
+FusedLoss = bool | Literal["auto"]
+"""Whether the loss is computed from the last hidden states, without holding the logits; ``auto``: on a GPU."""
+
 MethodName = Literal[
     "baseline", "loss-based", "rho-1", "llm-judge", "spacy", "lacy", "spacy+refloss", "lacy+ignorefacts", "lacy+ignore"
 ]
@@ -42,20 +45,21 @@ class Needs:
     """The signals that a method looks at.
 
     loss: the model's own loss. facts: the labels of spaCy or of a judge, in ``token_class``. reference: the loss of a
-    reference model.
+    reference model. random: numbers that are drawn for each target.
     """
 
     loss: bool = False
     facts: bool = False
     reference: bool = False
+    random: bool = False
 
 
 NEEDS: dict[MethodName, Needs] = {
     "baseline": Needs(),
-    "loss-based": Needs(),
+    "loss-based": Needs(random=True),
     "rho-1": Needs(loss=True, reference=True),
     "llm-judge": Needs(facts=True),
-    "spacy": Needs(facts=True),
+    "spacy": Needs(facts=True, random=True),
     "lacy": Needs(loss=True, facts=True),
     "spacy+refloss": Needs(facts=True, reference=True),
     "lacy+ignorefacts": Needs(loss=True, facts=True),

@@ -13,7 +13,7 @@ from torch import Tensor
 from lacy_stream import distributed as dist
 from lacy_stream.errors import UsageError
 from lacy_stream.objective.batch import Batch, logits_of
-from lacy_stream.objective.losses import true_losses
+from lacy_stream.objective.losses import true_losses, vocab_size
 
 
 class ReferenceLosses:
@@ -42,13 +42,13 @@ class ReferenceLosses:
             self._model.to(self._device)
         inputs = {key: batch[key] for key in ("input_ids", "attention_mask") if key in batch}
         with self._stopwatch.running(self._device):
-            logits_BTV = logits_of(self._model(**inputs))
-            if logits_BTV.shape[-1] not in (self._call_token_id, self._call_token_id + 1):
+            logits = logits_of(self._model(**inputs))
+            if vocab_size(logits) not in (self._call_token_id, self._call_token_id + 1):
                 raise UsageError(
-                    f"the reference model's vocabulary has {logits_BTV.shape[-1]} entries: it must be that of the "
+                    f"the reference model's vocabulary has {vocab_size(logits)} entries: it must be that of the "
                     f"tokenizer, {self._call_token_id}, or one more for <CALL>"
                 )
-            return true_losses(logits_BTV, targets_BT, self._call_token_id)
+            return true_losses(logits, targets_BT, self._call_token_id)
 
     def clear_clock(self) -> None:
         self._stopwatch.clear()

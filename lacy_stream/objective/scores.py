@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from lacy_stream.errors import UsageError
-from lacy_stream.objective.losses import TokenLosses, token_losses
+from lacy_stream.objective.losses import HiddenStates, Logits, TokenLosses, token_losses, vocab_size
 from lacy_stream.objective.methods import Rank
 from lacy_stream.objective.selectors import budget
 
@@ -77,18 +77,19 @@ def call_scores(logits: Tensor, call_token_id: int, rank: Rank, losses: TokenLos
 
 
 @torch.no_grad()
-def call_score(logits: Tensor, call_token_id: int, rank: Rank, losses: TokenLosses | None = None) -> Tensor:
+def call_score(logits: Logits, call_token_id: int, rank: Rank, losses: TokenLosses | None = None) -> Tensor:
     """The score alone, float32 [...], which takes no pass over the logits where the losses are known. Arguments and
-    errors as ``call_scores``."""
-    if call_token_id >= logits.shape[-1]:
+    errors as ``call_scores``, and the logits may be hidden states."""
+    if call_token_id >= (entries := vocab_size(logits)):
         raise UsageError(
-            f"the model has {logits.shape[-1]} entries in its vocabulary, and none for <CALL>, {call_token_id}: its "
+            f"the model has {entries} entries in its vocabulary, and none for <CALL>, {call_token_id}: its "
             f"calls cannot be ranked by {rank}"
         )
+    states = logits.states if isinstance(logits, HiddenStates) else logits
     if rank == "logit":
-        return logits[..., call_token_id].float()
+        return (logits.logit(call_token_id) if isinstance(logits, HiddenStates) else logits[..., call_token_id]).float()
     if losses is None:
-        any_target = torch.zeros(logits.shape[:-1], dtype=torch.long, device=logits.device)
+        any_target = torch.zeros(states.shape[:-1], dtype=torch.long, device=states.device)
         losses = token_losses(logits, any_target, call_token_id)
     return losses.call_log_odds.float()
 

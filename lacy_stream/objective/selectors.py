@@ -27,7 +27,8 @@ class Targets(NamedTuple):
     loss: of the true token, <CALL> excluded, in nats, no gradient.
     token_class: uint8, ``FactClass``.
     valid: bool, those that count (no padding). What a selector marks elsewhere is dropped.
-    random: uniform in [0, 1), from the run's seed, the step and the place in the mini-batch.
+    random: uniform in [0, 1), from the run's seed, the step and the place in the mini-batch. Zeros for methods that do
+        not need it.
     reference_loss: the reference model's loss of the true token; None without a reference model.
     """
 

@@ -12,8 +12,8 @@ So the rows of a global batch depend neither on R, which must divide ``lanes``, 
 position of the whole stream is two integers for each lane. Composer's checkpoint holds them.
 
 Time. Each lane keeps documents in the pool ahead of the trainer, up to ``prefetch_rows`` rows for all lanes of a rank
-together. There is no other buffer, so this bounds the memory. The stages inside ``__next__`` are timed, so that a run
-can say what it waited for.
+together. In training, a thread makes the next batch of them while the trainer works on the last one (``ahead``). There
+is no other buffer, so this bounds the memory. The time that the trainer waits is counted by the stage that it waits for.
 """
 
 from __future__ import annotations
@@ -21,14 +21,15 @@ from __future__ import annotations
 import itertools
 import json
 import logging
+import math
 import os
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -37,6 +38,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from annotator import Document, LabelledTokens
 from lacy_stream import distributed as dist
 from lacy_stream.errors import UsageError
+from lacy_stream.stream.ahead import one_ahead
 from lacy_stream.stream.corpus import Corpus, Source, open_corpus
 from lacy_stream.stream.packing import START, Cursor, LanePacker, Row
 from lacy_stream.stream.pool import AnnotationPool
@@ -45,10 +47,13 @@ log = logging.getLogger(__name__)
 
 STATE_VERSION = 2
 
+Batch = dict[str, torch.Tensor]
+"""As ``collate`` makes it."""
+
 
 @dataclass(frozen=True)
 class StreamStats:
-    """Counters of one dataset on this rank since it was made. The times are seconds inside ``__next__``."""
+    """Counters of one dataset on this rank since it was made. The times are seconds that the trainer waited."""
 
     rows: int
     """Rows delivered since the start of the stream."""
@@ -68,10 +73,12 @@ class StreamStats:
 
 
 class _Stopwatch:
-    """Adds up seconds by stage."""
+    """Adds up seconds by stage, of those during which somebody waits for a row."""
 
     def __init__(self) -> None:
         self.seconds = {"shards": 0.0, "annotation": 0.0, "packing": 0.0}
+        self.waiting_since = -math.inf
+        """Of ``time.perf_counter``; infinity while nobody waits. Rows that are taken one by one are waited for."""
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -79,7 +86,14 @@ class _Stopwatch:
         try:
             yield
         finally:
-            self.seconds[name] += time.perf_counter() - start
+            self.seconds[name] += max(0.0, time.perf_counter() - max(start, self.waiting_since))
+
+
+class _Position(NamedTuple):
+    """Where a rank is in the stream: a cursor for each of its lanes, and the number of rows before."""
+
+    cursors: dict[int, Cursor]
+    rows: int
 
 
 class PositionError(UsageError):
@@ -139,14 +153,17 @@ class AnnotatedDataset(IterableDataset):
         self.pool, self.report = pool, pool.report
         self.max_seq_len = max_seq_len
         self.corpus = corpus
-        self._batch_size, self._lanes, self._repeat = batch_size, lanes, repeat
+        self.repeat = repeat
+        self._batch_size, self._lanes = batch_size, lanes
         self._eos_id, self._accept_changes = eos_id, accept_changes
         self._rank, self._ranks = dist.get_global_rank(), ranks
         # Rows ahead in each lane: this rank has lanes / ranks lanes, and the quotient is rounded up.
         self._rows_ahead = max(1, -(-(prefetch_rows or 4 * batch_size) * ranks // lanes))
-        # The position of this rank: a cursor for each of its lanes, and the number of rows it has delivered.
+        # After the last row that was made.
         self._cursors = {lane: START for lane in range(self._rank, lanes, ranks)}
         self._rows = 0
+        # After the last row that the trainer has, where rows are made ahead of it.
+        self._delivered: _Position | None = None
         self._resumed = False  # whether an iteration continues from this position
         self._stopwatch = _Stopwatch()
         self._open: list[_Lane] = []
@@ -156,6 +173,9 @@ class AnnotatedDataset(IterableDataset):
             raise RuntimeError("AnnotatedDataset has its own processes: use it with num_workers=0")
         if not self._resumed:
             self._cursors, self._rows = dict.fromkeys(self._cursors, START), 0
+        elif self._delivered is not None:
+            self._cursors, self._rows = self._delivered
+        self._delivered = None
         self._open = [self._lane(index, cursor) for index, cursor in self._cursors.items()]
         # Row by row through all lanes, so that the first rows to be delivered are the first to be annotated.
         for rows in range(1, self._rows_ahead + 1):
@@ -163,7 +183,7 @@ class AnnotatedDataset(IterableDataset):
                 lane.fill(rows)
         lanes = self._open
         try:
-            if self._repeat:
+            if self.repeat:
                 yield from self._endless()
             elif self._ranks == 1:
                 yield from self._once()
@@ -172,6 +192,37 @@ class AnnotatedDataset(IterableDataset):
         finally:
             for lane in lanes:  # otherwise an evaluation that stops early would leave its documents in the queue
                 lane.cancel()
+
+    def batches_ahead(self, make: Callable[[], Iterator[Batch]]) -> Iterator[Batch]:
+        """Take the batches of an iterator over this dataset while a thread makes the next one. The position is that of
+        the batches that were taken.
+
+        Args:
+            make: makes the iterator.
+        """
+
+        def made() -> Iterator[tuple[Batch, _Position]]:
+            for batch in make():
+                yield batch, _Position(dict(self._cursors), self._rows)
+
+        def cancel() -> None:
+            for lane in self._open:
+                lane.cancel()
+
+        batches = one_ahead(made, cancel)
+        try:
+            while True:
+                self._stopwatch.waiting_since = time.perf_counter()
+                made_batch = next(batches, None)
+                self._stopwatch.waiting_since = math.inf
+                if made_batch is None:
+                    return
+                batch, position = made_batch
+                self._delivered = position  # before the yield: a state that is saved now points after this batch
+                yield batch
+        finally:
+            batches.close()
+            self._stopwatch.waiting_since = -math.inf
 
     def _endless(self) -> Iterator[Row]:
         """Take rows from the lanes in turn, and move the position with each of them."""
@@ -213,16 +264,21 @@ class AnnotatedDataset(IterableDataset):
     def _documents(self, lane: int, first: int) -> Iterator[Document]:
         """Yield the documents of a lane, starting with its document number ``first``."""
         for position in itertools.count(lane + first * self._lanes, self._lanes):
-            if not self._repeat and position >= len(self.corpus):
+            if not self.repeat and position >= len(self.corpus):
                 return
             yield self.corpus.document(position)
 
     def stats(self) -> StreamStats:
         """The counters of this dataset."""
         ahead = sum(lane.documents_ahead for lane in self._open)
-        return StreamStats(self._rows, ahead, *self._stopwatch.seconds.values())
+        return StreamStats(self._position.rows, ahead, *self._stopwatch.seconds.values())
 
     # --- resume -------------------------------------------------------------------------------------------
+
+    @property
+    def _position(self) -> _Position:
+        """After the last row that the trainer has."""
+        return self._delivered or _Position(self._cursors, self._rows)
 
     def _identity(self) -> dict[str, Any]:
         """Everything that the rows and their order depend on. A resumed run must have the same identity."""
@@ -237,11 +293,12 @@ class AnnotatedDataset(IterableDataset):
         Streaming's datasets.
         """
         cursors: dict[int, Cursor] = {}
-        for part in dist.all_gather_object(self._cursors):
+        position = self._position
+        for part in dist.all_gather_object(position.cursors):
             cursors.update(part)
         state = {
             "version": STATE_VERSION,
-            "rows": self._rows * self._ranks,
+            "rows": position.rows * self._ranks,
             "identity": self._identity(),
             "cursors": [cursors[lane] for lane in range(self._lanes)],
         }
@@ -273,6 +330,7 @@ class AnnotatedDataset(IterableDataset):
             )
         self._cursors = {lane: Cursor(*state["cursors"][lane]) for lane in self._cursors}
         self._rows = state["rows"] // self._ranks
+        self._delivered = None
         self._resumed = True
 
     def _begin_after_another_loader(self) -> None:
@@ -417,9 +475,14 @@ class AnnotatedDataLoader(DataLoader):
     dataset: AnnotatedDataset
     __len__ = None  # type: ignore[assignment]
 
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
+        """Batches. Those of a training stream are made ahead, by a thread; validation takes part in collectives, which
+        must stay in their order."""
+        make = super().__iter__
+        return self.dataset.batches_ahead(make) if self.dataset.repeat else make()
+
     def state_dict(self) -> dict[str, str]:
-        """The position after the last batch that was taken, on all ranks. Collective where there are several ranks; the
-        rows are loaded in this process, so that none are ahead of the position."""
+        """The position after the last batch that was taken, on all ranks. Collective where there are several ranks."""
         return self.dataset.state_dict()
 
     def load_state_dict(self, state_dict: Mapping[str, Any] | None) -> None:
@@ -475,5 +538,6 @@ def annotated_dataloader(
         dataset,
         batch_size=batch_size,
         collate_fn=collate if repeat else _collate_with_mask,
+        pin_memory=torch.cuda.is_available(),
         generator=torch.Generator(),  # a DataLoader draws a seed from it, which must not disturb the run's generator
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 from composer.core import Algorithm, Event, State
@@ -14,9 +15,11 @@ from torch import Tensor
 from lacy_stream.errors import UsageError
 from lacy_stream.objective.batch import check_batch
 from lacy_stream.objective.call_objective import CallObjective
-from lacy_stream.objective.methods import Scope
+from lacy_stream.objective.methods import FusedLoss, Scope
 from lacy_stream.objective.selectors import Selector
-from lacy_stream.train.auxiliary_loss import auxiliary_loss
+from lacy_stream.train.output_layer import OutputLayer
+
+log = logging.getLogger(__name__)
 
 
 class CallMask(Algorithm):
@@ -32,6 +35,9 @@ class CallMask(Algorithm):
         call_fraction: share of the mini-batch's tokens to delegate, in (0, 1).
         method: a name of ``METHODS``, such as ``lacy``; or a selector of your own.
         scope: the tokens among which the selection is made: ``global``, ``rank`` or ``microbatch``.
+        fused_loss: compute the loss from the model's last hidden states, so that its logits are never held. ``auto``:
+            on a GPU, where the model's logits are those of its output layer and nothing more. True: an error where
+            they are not.
         settings: the other arguments of ``CallObjective``: ``ignore_fraction``, ``call_fraction_warmup``,
             ``reference``, ``objective``, ``rank_calls_by``, ``accept_changes`` and ``seed``. A reference model runs in
             the trainer's precision.
@@ -50,9 +56,13 @@ class CallMask(Algorithm):
         call_fraction: float = 0.15,
         method: str | Selector = "lacy",
         scope: Scope = "global",
+        *,
+        fused_loss: FusedLoss = "auto",
         **settings: Any,
     ) -> None:
         self.objective = CallObjective(call_token_id, call_fraction, method, scope, **settings)
+        self._fused_loss: FusedLoss = fused_loss
+        self._output_layer: OutputLayer | None = None
         self._model: Any = None
         self._original_loss: Any = None
         self._batch: Any = None  # the microbatch in work, whole
@@ -76,17 +86,22 @@ class CallMask(Algorithm):
                 self._original_loss = None  # left by a fit that was broken off
         elif event == Event.FIT_START:
             _check_call_token(self.objective.call_token_id, getattr(state.train_dataloader, "dataset", None))
+            self._output_layer = self._open_output_layer(state)
             self._model.loss = self._loss
         elif event == Event.BEFORE_TRAIN_BATCH:  # again after an out-of-memory retry: the step starts over
             self._begin_step(state)
         elif event == Event.BEFORE_FORWARD:
             self._batch = state.batch
             state.batch = self._without_labels(state.batch)
+            self._pass_hidden_states(True)
         elif event == Event.AFTER_FORWARD and self._batch is not None:
+            self._pass_hidden_states(False)
             state.batch, self._batch = self._batch, None
         elif event == Event.BATCH_END:
             logger.log_metrics({f"call_mask/{name}": value for name, value in self.objective.metrics().items()})
         elif event == Event.FIT_END:
+            if self._output_layer is not None:
+                self._output_layer.close()
             del self._model.loss
             if self._original_loss is not None:
                 self._model.loss = self._original_loss
@@ -104,7 +119,32 @@ class CallMask(Algorithm):
 
     def _loss(self, outputs: Any, batch: Any) -> Tensor:
         """Takes the place of ``ComposerModel.loss``."""
-        return self.objective.mean_loss(outputs, batch) + auxiliary_loss(self._model, outputs)
+        return self.objective.mean_loss(self._for_objective(outputs), batch)
+
+    def _for_objective(self, outputs: Any) -> Any:
+        return outputs if self._output_layer is None else self._output_layer.hidden_states(outputs)
+
+    def _pass_hidden_states(self, passes: bool) -> None:
+        if self._output_layer is not None:
+            self._output_layer.passes = passes
+
+    def _open_output_layer(self, state: State) -> OutputLayer | None:
+        """The output layer by which the loss needs no logits; None where they are to be used."""
+        if self._fused_loss is False or (self._fused_loss == "auto" and state.device.name != "gpu"):
+            return None
+        try:
+            if not isinstance(self._model, HuggingFaceModel):
+                raise UsageError(f"{type(self._model).__name__} is no HuggingFaceModel")
+            if self._model.get_metrics(is_train=True):
+                raise UsageError("its training metrics need logits")
+            if getattr(state.model, "find_unused_parameters", False):
+                raise UsageError("DistributedDataParallel looks for unused parameters, and would find the output layer")
+            return OutputLayer(self._model.model)
+        except UsageError as error:
+            if self._fused_loss is True:
+                raise UsageError(f"fused_loss: {error}: set it to false") from None
+            log.info("call mask: the loss is computed from logits, since %s", error)
+            return None
 
     def _begin_step(self, state: State) -> None:
         check_batch(state.batch)
@@ -117,8 +157,15 @@ class CallMask(Algorithm):
                 state.timestamp.batch.value,
                 microbatches,
                 state.model,
-                forward=lambda batch: state.model(self._without_labels(batch)),
+                forward=lambda batch: self._forward(state.model, batch),
             )
+
+    def _forward(self, model: Any, batch: Any) -> Any:
+        self._pass_hidden_states(True)
+        try:
+            return self._for_objective(model(self._without_labels(batch)))
+        finally:
+            self._pass_hidden_states(False)
 
     def _without_labels(self, batch: Any) -> Any:
         """Hugging Face models compute their own loss in forward wherever they see labels: hide them."""

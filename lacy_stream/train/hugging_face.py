@@ -13,8 +13,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, Pre
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 from annotator.packages import package_file
+from lacy_stream.objective.auxiliary_loss import COEFFICIENTS
 from lacy_stream.recipe import HFCausalLM, RecipeError
-from lacy_stream.train.auxiliary_loss import COEFFICIENTS
+from lacy_stream.train.attention import attend_without_mask
 from lacy_stream.train.call_row import grow_vocabulary, set_call_row
 
 log = logging.getLogger(__name__)
@@ -85,6 +86,8 @@ def causal_model(
             probability = set_call_row(model, pieces, sample_BT, call_fraction)
             log.warning("model: the row of <CALL> (id %d) starts with p(<CALL>) of %.3f", pieces, probability)
     _warn_of_unused_router_loss(model)
+    if wanted.attn_implementation is None:
+        attend_without_mask(model)
     return finished(model, call_token_id=pieces, eos_id=eos_id)
 
 
@@ -206,7 +209,8 @@ def _too_small(wanted: HFCausalLM, rows: int, pieces: int) -> str:
     problem = f"{_name(wanted)} has {rows} rows in its vocabulary, and the tokenizer has ids up to {pieces - 1}: "
     if wanted.pretrained:
         return f"model.pretrained_model_name_or_path: {problem}name the model's own tokenizer"
-    return f"model.config_overrides.vocab_size: {problem}give {pieces + 1} or more, or leave it out"
+    out = ", or leave it out" if "vocab_size" in wanted.config_overrides else ""
+    return f"model.config_overrides.vocab_size: {problem}give {pieces + 1} or more{out}"
 
 
 def _padded(rows: int, multiple: int) -> int:

@@ -21,6 +21,7 @@ from lacy_stream.objective.metrics import (
     TotalLoss,
 )
 from lacy_stream.recipe import GPT2, Model
+from lacy_stream.train.attention import attend_without_mask
 from lacy_stream.train.hugging_face import causal_model
 
 
@@ -74,7 +75,7 @@ def for_composer(model: PreTrainedModel, metrics: Sequence[Metric] = ()) -> Hugg
 
 def _gpt2(config: GPT2, vocab_size: int, max_seq_len: int, eos_id: int) -> PreTrainedModel:
     """A GPT-2 with tied embeddings and learned positions, freshly initialised from torch's generator."""
-    return GPT2LMHeadModel(
+    model = GPT2LMHeadModel(
         GPT2Config(
             vocab_size=vocab_size,
             n_positions=max_seq_len,
@@ -90,6 +91,8 @@ def _gpt2(config: GPT2, vocab_size: int, max_seq_len: int, eos_id: int) -> PreTr
             use_cache=False,
         )
     )
+    attend_without_mask(model)
+    return model
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 from pathlib import Path
@@ -99,12 +100,10 @@ def test_ids_and_offsets_on_odd_text(hf: HuggingFaceTokenizer, text: str) -> Non
         assert not pieces.control.any(), "a control id"
 
 
-_libraries: dict[int, tokenizers.Tokenizer] = {}
-
-
+@functools.cache
 def library_of(tokenizer: HuggingFaceTokenizer) -> tokenizers.Tokenizer:
     """``library``, loaded once."""
-    return _libraries.setdefault(id(tokenizer), library(tokenizer))
+    return library(tokenizer)
 
 
 @settings(parent=some, max_examples=15)
@@ -194,8 +193,8 @@ def test_special_names_are_spelled_or_parsed(write, tmp_path: Path) -> None:
     assert text[slice(*parsed.offsets[at])] == "<|endoftext|>" and parsed.offsets[-1, 1] == len(text)
 
 
-def test_template_truncation_and_padding_are_not_used(write) -> None:
-    """A template that adds tokens, a limit of length and padding change nothing."""
+def test_template_truncation_and_padding_are_not_used(write, caplog: pytest.LogCaptureFixture) -> None:
+    """A template that adds tokens, a limit of length and padding change nothing, and are named once."""
     plain, changed = byte_level(), byte_level()
     changed.enable_truncation(3)
     changed.enable_padding(length=50)
@@ -204,7 +203,12 @@ def test_template_truncation_and_padding_are_not_used(write) -> None:
     )
     text = "the fine file of Marie Curie"
     first = open_tokenizer(write(plain))
+    assert not caplog.records
     second = open_tokenizer(write(changed))
+    open_tokenizer(second.files[0])
+    assert [record.getMessage().split("Not used: ")[1] for record in caplog.records] == [
+        "the template that adds <|endoftext|>, <|endoftext|> to a text; truncation to 3 tokens; padding"
+    ]
     assert second.encode(text).ids.tolist() == first.encode(text).ids.tolist() and len(first.encode(text)) > 3
     assert second.identity == first.identity, "they do not change ids"
 

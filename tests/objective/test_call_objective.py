@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 from annotator import FactClass
+from lacy_stream.errors import UsageError
 from lacy_stream.objective.batch import Batch
 from lacy_stream.objective.call_objective import CallObjective
+from lacy_stream.objective.losses import HiddenStates
+from lacy_stream.objective.methods import RANKS, Rank
 from lacy_stream.objective.selectors import Selection, Targets, highest
 
 VOCABULARY, CALL, LENGTH = 23, 22, 14
@@ -23,8 +28,11 @@ class Words(nn.Module):
         self.embedding, self.head = nn.Embedding(VOCABULARY, 12), nn.Linear(12, VOCABULARY)
         self.dropout = nn.Dropout(dropout)
 
+    def hidden(self, input_ids: Tensor) -> Tensor:
+        return self.dropout(self.embedding(input_ids).cumsum(dim=1))
+
     def forward(self, input_ids: Tensor) -> Tensor:
-        return self.head(self.dropout(self.embedding(input_ids).cumsum(dim=1)))
+        return self.head(self.hidden(input_ids))
 
 
 def batch() -> dict[str, Tensor]:
@@ -53,6 +61,10 @@ def gradient(microbatches: list[dict[str, Tensor]], objective: CallObjective) ->
     return torch.cat([parameter.grad.flatten() for parameter in model.parameters()])  # type: ignore[union-attr]
 
 
+def hidden_states(model: Words, microbatch: Batch) -> HiddenStates:
+    return HiddenStates(model.hidden(microbatch["input_ids"]), model.head.weight, model.head.bias)
+
+
 def easiest(targets: Targets, call_count: Tensor, ignore_count: Tensor) -> Selection:
     """Ignores and never calls: equation A.2."""
     return Selection(ignore=highest(-targets.loss, targets.valid, 2 * ignore_count))
@@ -74,6 +86,44 @@ def test_one_microbatch_is_the_mean_over_its_targets() -> None:
     alone = objective(logits, batch())
     objective.begin_step(0, [batch()])
     assert torch.equal(alone, objective.mean_loss(logits, batch())) and objective.metrics()["call_fraction"] > 0.1
+
+
+@pytest.mark.parametrize("rank", RANKS)
+def test_hidden_states_train_as_logits_do(rank: Rank) -> None:
+    """Gradients, masks and metrics are those of the logits, in both passes."""
+    microbatches, found = split(batch(), 3, 4), []
+    for fused in (False, True):
+        objective, model = CallObjective(CALL, rank_calls_by=rank), Words().double()
+
+        def forward(part: Batch, fused: bool = fused, model: Words = model) -> Tensor | HiddenStates:
+            return hidden_states(model, part) if fused else model(part["input_ids"])
+
+        objective.begin_step(0, microbatches, model, forward)
+        for microbatch in microbatches:
+            objective(forward(microbatch), microbatch).backward()
+        gradients = torch.cat([parameter.grad.flatten() for parameter in model.parameters()])  # type: ignore[union-attr]
+        found.append((gradients, objective.metrics()))
+    torch.testing.assert_close(found[1][0], found[0][0])
+    assert found[1][1] == pytest.approx(found[0][1]) and found[0][1]["call_fraction"] > 0.1
+
+
+def test_loss_of_a_mixture_of_experts_is_added() -> None:
+    """The weight comes from the model that begin_step was given, wrapped or not; without one, the loss is refused."""
+    objective, whole = CallObjective(CALL), batch()
+    model = Words()
+    plain = model(whole["input_ids"])
+    outputs = {"logits": plain, "aux_loss": torch.tensor(3.0)}
+    model.config = SimpleNamespace(router_aux_loss_coef=0.5)  # type: ignore[assignment]
+    wrapper = nn.Module()
+    wrapper.module = model
+    for given in (model, wrapper):
+        objective.begin_step(0, [whole], given)
+        without = objective(plain, whole)
+        objective.begin_step(0, [whole], given)
+        assert objective(outputs, whole).item() == pytest.approx(without.item() + 1.5)
+    objective.begin_step(0, [whole])
+    with pytest.raises(UsageError, match="hold an auxiliary loss: give begin_step the model"):
+        objective(outputs, whole)
 
 
 def test_first_pass_is_an_evaluation() -> None:

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from equations import equation_a2, equation_a4
 
 from lacy_stream.objective import losses as losses_module
-from lacy_stream.objective.losses import TokenLosses, token_losses, training_loss, true_losses
+from lacy_stream.objective.losses import HiddenStates, TokenLosses, token_losses, training_loss, true_losses
 from lacy_stream.objective.methods import OBJECTIVES
 
 VOCABULARY, CALL = 41, 40
@@ -121,6 +121,46 @@ def test_chunks_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(losses_module._CHUNK, "cpu", 3 * VOCABULARY)
     for one, other in zip(whole, run(), strict=True):
         torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("with_bias", [False, True])
+def test_hidden_states_are_their_logits(with_bias: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Losses and gradients of hidden states, weight and bias are those that go through the logits, with and without
+    chunks, and for a model without an entry for <CALL>."""
+    generator = torch.Generator().manual_seed(6)
+    shapes = [(2, 10, 8), (VOCABULARY, 8), (VOCABULARY,)][: 3 if with_bias else 2]
+    parts = [torch.randn(shape, dtype=torch.float64, generator=generator).requires_grad_() for shape in shapes]
+    targets = torch.randint(0, CALL, (2, 10), generator=generator)
+    weights = torch.rand(2, 2, 10, dtype=torch.float64, generator=generator)
+    hidden, logits = HiddenStates(*parts), F.linear(*parts)
+    torch.testing.assert_close(hidden.logit(CALL), logits[..., CALL])
+    for chunk in (losses_module._CHUNK["cpu"], 3 * VOCABULARY):
+        monkeypatch.setitem(losses_module._CHUNK, "cpu", chunk)
+        found = []
+        for source in (hidden, logits):
+            losses = token_losses(source, targets, 17)
+            total = (losses.true * weights[0] + losses.call * weights[1]).sum()
+            found.append([*losses, *torch.autograd.grad(total, parts, retain_graph=True)])
+        for one, other in zip(*found, strict=True):
+            torch.testing.assert_close(one, other)
+        without = HiddenStates(parts[0], parts[1][:CALL], parts[2][:CALL] if with_bias else None)
+        torch.testing.assert_close(true_losses(without, targets, CALL), true_losses(logits[..., :CALL], targets, CALL))
+
+
+def test_hidden_states_under_autocast() -> None:
+    """In bf16, the losses are those of the bf16 logits, and gradients of the weight are summed in float32."""
+    states, weight = torch.randn(1, 64, 32, requires_grad=True), torch.randn(VOCABULARY, 32, requires_grad=True)
+    targets = torch.randint(0, CALL, (1, 64))
+    gradients = []
+    for fused in (True, False):
+        with torch.autocast("cpu", torch.bfloat16):
+            losses = token_losses(HiddenStates(states, weight) if fused else F.linear(states, weight), targets, CALL)
+        gradients.append(
+            (losses.true.detach(), *torch.autograd.grad(losses.true.mean() + losses.call.mean(), (states, weight)))
+        )
+    assert torch.equal(gradients[0][0], gradients[1][0])
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other, rtol=2e-2, atol=2e-3)
 
 
 def test_extreme_logits_stay_finite() -> None:

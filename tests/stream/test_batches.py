@@ -91,6 +91,44 @@ def test_rows_are_the_packed_documents_of_their_lanes(corpus: Path, pool: Annota
     assert rows.numel() > 1.2 * epoch_tokens, "the test must cross an epoch"
 
 
+def test_position_is_that_of_the_batches_that_were_taken(corpus: Path, pool: AnnotationPool) -> None:
+    """However far the thread is ahead, a position that is saved points after the last batch that the trainer has, and an
+    iteration of the same loader that follows continues there once it was resumed."""
+    loader = train_loader(corpus, pool)
+    batches = iter(loader)
+    first = [next(batches)["input_ids"] for _ in range(3)]
+    end = time.monotonic() + 20
+    while loader.dataset._rows < 5 * BATCH and time.monotonic() < end:
+        time.sleep(0.01)
+    assert loader.dataset._rows == 5 * BATCH, "one batch is ready, and the thread has made another"
+    state = loader.state_dict()
+    assert json.loads(state["lacy_stream"])["rows"] == loader.dataset.stats().rows == 3 * BATCH
+    batches.close()
+    other = train_loader(corpus, pool)
+    other.load_state_dict(state)
+    taken = iter(other)
+    second = [next(taken)["input_ids"] for _ in range(2)]
+    taken.close()
+    third = [batch["input_ids"] for batch in islice(other, 2)]
+    assert torch.equal(torch.stack(first + second + third), take(train_loader(corpus, pool), 7))
+
+
+def test_only_the_wait_of_the_trainer_is_counted(corpus: Path, tokenizer_path: Path) -> None:
+    """Batches that were made while the trainer was busy cost it no time; the first one does."""
+    slow = ThreadWorkers(longest_pause_s=0.05)
+    with AnnotationPool(AnnotatorSettings(tokenizer_path, None), num_workers=1, start_worker=slow) as slow_pool:
+        loader = train_loader(corpus, slow_pool)
+        batches = iter(loader)
+        next(batches)
+        waited = loader.dataset.stats().wait_s
+        end = time.monotonic() + 60
+        while loader.dataset._rows < 3 * BATCH and time.monotonic() < end:
+            time.sleep(0.01)
+        assert waited > 0.01 and loader.dataset.stats().wait_s == waited
+        next(batches)
+        assert loader.dataset.stats().wait_s - waited < 0.05
+
+
 def test_number_of_workers_does_not_show(corpus: Path, tokenizer_path: Path, annotator: Annotator) -> None:
     """An epoch's rows, labels included, are the same from 1, 2 and 4 workers whose answers come in any order."""
     hashes = set()

@@ -8,13 +8,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from real_tokenizers import REAL, SMALL, make
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from annotator.tokenizers import open_tokenizer
 from lacy_stream.cli.main import main
 from lacy_stream.recipe import check_recipe, dump_recipe
-from lacy_stream.train.checkpoint import CheckpointError, load_checkpoint, load_model
-from lacy_stream.train.export import transformers_tokenizer
+from lacy_stream.train.checkpoint import CallingModel, CheckpointError, load_checkpoint, load_model
+from lacy_stream.train.export import transformers_tokenizer, write_folder
 from lacy_stream.train.model import build_model
 
 pytestmark = pytest.mark.model
@@ -68,6 +69,30 @@ def test_the_tokenizer_is_sentencepiece(exported: Path, tokenizer_path: Path, sh
     texts = [json.loads(line)["text"] for line in (shared / "lmlm_spans.jsonl").open(encoding="utf-8")]
     assert len(texts) == 830
     assert [text for text in texts if theirs(text)["input_ids"] != ours.encode(text).ids.tolist()] == []
+
+
+@pytest.mark.parametrize("kind", [*REAL, *SMALL])
+def test_any_tokenizer_json_keeps_its_ids(kind: str, tmp_path: Path) -> None:
+    """The exported folder carries a tokenizer.json of each kind with <CALL> after its pieces: AutoTokenizer gives the
+    ids of the run, whatever the text, and opens it as ours does."""
+    path = make(kind, tmp_path / "tokenizer")
+    ours = open_tokenizer(path)
+    sizes = {"vocab_size": ours.vocab_size + 1, "hidden_size": 4, "intermediate_size": 4, "num_hidden_layers": 1}
+    model = LlamaForCausalLM(LlamaConfig(**sizes, num_attention_heads=1))
+    calling = CallingModel(model, ours.files[0], ours.vocab_size, ours.eos_id, 64, kind, None)
+    (tmp_path / "out").mkdir()
+    write_folder(calling, tmp_path / "out")
+    theirs, again = AutoTokenizer.from_pretrained(tmp_path / "out"), open_tokenizer(tmp_path / "out")
+    assert theirs.convert_tokens_to_ids("<CALL>") == ours.vocab_size
+    assert (again.vocab_size, again.eos_id, again.bos_id) == (ours.vocab_size, ours.eos_id, ours.bos_id)
+    for text in (
+        "Ada Lovelace wrote 12 letters.\n",
+        "  Größe  ꙮ",
+        "<|endoftext|> </s> <|im_end|> [SEP] <CALL>",
+        "don't",
+    ):
+        ids = ours.encode(text).ids.tolist()
+        assert theirs(text, add_special_tokens=False)["input_ids"] == ids == again.encode(text).ids.tolist(), text
 
 
 @pytest.mark.parametrize("text", ["", " ", "  a  b ", "a\n\nb", "\n a", "1987", "é ꙮ \x00", "<CALL> </s> <s>", "▁a"])

@@ -143,7 +143,8 @@ def test_composer_command_trains(
     assert logged(log, "throughput/tokens_per_sec") and list((tmp_path / "tb").rglob("events.out.*"))
 
     resumed = ["load_path=whole/ep0-ba3-rank0.pt", "save_folder=resumed", "save_interval=3ba"]
-    run("composer", recipe, *resumed, cwd=tmp_path)
+    monkeypatch.chdir(tmp_path)
+    printed(train, recipe, *resumed, capfd=capfd)
     states = [
         torch.load(tmp_path / folder / "ep0-ba6-rank0.pt", weights_only=False)["state"]
         for folder in ("whole", "resumed")
@@ -152,7 +153,6 @@ def test_composer_command_trains(
         assert torch.equal(weights, states[1]["model"][name]), name
     assert states[0]["dataset_state"] == states[1]["dataset_state"]
 
-    monkeypatch.chdir(tmp_path)
     for change, message in [
         ("max_seq_len=16", "size mismatch"),
         ("train_loader.lanes=2", "lanes: 4 in the checkpoint"),
@@ -161,14 +161,14 @@ def test_composer_command_trains(
         output = printed(train, recipe, resumed[0], change, capfd=capfd, code=2)
         assert re.search(f"error: the checkpoint in .* does not fit this recipe: .*{message}", output), output
 
-    output = run(
-        "composer",
+    output = printed(
+        train,
         recipe,
         "max_duration=2ba",
         "eval_interval=2ba",
         "algorithms.call_mask={method: rho-1, reference: whole/latest-rank0.pt}",
         "eval_mask_from=whole/latest-rank0.pt",
-        cwd=tmp_path,
+        capfd=capfd,
     )
     for metric in ("call_mask/reference_s", "call_mask/calls_factual"):
         assert len(logged(log, metric)) == 2, metric
@@ -184,11 +184,14 @@ def test_composer_command_trains(
 
 
 @pytest.mark.slow
-def test_killed_run_ends_with_the_weights_of_an_undisturbed_one(recipe: Path, tmp_path: Path) -> None:
+def test_killed_run_ends_with_the_weights_of_an_undisturbed_one(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     """A run whose worker, and then whose every process, is killed in the middle, started again by the same command,
     ends with the same weights bit for bit; what happened to the worker stands in the report of the run."""
     common = [recipe, "max_duration=40ba", "eval_loader=null", "device_train_microbatch_size=4"]
-    run("composer", *common, "save_folder=whole", "save_interval=40ba", cwd=tmp_path)
+    monkeypatch.chdir(tmp_path)
+    printed(train, *common, "save_folder=whole", "save_interval=40ba", capfd=capfd)
     command = [*common, "save_folder=killed", "save_interval=2ba", "autoresume=true"]
     launcher = subprocess.Popen([BIN / "composer", *command], cwd=tmp_path, start_new_session=True)
     killed = tmp_path / "killed"
@@ -346,7 +349,9 @@ def test_wheel_brings_the_hook(recipe: Path, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("how", ["Ctrl-C", "SIGTERM", "SIGKILL of the trainer", "SIGKILL of all"])
-def test_stopped_run_leaves_nobody(recipe: Path, tmp_path: Path, how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stopped_run_leaves_nobody(
+    recipe: Path, tmp_path: Path, how: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     """However a run is stopped, it ends in time, no process of it is left, nothing is left in /dev/shm, nothing of ours
     in the folder for temporary files (SIGKILL leaves what torch and the launcher make there), and the same command
     works again."""
@@ -378,7 +383,8 @@ def test_stopped_run_leaves_nobody(recipe: Path, tmp_path: Path, how: str, monke
     left = {path.name for path in temporary.rglob("*") if path.is_file()}
     assert left <= ({"_remote_module_non_scriptable.py"} if "SIGKILL" in how else set()), left  # torch's
     if how == "SIGKILL of all":
-        run("composer", recipe, "max_duration=1ba", "eval_loader=null", cwd=tmp_path)
+        monkeypatch.chdir(tmp_path)
+        printed(train, recipe, "max_duration=1ba", "eval_loader=null", capfd=capfd)
 
 
 @pytest.mark.slow
