@@ -10,8 +10,8 @@ From the logits [rows, length, 32001] to their gradient, in turn, each in a proc
 - a4: ours with a call mask and an ignore mask (A.4).
 
 The peak is what comes on top of the logits, whose gradient (as large as they are) is a part of every peak. With
-``--width D`` everything begins with the hidden states [rows, length, D] and the weight of the output layer instead, as a
-model has them, and one more way takes part:
+``--width D`` everything begins with the hidden states [rows, length, D] and the weight of the output layer instead, as
+a model has them, and one more way takes part:
 
 - hidden: ours with a call mask, from hidden states, so that the logits are never held.
 """

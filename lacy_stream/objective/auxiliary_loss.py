@@ -37,8 +37,8 @@ def auxiliary_loss(model: Any, outputs: Any) -> Tensor | float:
             if (weight := getattr(holder, name, None)) is not None:
                 return weight * loss
     raise UsageError(
-        f"{type(networks[-1]).__name__} has an auxiliary loss and none of the attributes {', '.join(COEFFICIENTS)}: its "
-        "loss cannot be replaced by that of the call mask"
+        f"{type(networks[-1]).__name__} has an auxiliary loss and none of the attributes {', '.join(COEFFICIENTS)}: "
+        "its loss cannot be replaced by that of the call mask"
     )
 
 

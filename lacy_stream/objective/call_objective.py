@@ -205,9 +205,9 @@ class CallObjective:
         return loss * (_count(batch["labels"]).to(loss.device) / self._targets_per_rank)
 
     def mean_loss(self, outputs: Any, batch: Batch) -> Tensor:
-        """The mean loss over the valid targets of one microbatch and the auxiliary loss, a scalar, for trainers that weigh microbatches
-        themselves. With one microbatch on each rank, collective with scope ``global``. Arguments and errors as for a
-        call of the objective."""
+        """The mean loss over the valid targets of one microbatch and the auxiliary loss, a scalar, for trainers that
+        weigh microbatches themselves. With one microbatch on each rank, collective with scope ``global``. Arguments and
+        errors as for a call of the objective."""
         targets_BT, classes_BT = shifted(batch["labels"], batch["token_class"])
         valid_BT, rows = targets_BT != IGNORED_LABEL, len(targets_BT)
         if self._row + rows > self._rows:

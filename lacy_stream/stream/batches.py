@@ -12,8 +12,9 @@ So the rows of a global batch depend neither on R, which must divide ``lanes``, 
 position of the whole stream is two integers for each lane. Composer's checkpoint holds them.
 
 Time. Each lane keeps documents in the pool ahead of the trainer, up to ``prefetch_rows`` rows for all lanes of a rank
-together. In training, a thread makes the next batch of them while the trainer works on the last one (``ahead``). There
-is no other buffer, so this bounds the memory. The time that the trainer waits is counted by the stage that it waits for.
+together. In training, a thread makes the next batch of them while the trainer works on the last one (``ahead``).
+There is no other buffer, so this bounds the memory. The time that the trainer waits is counted by the stage that it
+waits for.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The last hidden states of a model in the place of its logits, so that a step of training never holds the logits.
 
-With 32,000 entries and 16,384 tokens, logits and their gradient are 2 GB in bf16, more than anything else in the step of
-a small model. ``objective.losses.HiddenStates`` computes them in chunks instead. What it needs is what the model gives to
-its output layer. So the output layer is asked to let its input through: everything before it stays the model's own code.
+With 32,000 entries and 16,384 tokens, logits and their gradient are 2 GB in bf16, more than anything else in the step
+of a small model. ``objective.losses.HiddenStates`` computes them in chunks instead, from the input of the output layer.
+So the output layer is asked to let its input through. Everything before it stays the model's own code.
 """
 
 from __future__ import annotations

@@ -92,8 +92,8 @@ def test_rows_are_the_packed_documents_of_their_lanes(corpus: Path, pool: Annota
 
 
 def test_position_is_that_of_the_batches_that_were_taken(corpus: Path, pool: AnnotationPool) -> None:
-    """However far the thread is ahead, a position that is saved points after the last batch that the trainer has, and an
-    iteration of the same loader that follows continues there once it was resumed."""
+    """However far the thread is ahead, a position that is saved points after the last batch that the trainer has. Once
+    it was resumed, the next iteration of the same loader continues there."""
     loader = train_loader(corpus, pool)
     batches = iter(loader)
     first = [next(batches)["input_ids"] for _ in range(3)]

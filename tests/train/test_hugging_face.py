@@ -381,9 +381,9 @@ def test_smollm2_learns_to_call(
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The real SmolLM2-135M, continued for twenty steps of raw text: on other text, the loss of <CALL>
-    begins near that of a random caller instead of at 19 nats, and falls; that of the other tokens does not rise. Then it
-    is exported, and writes with itself as its partner."""
+    """The real SmolLM2-135M, continued for twenty steps of raw text: on other text, the loss of <CALL> begins near that
+    of a random caller instead of at 19 nats, and falls; that of the other tokens does not rise. Then it is exported,
+    and writes with itself as its partner."""
     texts = list(articles(shared, 200))
     (tmp_path / "articles.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts[40:]))
     assert main(["prepare", str(tmp_path / "articles.jsonl"), "--out", str(tmp_path / "corpus")]) == 0
