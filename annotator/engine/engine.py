@@ -172,6 +172,7 @@ class Engine:
         first_word = spelling.first_word
         places = TextPlaces(first_word, first_word[:-1] + GAP * np.arange(1, len(texts) + 1))
         rows = layers.whole_tiles(n + GAP * (len(texts) + 1))
+        # In the example the words 0, 1, 2 have the rows 4, 5, 10.
         row_of_word = np.arange(n) + np.repeat(places.first_row - first_word[:-1], np.diff(first_word))
         word_of_row = np.full(rows, -1, dtype=np.int32)
         word_of_row[row_of_word] = spelling.word
@@ -231,6 +232,7 @@ class Engine:
         for network in self._networks:
             network.begin(rows)
         table = self._vectors
+        # A run is so short that all its words have a slot at the same time.
         for start in range(0, rows, table.run):
             end = min(start + table.run, rows)
             low, high = max(start - 1, 0), min(end + 1, rows)
@@ -244,6 +246,7 @@ class Engine:
         """The ``Words`` of each text, whose offsets begin at the given code point."""
         lexicon, spelling = self._lexicon, analysis.spelling
         first_word = spelling.first_word
+        # New marks are all zeros, and stand for no text if texts are counted from 1 again.
         if len(self._form_marks) < len(lexicon.forms):
             self._form_marks = np.zeros((1 << len(lexicon.forms).bit_length(), 2), dtype=np.int64)
             self._texts = 0

@@ -235,6 +235,8 @@ def list_joined_chunks(chunks, edges, pairs, runs):
     n = 0
     for t in range(len(first_of_text) - 1):
         k, end = first_of_text[t], first_of_text[t + 1]
+        # Chunk k begins a run; the inner loop moves k to the run's last chunk. A chunk that joins no neighbour is a run
+        # of one, whose words in the table are right as they are.
         while k < end:
             first = k
             special = edges[chunk_of[k], 0] != 0
