@@ -85,6 +85,7 @@ class ByteLevelTable:
 
     def pieces(self, text: str) -> IdsAndEnds | None:
         """What ``encode`` gives for a text; None where the pieces of its chunks do not reach its end."""
+        # Most texts have single spaces only, and known words. Then each space is a border, and no expression is needed.
         chunks = text.split(" ")
         chunks[0] = f" {chunks[0]}"
         rows = self._table.recent(chunks)  # if there are all of them, each space is a border
@@ -124,6 +125,8 @@ class ByteLevelTable:
     def _alone(self, chunks: set[str]) -> dict[str, bytes]:
         rows = {}
         for chunk in chunks:
+            # A first chunk is kept with a space and stands in its text without one. All others are kept without and
+            # stand with one.
             ids, ends = self._encode(chunk[1:] if chunk.startswith(" ") else f" {chunk}")
             rows[chunk] = np.stack([ids, np.diff(ends, prepend=np.int32(0))], axis=1).astype(np.int32).tobytes()
         return rows
@@ -163,6 +166,7 @@ def _inseparable_pattern(spec: dict[str, Any]) -> str:
         alternatives = list(_alternatives(pattern))
         if unknown := [one for one in alternatives if one not in _ALTERNATIVES]:
             return f"its pattern is not known to keep to words: {unknown[0]!r}"
+        # With such an alternative each space belongs to a match, so that each border is a cut.
         cuts |= bool({r"\s+", r"\s++"} & set(alternatives))
     return "" if cuts else "it does not split at spaces"
 
@@ -186,6 +190,7 @@ def _alternatives(pattern: str) -> Iterator[str]:
     depth, start, at, in_class = 0, 0, 0, False
     while at < len(pattern):
         character = pattern[at]
+        # An escaped character has no meaning, so it is passed over.
         if character == "\\":
             at += 1
         elif in_class:

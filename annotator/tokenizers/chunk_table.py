@@ -63,6 +63,7 @@ def cut_rows(chunks: list[str], ids: NDArray[np.int32], ends: NDArray[np.int32])
     """
     row = np.stack([ids, np.diff(ends, prepend=np.int32(0))], axis=1).astype(np.int32).tobytes()
     last = np.cumsum([len(chunk) + 1 for chunk in chunks])
+    # A piece takes 8 bytes of a row, two int32. The pieces of a chunk are those that end at or before its own end.
     cuts = (8 * np.searchsorted(ends, last, side="right")).tolist()
     return {chunk: row[a:b] for chunk, a, b in zip(chunks, [0, *cuts], cuts, strict=False)}
 

@@ -151,6 +151,7 @@ class HuggingFaceTokenizer:
         Raises:
             AnnotatorError: as ``decode``.
         """
+        # One id for both ends a document, as between the documents of a packed row.
         before = -1 if self.bos_id == self.eos_id else self.bos_id
         return [self._read(part) for part in cut(self._checked(ids), after=self.eos_id, before=before)]
 
@@ -181,6 +182,7 @@ class HuggingFaceTokenizer:
             raise AnnotatorError(f"the tokenizer {self._path} cannot read rows of ids: {self._unread}. Use raw text.")
         row = as_row(ids)
         outside = (row < 0) | (row >= self.vocab_size)
+        # Only ids in range can be looked up among the holes.
         outside[~outside] = self._holes[row[~outside]]
         if outside.any():
             raise AnnotatorError(self._not_an_id(row, np.flatnonzero(outside)))
@@ -274,6 +276,7 @@ def _total_ends(offsets: NDArray[np.int32], text: str) -> NDArray[np.int32]:
     end[inner] = np.minimum(start, end)[inner]
     # What was dropped before a piece belongs to the piece before it, but for spaces.
     inked = np.flatnonzero(np.frombuffer(text.encode("utf-32-le"), np.uint32) != 0x20)
+    # ``before`` counts the code points other than spaces before each piece but the first.
     before = np.searchsorted(inked, start[1:])
     end[:-1] = np.maximum(end[:-1], np.where(before > 0, inked[before - 1] + 1, 0) if len(inked) else 0)
     end[-1] = len(text)

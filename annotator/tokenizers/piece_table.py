@@ -110,6 +110,8 @@ def separable(model: bytes) -> bool:
     )
 
 
+# Two of the file's many fields are needed. The generated code of sentencepiece asks for another version of protobuf
+# than the environment has, so the messages are read here.
 def _fields(message: bytes) -> Iterator[tuple[int, Any]]:
     """Number and value of each field of a message of Protocol Buffers: int, or bytes (also of a nested message)."""
     at = 0
@@ -119,6 +121,7 @@ def _fields(message: bytes) -> Iterator[tuple[int, Any]]:
         if kind == 0:
             value, at = _varint(message, at)
         else:
+            # Wire types: 0 is a varint, 1 has eight bytes, 5 has four, and 2 has its length before it.
             size, at = (8, at) if kind == 1 else (4, at) if kind == 5 else _varint(message, at)
             value = message[at : at + size]
             at += size
@@ -128,6 +131,7 @@ def _fields(message: bytes) -> Iterator[tuple[int, Any]]:
 def _varint(message: bytes, at: int) -> tuple[int, int]:
     value = shift = 0
     while True:
+        # Seven bits a byte, the lowest first. The highest bit says that another byte follows.
         byte = message[at]
         value |= (byte & 0x7F) << shift
         at, shift = at + 1, shift + 7

@@ -187,6 +187,7 @@ def _total_offsets(offsets: NDArray[np.int32], text: str) -> NDArray[np.int32]:
     """
     if not len(offsets):
         return offsets
+    # The last piece takes what was dropped at the end, and no piece begins after the end of the one before it.
     end = offsets[:, 1].copy()
     end[-1] = len(text)
     start = np.minimum(offsets[:, 0], np.append(np.int32(0), end[:-1]))

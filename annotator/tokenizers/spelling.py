@@ -39,6 +39,7 @@ class Spellings:
         """
         data = b"".join(self.spelling[ids].tolist())
         end = np.cumsum(self.size[ids])
+        # Only the first id that spells something counts. ``[:1]`` is empty where there is none.
         if self.spaced[ids[~self.control[ids]][:1]].any():
             data = data[1:]
             end = np.maximum(end - 1, 0)
@@ -65,6 +66,7 @@ def _decoded(data: bytes, places: NDArray[np.int64]) -> tuple[str, NDArray[np.in
     begins = (np.frombuffer(data, np.uint8) & 0xC0) != 0x80  # each byte but the second to fourth of a character
     begun = np.zeros(len(data) + 1, np.int64)  # characters that begin before each place
     np.cumsum(begins, out=begun[1:])
+    # At a place inside a character, the character that has begun there has not ended.
     return text, begun[places] - ~np.append(begins, True)[places]
 
 
@@ -72,6 +74,7 @@ def _decoded_with_strays(data: bytes, places: NDArray[np.int64]) -> tuple[str, N
     text = data.decode("utf-8", "surrogateescape")
     code_points = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
     astray = (code_points >= 0xDC80) & (code_points <= 0xDCFF)  # bytes; a surrogate itself is no valid UTF-8
+    # Bytes of each character in UTF-8.
     size = np.where(astray, 1, 1 + (code_points >= 0x80) + (code_points >= 0x800) + (code_points >= 0x10000))
     text = np.where(astray, np.uint32(ord(REPLACEMENT)), code_points).tobytes().decode("utf-32-le")
     return text, np.searchsorted(np.cumsum(size), places, side="right")

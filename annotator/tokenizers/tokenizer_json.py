@@ -76,7 +76,7 @@ def _is_byte_level(spec: dict[str, Any]) -> bool:
     return any(step["type"] == "ByteLevel" for step in parts)
 
 
-# Of the characters that Unicode has assigned so far, but for control characters.
+# The bytes in the UTF-8 of all characters that Unicode has assigned so far, without control characters.
 _NEEDED_BYTES = [0x09, 0x0A, *range(0x20, 0x7F), *range(0x80, 0xC0), *range(0xC2, 0xF1)]
 
 
