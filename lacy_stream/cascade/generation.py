@@ -209,6 +209,7 @@ class _Cascade:
         In each pass the small model reads the new tokens of all unfinished texts, and each text takes one decision.
         """
         texts = {number: _Text(self, prompt, number, on_token) for number, prompt in enumerate(batch, start=first)}
+        # The texts' own lists, which grow while the texts are written.
         rows = {number: text.row for number, text in texts.items() if text.wants()}
         decoder = BatchDecoder(self.model.model, rows, reuse=self.reuse)
         while rows:
@@ -283,6 +284,7 @@ class _Text:
         self._fallbacks += decision.fallback
         self._finish = self._append(decision)
         if self._calls is not None and self._finish != "end":
+            # The end of a text is no token of it, so a decision for it is not counted.
             called = len(decision.ids) if decision.writer == PARTNER else 0
             self._calls.threshold.update(decision.score, len(decision.ids), called)
 
@@ -328,6 +330,7 @@ class _Text:
         if not same_vocabulary:
             found = first_expressible(session.propose(self._so_far), self._so_far, self._vocabulary)
             return None if found is None else found[1]
+        # Without the end-of-text token in the first place: the partner begins a text in its own way.
         for candidate in session.propose(self._so_far, self.row[1:]):
             # With the same vocabulary the end of text can be expressed, too.
             token, is_end = candidate.token, candidate.token == self._model.eos_id
@@ -367,6 +370,7 @@ def _first_row(prompt: str, vocabulary: Vocabulary, model: CallingModel) -> list
         prompt.encode()
     except UnicodeEncodeError as error:
         raise PromptError(f"the prompt holds a lone surrogate at code point {error.start}") from None
+    # One position must be left to write.
     ids = vocabulary.encode(prompt)
     if len(ids) + 1 >= model.max_seq_len:
         raise PromptError(f"the prompt has {len(ids)} tokens, and {model.name} has a context of {model.max_seq_len}")

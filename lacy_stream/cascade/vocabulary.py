@@ -50,6 +50,7 @@ class Vocabulary:
             if ids[: len(start)] != start:
                 return None
             ids = ids[len(start) :]
+        # An unknown piece, or a character that was normalised, shows in the spelling.
         spelled = [self.spellings[id] for id in ids]
         return ids if None not in spelled and b"".join(s or b"" for s in spelled) == text.encode() else None
 

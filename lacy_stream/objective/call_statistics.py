@@ -70,6 +70,7 @@ class CallStatistics:
             (losses.call * call).sum(),
             *((losses.true * mask).sum() for mask in (call, ignore, valid & ~call & ~ignore)),
         )
+        # In float64, since float32 counts exactly to 16 million only.
         sums = _Sums(*(value.double() for value in (*counts, *scalars)))
         lowest = losses.true.masked_fill(~call, torch.inf).min()
         if self._sums is None or self._lowest_called_loss is None:

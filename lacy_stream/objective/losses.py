@@ -45,6 +45,7 @@ class TokenLosses(NamedTuple):
     def call_log_odds(self) -> Tensor:
         """log p(<CALL>) / (1 - p(<CALL>)), which is c - L in the terms of ``token_losses``: the inverse of
         call = softplus(L - c). It is cut at 87, where float32 has no smaller loss of <CALL>."""
+        # From 30 on, log(e^x - 1) is x to the last bit. The clamp at 31 keeps the branch that is not taken finite.
         call = self.call.clamp(min=torch.finfo(self.call.dtype).tiny)
         return torch.where(call > 30, -call, -torch.log(torch.expm1(call.clamp(max=31))))
 
@@ -83,11 +84,12 @@ class _TokenLosses(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits_BTV: Tensor, targets_BT: Tensor, call_token_id: int) -> tuple[Tensor, Tensor]:
         logits_NV = logits_BTV.reshape(-1, logits_BTV.shape[-1])
-        targets_N = targets_BT.reshape(-1).clamp(min=0)
+        targets_N = targets_BT.reshape(-1).clamp(min=0)  # -100 is no index; what it gives is not used
         dtype = torch.promote_types(logits_BTV.dtype, torch.float32)
         parts = []
         for rows in logits_NV.split(_rows_at_once(logits_NV)):
             rows = rows.to(dtype)
+            # All logits but that of <CALL>: those before it, and those of rows after it that pad the vocabulary.
             part = torch.logsumexp(rows[:, :call_token_id], dim=1)
             if call_token_id + 1 < rows.shape[1]:
                 part = torch.logaddexp(part, torch.logsumexp(rows[:, call_token_id + 1 :], dim=1))
@@ -115,6 +117,8 @@ class _TokenLosses(torch.autograd.Function):
             *(whole.split(size) for whole in (logits_NV, grad_NV, targets_N, normaliser_N, weight_N, true_N, call_N)),
             strict=True,
         ):
+            # The softmax without <CALL>, times the weight. In the column of <CALL> this means nothing, and it is
+            # overwritten.
             grad = (rows - normaliser[:, None]).exp_().mul_(weight[:, None])
             grad[:, call_token_id] = -call
             grad.scatter_add_(1, targets[:, None], -true[:, None])

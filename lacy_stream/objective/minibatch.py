@@ -34,6 +34,7 @@ class Masks(NamedTuple):
 def uniform(seed: int, step: int, like_BT: Tensor) -> Tensor:
     """Random numbers in [0, 1) for this rank's rows of a step's mini-batch, float32 [B, T] on the CPU. Those of the
     rows of all ranks together do not depend on how many ranks there are."""
+    # Each pair of a seed and a step below a million has a generator of its own.
     generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
     rows, length = like_BT.shape
     # Every rank draws for all ranks. Flattened over B and R, the numbers are in the order of the mini-batch's rows.
@@ -85,12 +86,14 @@ def gathered(targets: Targets) -> Targets:
     """The targets of all ranks, [M, T], where M is the number of ranks times the most rows of a rank and T the longest
     row. Places that a rank does not have are not valid."""
     parts = [part for part in targets if part is not None]
+    # One array, so that there is one gathering. Classes and bools are exact in floating point.
     values_KBT = torch.stack([part.to(targets.loss.dtype) for part in parts])
     # All ranks must bring the same shape: pad to the largest. A padded place has valid = 0.
     rows, length = _largest(targets.valid)
     values_KBT = F.pad(values_KBT, (0, length - values_KBT.shape[2], 0, rows - values_KBT.shape[1]))
     values_KBRT = torch.stack(dist.all_gather(values_KBT), dim=2)
     # Flattened over B and R, row b of rank r comes to b * ranks + r.
+    # The order of the fields of ``Targets``.
     loss, classes, valid, random, *rest = values_KBRT.flatten(1, 2)
     return Targets(loss, classes.to(torch.uint8), valid > 0, random, rest[0] if rest else None)
 

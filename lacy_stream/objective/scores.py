@@ -88,6 +88,7 @@ def call_score(logits: Tensor, call_token_id: int, rank: Rank, losses: TokenLoss
     if rank == "logit":
         return logits[..., call_token_id].float()
     if losses is None:
+        # The log-odds of <CALL> do not depend on the target.
         any_target = torch.zeros(logits.shape[:-1], dtype=torch.long, device=logits.device)
         losses = token_losses(logits, any_target, call_token_id)
     return losses.call_log_odds.float()

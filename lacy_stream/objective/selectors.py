@@ -63,6 +63,8 @@ def budget(valid: Tensor, fraction: float) -> Tensor:
 def highest(scores: Tensor, candidates: Tensor, count: Tensor) -> Tensor:
     """The ``count`` candidates with the highest scores, or all where there are fewer: bool, of the scores' shape.
     Equal scores are taken in order of position."""
+    # A stable sort and not ``topk``: equal scores come in the same order on every device, and the count stays on the
+    # device. Where it exceeds the candidates, others are chosen after them, which the last line drops.
     scores = scores.detach().masked_fill(~candidates, -torch.inf).flatten()
     order = torch.argsort(scores, descending=True, stable=True)
     chosen = torch.arange(len(order), device=order.device) < count

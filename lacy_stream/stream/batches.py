@@ -200,6 +200,7 @@ class AnnotatedDataset(IterableDataset):
         padding = LanePacker(self.max_seq_len, self._eos_id).next_row()
         while True:
             batch = list(itertools.islice(rows, self._batch_size))
+            # A rank without rows asks, too: the gathering is collective.
             if not any(dist.all_gather_object(bool(batch))):
                 return
             yield from batch
@@ -345,6 +346,8 @@ class _Lane:
 
     def next_row(self) -> Row | None:
         """Wait for the lane's next row; None at the end of a finite lane."""
+        # Where documents were shorter than estimated, nothing is pending. Then the next one is submitted here, and
+        # waited for.
         while self._packer.buffered < self._packer.seq_len and (self._pending or self._submit()):
             tokens, end_of_document, future = self._pending.popleft()
             with self._stopwatch.stage("annotation"):

@@ -341,6 +341,7 @@ class AnnotationPool:
                 return  # close() ended the worker
             for job in batch:
                 job.deaths += 1
+            # A culprit stays among the running documents, where ``_deliver`` looks for it.
             culprit = batch[0] if len(batch) == 1 and batch[0].deaths >= TRIES else None
             if culprit is None:
                 self._running.difference_update(batch)
@@ -364,6 +365,7 @@ class AnnotationPool:
             if cache is not None:
                 cache.put(job.document, result)
             return result
+        # An annotator that only tokenises. It takes milliseconds to make, and few documents come here.
         plain = replace(self.settings, model=None, labeller=None).build()
         try:
             unlabelled = replace(job.document, annotate=False)  # without its spans, which may be the cause
@@ -415,6 +417,7 @@ class AnnotationPool:
             if not self._identity.done():
                 self._identity.set_exception(error)
             self._changed.notify_all()
+        # Without the lock: a thread whose worker dies takes the lock itself.
         for worker in workers:
             worker.kill()
         for job in jobs:

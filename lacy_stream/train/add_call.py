@@ -120,6 +120,8 @@ def _grow(tensors: dict[str, Any], before: int, rows: int, fill: Any) -> list[st
     Returns:
         The names of the tensors.
     """
+    # Tied embeddings are one memory under two names. A tensor whose first axis has the length of the vocabulary by
+    # chance would grow, too: ``_wrapped`` then finds that the weights no longer fit.
     grown: dict[int, Tensor] = {}
     names = [name for name, value in tensors.items() if torch.is_tensor(value) and value.shape[:1] == (before,)]
     for name in names:

@@ -81,6 +81,7 @@ class _Sample(NamedTuple):
 
 
 def _sample(model: PreTrainedModel, head: torch.nn.Module, ids_BT: Tensor, call_token_id: int) -> _Sample:
+    # Some models scale the output of their head. products / squares is the factor that fits best, by least squares.
     hidden, others, products, squares = [], [], 0.0, 0.0
     with _evaluating(model), _watched(head) as seen:
         for ids_T in ids_BT.to(model.device):
@@ -105,15 +106,18 @@ def _solution(sample: _Sample, call_fraction: float, with_bias: bool) -> tuple[T
     ridge = RIDGE * spread * inputs_ND.square().mean()
 
     def loss(row_D: Tensor) -> Tensor:
+        # The cross-entropy of a target that is 1 at the call fraction of the positions, wherever they are.
         odds_N = inputs_ND @ row_D - sample.others_N
         return (F.softplus(odds_N) - call_fraction * odds_N).mean() + ridge * row_D.square().sum() / 2
 
+    # Begin with the row whose logits come nearest, in the mean square, to p(<CALL>) = call_fraction at each position.
     wanted_N = sample.others_N + math.log(call_fraction / (1 - call_fraction))
     row_D = _solved(inputs_ND, torch.ones_like(wanted_N), inputs_ND.T @ wanted_N / len(wanted_N), ridge / spread)
     for _ in range(NEWTON_STEPS):
         p_N = torch.sigmoid(inputs_ND @ row_D - sample.others_N)
         gradient_D = inputs_ND.T @ (p_N - call_fraction) / len(p_N) + ridge * row_D
         step_D, before = _solved(inputs_ND, p_N * (1 - p_N), gradient_D, ridge), loss(row_D)
+        # A whole step may overshoot. The loss is convex, so that some part of it does not.
         while (after := loss(row_D - step_D)) > before and step_D.abs().max() > 0:
             step_D = step_D / 2
         row_D = row_D - step_D

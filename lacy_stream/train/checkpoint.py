@@ -141,7 +141,7 @@ def _read(path: str | os.PathLike[str], mmap: bool = False) -> dict[str, Any]:
         return torch.load(path, map_location="cpu", weights_only=False, mmap=mmap)["state"]
     except FileNotFoundError as error:
         raise ModelNotFoundError(f"there is no file {os.fspath(path)!r}") from error
-    except Exception as error:
+    except Exception as error:  # torch.load raises errors of many kinds for other files
         raise _no_checkpoint(path, error) from error
 
 
@@ -200,9 +200,11 @@ def _from_transformers(name: str) -> CallingModel:
     positions = getattr(config, "max_position_embeddings", None) if recipe is None else recipe.max_seq_len
     if positions is None:
         raise CheckpointError(f"{name} names no max_position_embeddings in its config.json: add the number of tokens")
+    # A chat model may end its texts in several ways. The first one counts.
     eos_id = config.eos_token_id[0] if isinstance(config.eos_token_id, list) else config.eos_token_id
     if eos_id is None:
         raise CheckpointError(f"{name} names no eos_token_id in its config.json: add the id that ends a text")
+    # An exported folder has call_token_id in its configuration.
     return CallingModel(
         model.eval(), tokenizer, getattr(config, "call_token_id", None), eos_id, positions, Path(name).name, recipe
     )

@@ -151,6 +151,7 @@ def _built(recipe: Recipe, pool: AnnotationPool, call_token_id: int) -> Trainer:
             raise
         raise RecipeError(f"load_path: {recipe.load_path!r} is no checkpoint of a run: {error}") from None
     except (RuntimeError, PositionError, ObjectiveError) as error:
+        # A RuntimeError may have any cause. It is explained if it names weights that do not fit.
         mismatches = [line.strip() for line in str(error).splitlines() if "mismatch" in line or "Missing key" in line]
         if not isinstance(error, PositionError | ObjectiveError) and not mismatches:
             raise
@@ -301,6 +302,7 @@ def _scheduler(recipe: Recipe) -> Any:
     if (named := named_scheduler(recipe)) is not None:
         return named.build()
     assert isinstance(recipe.scheduler, ConstantWithWarmup)
+    # What is left without the letters of its unit (ba, tok, sp) is the number.
     warmup = recipe.scheduler.t_warmup.replace("_", "")
     return ConstantScheduler() if int(warmup.rstrip("batoksp")) == 0 else ConstantWithWarmupScheduler(warmup)
 
