@@ -21,7 +21,7 @@ from rich.text import Text
 from annotator.annotate import Annotator, Explanation
 from annotator.errors import AnnotatorError
 from annotator.facts import Rule, class_of_rule
-from annotator.page import Token, token_page
+from annotator.page import PageToken, token_page
 from annotator.records import Document, FactClass
 from annotator.terminal import printable
 
@@ -298,13 +298,13 @@ def _write_page(explained: Iterable[tuple[Document, Explanation]], path: str, fa
         raise AnnotatorError(f"{path} cannot be written: {error.strerror}. Name another file.") from error
 
 
-def _tokens(found: Explanation) -> Iterator[Token]:
+def _tokens(found: Explanation) -> Iterator[PageToken]:
     last = 0
     for mark in _marks(found):
-        yield Token(found.text[last : mark.start])
-        yield Token(found.text[mark.start : mark.end], mark.family.name, mark.label)
+        yield PageToken(found.text[last : mark.start])
+        yield PageToken(found.text[mark.start : mark.end], mark.family.name, mark.label)
         last = mark.end
-    yield Token(found.text[last:])
+    yield PageToken(found.text[last:])
 
 
 def _write_json(explained: Iterable[tuple[Document, Explanation]]) -> None:

@@ -360,7 +360,7 @@ class SpeedMonitor(Section):
     """Batches over which the speed is averaged."""
 
 
-class Empty(Section):
+class EmptySection(Section):
     """A callback without settings: write `lr_monitor: {}`."""
 
 
@@ -369,16 +369,16 @@ class Callbacks(Components):
     `package.module:Class`, with its own arguments, such as `optimizer_monitor: {batch_log_interval: 10}`.
     `callbacks: null` turns all off."""
 
-    nan_monitor: Empty | None = Empty()
+    nan_monitor: EmptySection | None = EmptySection()
     """Stops the run where the loss is not a number."""
 
     speed_monitor: SpeedMonitor | None = None
     """Logs samples, tokens and batches a second."""
-    lr_monitor: Empty | None = None
+    lr_monitor: EmptySection | None = None
     """Logs the learning rate."""
-    memory_monitor: Empty | None = None
+    memory_monitor: EmptySection | None = None
     """Logs the memory of the GPU."""
-    runtime_estimator: Empty | None = None
+    runtime_estimator: EmptySection | None = None
     """Logs the time that the run will still take."""
 
 

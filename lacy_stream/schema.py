@@ -68,7 +68,7 @@ def _at_least_one_or_all(value: int) -> int:
 PositiveOrAll = Annotated[int, Field(strict=True), AfterValidator(_at_least_one_or_all)]
 
 
-class _NullMeans(BeforeValidator):
+class _SectionOrNull(BeforeValidator):
     """A validator that shows in the JSON schema: the section or null."""
 
     def __get_pydantic_json_schema__(self, core_schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
@@ -77,7 +77,7 @@ class _NullMeans(BeforeValidator):
 
 def null_means(**values: Any) -> BeforeValidator:
     """Let ``key=null`` turn a section off: null stands for these values."""
-    return _NullMeans(lambda value: values if value is None else value)
+    return _SectionOrNull(lambda value: values if value is None else value)
 
 
 def mistakes(error: ValidationError, schema: type[Section]) -> list[str]:

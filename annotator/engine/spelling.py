@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 
 from annotator.engine.special_cases import NeighbourIndex, copy_tokenizer
 from annotator.engine.spelling_kernels import (
+    ChunkHashTable,
     ChunkList,
-    ChunkTable,
     ChunkWords,
     count_words,
     fill_slots,
@@ -92,7 +92,7 @@ class Lexicon:
     def _clear(self) -> None:
         """Forget everything."""
         self.chunks = self.words = 0
-        self._table = ChunkTable(
+        self._table = ChunkHashTable(
             slots=np.full(4 * _SMALLEST, -1, dtype=np.int32),
             keys=np.zeros((_SMALLEST, 2), dtype=np.uint64),
             uses=np.zeros(_SMALLEST, dtype=np.int32),
@@ -377,7 +377,7 @@ class Lexicon:
             _enlarge(entry_length, size),
         )
         self._edges = _enlarge(edges, size)
-        self._table = ChunkTable(np.full(4 * size, -1, dtype=np.int32), _enlarge(keys, size), _enlarge(uses, size))
+        self._table = ChunkHashTable(np.full(4 * size, -1, dtype=np.int32), _enlarge(keys, size), _enlarge(uses, size))
         fill_slots(self._table, self.chunks)
 
 

@@ -12,7 +12,7 @@ both sides of a border as if the other side were not there, and one step cuts th
   character before it. Where ``\\s+`` is an alternative, each space belongs to a match: then each border is a cut.
 - Digits are cut by what they are alone. BPE works inside what the patterns have cut.
 
-All of this can be read in the file (``inseparable``). An unknown pattern is encoded text by text.
+All of this can be read in the file (``find_obstacle``). An unknown pattern is encoded text by text.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from annotator.tokenizers.chunk_table import ChunkTable, IdsAndEnds, cut_rows, joined
+from annotator.tokenizers.chunk_table import ChunkTable, IdsAndEnds, cut_rows, join_rows
 
 # More than any library's regular expressions take for white space.
 _BLANK = "\\s\\x00-\\x20\\x7f-\\xa0\\u1680\\u180e\\u2000-\\u200f\\u2028-\\u202f\\u205f-\\u2064\\u3000\\ufeff"
@@ -98,7 +98,7 @@ class ByteLevelTable:
                 unknown = {chunk for chunk, row in zip(chunks, rows, strict=True) if not row}
             found = self._rows(unknown)
             rows = [row or found[chunk] for chunk, row in zip(chunks, rows, strict=True)]
-        ids, ends = joined(rows)  # pyright: ignore
+        ids, ends = join_rows(rows)  # pyright: ignore
         return (ids, ends) if len(ends) and ends[-1] == len(text) else None
 
     def _rows(self, chunks: set[str]) -> dict[str, bytes]:
@@ -138,7 +138,7 @@ def _is_clean(chunk: str) -> bool:
     return bool(first) and first not in _BLANKS and chunk[-1] not in _BLANKS
 
 
-def inseparable(spec: dict[str, Any]) -> str:
+def find_obstacle(spec: dict[str, Any]) -> str:
     """Why the pieces of a text are not surely those of its chunks, by a tokenizer.json; "" if they are."""
     model = spec["model"]
     if model.get("type") != "BPE":

@@ -68,7 +68,7 @@ def cut_rows(chunks: list[str], ids: NDArray[np.int32], ends: NDArray[np.int32])
     return {chunk: row[a:b] for chunk, a, b in zip(chunks, [0, *cuts], cuts, strict=False)}
 
 
-def joined(rows: list[bytes]) -> IdsAndEnds:
+def join_rows(rows: list[bytes]) -> IdsAndEnds:
     """The pieces of a text from the rows of its chunks."""
     ids, widths = np.frombuffer(b"".join(rows), dtype=np.int32).reshape(-1, 2).T  # pyright: ignore
     return ids.copy(), np.cumsum(widths, dtype=np.int32)

@@ -47,7 +47,7 @@ def tokenizer_file(name: str | os.PathLike[str]) -> Path:
 
 def _in_folder(folder: Path) -> Path:
     model, fast = folder / SENTENCEPIECE, folder / TOKENIZER_JSON
-    if model.is_file() and not (fast.is_file() and foreign(model)):
+    if model.is_file() and not (fast.is_file() and describe_foreign_file(model)):
         return model
     if fast.is_file():
         return fast
@@ -67,7 +67,7 @@ def is_tokenizer_json(path: str | os.PathLike[str]) -> bool:
         return file.read(1) == b"{"
 
 
-def foreign(path: Path) -> str:
+def describe_foreign_file(path: Path) -> str:
     """What is wrong with a file that is known to be neither a SentencePiece model nor a tokenizer.json, and the way
     out; "" where it may be one."""
     with open(path, "rb") as file:

@@ -18,9 +18,9 @@ from tokenizers import processors
 
 from annotator.errors import AnnotatorError
 from annotator.records import Pieces
-from annotator.tokenizers.byte_level import ByteLevelTable, inseparable
+from annotator.tokenizers.byte_level import ByteLevelTable, find_obstacle
 from annotator.tokenizers.chunk_table import IdsAndEnds
-from annotator.tokenizers.rows import as_row, cut
+from annotator.tokenizers.rows import as_row, cut_row
 from annotator.tokenizers.spelling import REPLACEMENT, Spellings, offsets_of
 from annotator.tokenizers.tokenizer_json import read_spec, read_special_ids, spell
 
@@ -66,7 +66,7 @@ class HuggingFaceTokenizer:
         special = read_special_ids(path, self._vocabulary, eos_token)
         self.eos_id, self.bos_id = special.eos, special.bos
         self.sha256 = hashlib.sha256(data).hexdigest()
-        why = inseparable(spec)
+        why = find_obstacle(spec)
         self._table = None if why else ByteLevelTable(self._encode_whole, self._encode_spelled)
         if why:
             _say_once(f"tokenizer: {path} is exact, but without the table of known words, so it is slower: {why}")
@@ -153,7 +153,7 @@ class HuggingFaceTokenizer:
         """
         # One id for both ends a document, as between the documents of a packed row.
         before = -1 if self.bos_id == self.eos_id else self.bos_id
-        return [self._read(part) for part in cut(self._checked(ids), after=self.eos_id, before=before)]
+        return [self._read(part) for part in cut_row(self._checked(ids), after=self.eos_id, before=before)]
 
     def _read(self, ids: NDArray[np.int32]) -> Pieces:
         text, end = self._spellings.read(ids)

@@ -2,7 +2,7 @@
 
 Most SentencePiece models of BPE have no piece that goes on with a space behind another character. Then no merge
 reaches into the place before a space: the pieces of a text are those of its chunks, one after the other. Whether a
-model is of that kind can be read in its file (``separable``).
+model is of that kind can be read in its file (``is_separable``).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from annotator.tokenizers.chunk_table import ChunkTable, IdsAndEnds, cut_rows, joined
+from annotator.tokenizers.chunk_table import ChunkTable, IdsAndEnds, cut_rows, join_rows
 
 _SPACE = "\u2581"  # stands for U+0020 in SentencePiece's vocabularies
 _CHUNK = re.compile(" +[^ ]*")
@@ -54,7 +54,7 @@ class PieceTable:
             if found is None:
                 return self._encode(text)
             rows = [found[chunk] if row is None else row for chunk, row in zip(chunks, rows, strict=True)]
-        ids, ends = joined(rows)  # pyright: ignore
+        ids, ends = join_rows(rows)  # pyright: ignore
         return ids, ends - np.int32(1)  # without the space before the text
 
     def _rows(self, chunks: set[str]) -> dict[str, bytes] | None:
@@ -79,7 +79,7 @@ def _chunks(text: str) -> list[str]:
     return chunks
 
 
-def separable(model: bytes) -> bool:
+def is_separable(model: bytes) -> bool:
     """Whether the pieces of each text are those of its chunks, and spell it, by the model's file.
 
     That is so if it is a BPE model that puts a space before each text, changes nothing else, spells what it does not

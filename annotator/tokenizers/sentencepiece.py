@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from annotator.errors import AnnotatorError
 from annotator.records import Pieces
-from annotator.tokenizers.piece_table import PieceTable, separable
-from annotator.tokenizers.rows import as_row, cut
+from annotator.tokenizers.piece_table import PieceTable, is_separable
+from annotator.tokenizers.rows import as_row, cut_row
 from annotator.tokenizers.spelling import REPLACEMENT, Spellings, offsets_of
 
 Encode = Callable[[str], tuple[list[int], list[tuple[int, int]]]]
@@ -42,7 +42,7 @@ class SentencePieceTokenizer:
         except RuntimeError as error:
             raise AnnotatorError(f"tokenizer: {path} is not a SentencePiece model.") from error
         self._encode = _encoder_with_offsets(self._sp)
-        self._table = PieceTable(self._encode_spelled) if separable(data) else None
+        self._table = PieceTable(self._encode_spelled) if is_separable(data) else None
         self.adds_space = self._sp.encode("a", out_type=str)[0].startswith(_SPACE)
         self.sha256 = hashlib.sha256(data).hexdigest()
         self.identity = {"tokenizer": self.sha256, "sentencepiece": sentencepiece.__version__}
@@ -119,7 +119,7 @@ class SentencePieceTokenizer:
             AnnotatorError: as ``decode``.
         """
         row = self._checked(ids)
-        return [self._read(part) for part in cut(row, after=self.eos_id)]
+        return [self._read(part) for part in cut_row(row, after=self.eos_id)]
 
     def _pieces(self, text: str, ids: NDArray[np.int32], offsets: NDArray[np.int32]) -> Pieces:
         return Pieces(text, ids, offsets, self._spellings.control[ids])

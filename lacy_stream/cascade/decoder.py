@@ -136,7 +136,7 @@ def _common(a: Sequence[int], b: Sequence[int]) -> int:
     return len(os.path.commonprefix([a, b]))  # type: ignore[list-item]  # works on any sequences
 
 
-def penalised(logits_V: Tensor, ids: Sequence[int], penalty: float) -> Tensor:
+def apply_repetition_penalty(logits_V: Tensor, ids: Sequence[int], penalty: float) -> Tensor:
     """Apply the repetition penalty of transformers.
 
     Args:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from annotator import Annotator
 from lacy_stream.cascade.bridge import first_expressible
-from lacy_stream.cascade.decoder import BatchDecoder, penalised, takes_batches
+from lacy_stream.cascade.decoder import BatchDecoder, apply_repetition_penalty, takes_batches
 from lacy_stream.cascade.delegation import Score, open_score
 from lacy_stream.cascade.partner import Partner, PromptError, Session
 from lacy_stream.cascade.settings import Decoding, Delegation
@@ -319,7 +319,7 @@ class _Text:
 
     def _best(self, logits_V: Tensor) -> int:
         """The small model's own token: the most likely one after the repetition penalty, but never <CALL>."""
-        scores_V = penalised(logits_V, self.row, self._cascade.repetition_penalty)
+        scores_V = apply_repetition_penalty(logits_V, self.row, self._cascade.repetition_penalty)
         if self._model.call_token_id is not None:
             scores_V = scores_V.clone()
             scores_V[self._model.call_token_id :] = -torch.inf  # with the rows that pad the vocabulary

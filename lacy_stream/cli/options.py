@@ -24,14 +24,14 @@ NAMES = {"method": "delegate"}
 """Fields whose option has another name."""
 
 
-class Parser(argparse.ArgumentParser):
+class CommandParser(argparse.ArgumentParser):
     """A parser that is filled when it is used, so that the other commands cost no time.
 
     Args:
         fill: adds the arguments.
     """
 
-    def __init__(self, fill: Callable[[Parser], None] | None = None, **settings: Any) -> None:
+    def __init__(self, fill: Callable[[CommandParser], None] | None = None, **settings: Any) -> None:
         super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, **settings)
         self._fill = fill
 
@@ -57,14 +57,14 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: error: {message}\nSee `{self.prog} --help`.\n")
 
 
-Commands = argparse._SubParsersAction  # of Parser
+Commands = argparse._SubParsersAction  # of CommandParser
 
 
 def add_command(
     commands: Commands,
     name: str,
     run: Callable[[argparse.Namespace], int],
-    fill: Callable[[Parser], None],
+    fill: Callable[[CommandParser], None],
     *,
     help: str,
     description: str,
@@ -216,7 +216,7 @@ PLACEHOLDERS = {str: "NAME", int: "N", float: "F"}
 # ---------------------------------------------------------------- command line -> dataclass
 
 
-def parsed(kind: type[Settings], args: argparse.Namespace, **values: Any) -> Settings:
+def parse_options(kind: type[Settings], args: argparse.Namespace, **values: Any) -> Settings:
     """The dataclass that a command line describes.
 
     Args:

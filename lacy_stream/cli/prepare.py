@@ -6,7 +6,7 @@ import argparse
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
-from lacy_stream.cli.options import Commands, Parser, add_command, add_options, parsed
+from lacy_stream.cli.options import CommandParser, Commands, add_command, add_options, parse_options
 from lacy_stream.prepare.settings import ReadOptions, ShardOptions
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ def add_prepare(commands: Commands) -> None:
     )
 
 
-def _add_options(parser: Parser) -> None:
+def _add_options(parser: CommandParser) -> None:
     defaults = {"title_column": "title, in the sources that have it", "size_limit": "64mb"}
     add_options(parser, PrepareOptions, positional=("sources",), defaults=defaults)
 
@@ -97,7 +97,7 @@ def _prepare(args: argparse.Namespace) -> int:
     from lacy_stream.prepare.convert import prepare
     from lacy_stream.progress import source_progress
 
-    told = parsed(PrepareOptions, args)
+    told = parse_options(PrepareOptions, args)
     with source_progress(args.prog) as on_progress:
         summary = prepare(
             told.sources, told.out, options=told.options, overwrite=told.overwrite, on_progress=on_progress
@@ -177,7 +177,7 @@ def add_knowledge(commands: Commands) -> None:
     )
 
 
-def _add_knowledge_options(parser: Parser) -> None:
+def _add_knowledge_options(parser: CommandParser) -> None:
     without = ("id_column", "spans_column", "inline_calls")
     defaults = {"title_column": "title"}
     add_options(parser, KnowledgeOptions, positional=("sources",), without=without, defaults=defaults)
@@ -187,7 +187,7 @@ def _knowledge(args: argparse.Namespace) -> int:
     from lacy_stream.prepare.knowledge import build
     from lacy_stream.progress import source_progress
 
-    told = parsed(KnowledgeOptions, args)
+    told = parse_options(KnowledgeOptions, args)
     with source_progress(args.prog) as on_progress:
         built = build(told.sources, told.out, options=told.options, on_progress=on_progress)
     _print_built(built, told.out)

@@ -183,7 +183,7 @@ def question(text: str, proposal: Proposal) -> str:
     return QUESTION.format(context=context, proposal=proposed, reference=reference)
 
 
-def parse_verdict(answer: str) -> bool | None:
+def parse_acceptability(answer: str) -> bool | None:
     """Read the last verdict of an answer, or an answer that is only a digit; None if there is neither."""
     said = re.findall(r"verdict\W*([01])\b", answer, re.IGNORECASE) or re.findall(r"^\W*([01])\W*$", answer)
     return said[-1] == "1" if said else None
@@ -198,7 +198,7 @@ def judge_proposal(text: str, proposal: Proposal, judge: Judge) -> Proposal:
     if proposal.correct:
         return replace(proposal, acceptable=True)
     answer = judge.ask(question(text, proposal), VERDICT_TOKENS)
-    verdict = None if answer is None else parse_verdict(answer)
+    verdict = None if answer is None else parse_acceptability(answer)
     why = "" if verdict is not None else "no answer" if answer is None else f"unclear: {answer[-200:]!r}"
     return replace(proposal, acceptable=verdict, why=why)
 
@@ -255,7 +255,7 @@ def _percent(values: Sequence[bool]) -> float | None:
     return 100 * sum(values) / len(values) if values else None
 
 
-def draw(path: Path, binned: Mapping[str, Sequence[Bin]]) -> None:
+def draw_acceptability(path: Path, binned: Mapping[str, Sequence[Bin]]) -> None:
     """Draw figure 3: accuracy on the left, acceptability on the right, and a row for each model."""
     from matplotlib.figure import Figure
 
@@ -315,7 +315,7 @@ def evaluate_acceptability(
             f"before, {judge.counts['retried']:,} retries, {judge.counts['failed']:,} failed.",
         ],
     )
-    draw(Path(out) / "acceptability.png", binned)
+    draw_acceptability(Path(out) / "acceptability.png", binned)
     models = [
         {
             "model": label,

@@ -36,7 +36,7 @@ class Biography:
 
 
 @dataclass(frozen=True)
-class Cascade:
+class CascadeSettings:
     """How a model writes, and with which partner."""
 
     partner: str | None = None
@@ -122,7 +122,7 @@ def _biography(name: str, text: str, call_rate: float | None, skipped: str) -> B
 
 
 def write_biographies(
-    label: str, path: str, names: Sequence[str], cascade: Cascade, journal: str | os.PathLike[str], device: str
+    label: str, path: str, names: Sequence[str], cascade: CascadeSettings, journal: str | os.PathLike[str], device: str
 ) -> list[Biography]:
     """Let a model write about each name. Texts in the journal are not written again. They count for the threshold of
     the calls, so the other texts are those of an uninterrupted run.
@@ -160,7 +160,7 @@ def write_biographies(
     return [_biography(name, g.text, g.call_rate, g.skipped) for name, g in zip(names, done, strict=False)]
 
 
-def _prompts(names: Sequence[str], cascade: Cascade) -> list[Prompt]:
+def _prompts(names: Sequence[str], cascade: CascadeSettings) -> list[Prompt]:
     from lacy_stream.cascade.articles import TEMPLATE, with_article
     from lacy_stream.cascade.generation import Prompt
 
@@ -173,7 +173,7 @@ def _prompts(names: Sequence[str], cascade: Cascade) -> list[Prompt]:
 
 
 def _generate(
-    path: str, prompts: Sequence[Prompt], cascade: Cascade, done: Sequence[Generation], device: str
+    path: str, prompts: Sequence[Prompt], cascade: CascadeSettings, done: Sequence[Generation], device: str
 ) -> Iterator[Generation]:
     from lacy_stream.cascade import generate, open_partner
     from lacy_stream.train.checkpoint import load_model

@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from lacy_stream.errors import UsageError
 from lacy_stream.foundry.metrics import tell_metrics
 from lacy_stream.foundry.pools import file_of_ids
-from lacy_stream.foundry.settings import Annotation, checked
+from lacy_stream.foundry.settings import Annotation, check_settings
 from lacy_stream.foundry.settings import CallMask as Settings
 from lacy_stream.train import call_mask
 from lacy_stream.train.reference import load_reference
@@ -43,7 +43,7 @@ class CallMask(Algorithm):
     """
 
     def __init__(self, **settings: Any) -> None:
-        self._settings = checked(Settings, settings, KEY)
+        self._settings = check_settings(Settings, settings, KEY)
         if (self._settings.call_token is None) == (self._settings.call_token_id is None):
             raise UsageError(
                 f"{KEY}: give either call_token, such as '<CALL>', or call_token_id, the number of a row of the "

@@ -28,7 +28,7 @@ class TextWithCalls(Section):
     """Batches that are read and labelled ahead of the one that is trained on."""
 
 
-class AnnotatedDataset(recipe.Dataset):
+class AnnotatedTextDataset(recipe.Dataset):
     """The key ``dataset`` of ``annotated_text``."""
 
     max_seq_len: Positive
@@ -41,7 +41,7 @@ class AnnotatedDataset(recipe.Dataset):
 class AnnotatedText(recipe.Loader):
     """The keys of ``annotated_text``: a recipe's loader, and the keys of a DataLoader that Foundry's YAMLs have."""
 
-    dataset: AnnotatedDataset
+    dataset: AnnotatedTextDataset
     """The documents."""
     annotator: Annotation = Annotation()
     """What finds the facts."""
@@ -77,7 +77,7 @@ class CallMask(recipe.CallMask):
 AnySection = TypeVar("AnySection", bound=Section)
 
 
-def checked(schema: type[AnySection], values: Mapping[str, Any] | None, key: str) -> AnySection:
+def check_settings(schema: type[AnySection], values: Mapping[str, Any] | None, key: str) -> AnySection:
     """The settings that a part of a YAML holds.
 
     Args:

@@ -33,7 +33,7 @@ def check_batch(batch: Any) -> None:
             raise UsageError(f"the batch has no {key!r} (it has {keys}): use annotated_dataloader")
 
 
-def shifted(labels_BT: Tensor, classes_BT: Tensor) -> tuple[Tensor, Tensor]:
+def shift_labels(labels_BT: Tensor, classes_BT: Tensor) -> tuple[Tensor, Tensor]:
     """The targets of each position [B, T] and their classes [B, T]. The last position of a row has no target.
 
     Args:

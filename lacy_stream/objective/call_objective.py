@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from lacy_stream import distributed as dist
 from lacy_stream.errors import UsageError
-from lacy_stream.objective.batch import Batch, check_batch, logits_of, shifted
+from lacy_stream.objective.batch import Batch, check_batch, logits_of, shift_labels
 from lacy_stream.objective.call_statistics import CallStatistics
 from lacy_stream.objective.losses import IGNORED_LABEL, token_losses, training_loss, true_losses
 from lacy_stream.objective.methods import OBJECTIVES, RANKS, SCOPES, Objective, Rank, Scope, check_fractions
@@ -196,7 +196,7 @@ class CallObjective:
         """The mean loss over the valid targets of one microbatch, a scalar, for trainers that weigh microbatches
         themselves. With one microbatch on each rank, collective with scope ``global``. Arguments and errors as for a
         call of the objective."""
-        targets_BT, classes_BT = shifted(batch["labels"], batch["token_class"])
+        targets_BT, classes_BT = shift_labels(batch["labels"], batch["token_class"])
         valid_BT, rows = targets_BT != IGNORED_LABEL, len(targets_BT)
         if self._row + rows > len(self._random_BT):
             raise UsageError(
@@ -234,7 +234,7 @@ class CallObjective:
         loss, classes, valid, reference = [], [], [], []
         with _evaluating(model):
             for microbatch in microbatches:
-                targets_BT, classes_BT = shifted(microbatch["labels"], microbatch["token_class"])
+                targets_BT, classes_BT = shift_labels(microbatch["labels"], microbatch["token_class"])
                 valid.append(targets_BT != IGNORED_LABEL)
                 classes.append(classes_BT)
                 if self.method.loss and model is not None:

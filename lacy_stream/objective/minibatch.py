@@ -59,7 +59,7 @@ def select_masks(
     if scope != "global" or dist.get_world_size() == 1:
         return _selected(selector, targets, call_fraction, ignore_fraction)
     # Every rank selects among all targets, and so finds the same masks, of which it keeps its own rows.
-    masks = _selected(selector, gathered(targets), call_fraction, ignore_fraction)
+    masks = _selected(selector, gather_targets(targets), call_fraction, ignore_fraction)
     own = (own_part(mask_MT, targets.valid) for mask_MT in masks.selection)
     return Masks(Selection(*own), masks.learned_share)
 
@@ -82,7 +82,7 @@ def _selected(selector: Selector, targets: Targets, call_fraction: float, ignore
     return Masks(Selection(call, ignore), learned / tokens)
 
 
-def gathered(targets: Targets) -> Targets:
+def gather_targets(targets: Targets) -> Targets:
     """The targets of all ranks, [M, T], where M is the number of ranks times the most rows of a rank and T the longest
     row. Places that a rank does not have are not valid."""
     parts = [part for part in targets if part is not None]
@@ -99,7 +99,7 @@ def gathered(targets: Targets) -> Targets:
 
 
 def own_part(mask_MT: Tensor | None, own_BT: Tensor) -> Tensor | None:
-    """This rank's part of a mask over all ranks, of the shape of ``own_BT``: the inverse of ``gathered``."""
+    """This rank's part of a mask over all ranks, of the shape of ``own_BT``: the inverse of ``gather_targets``."""
     if mask_MT is None:
         return None
     rows, length = own_BT.shape

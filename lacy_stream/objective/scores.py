@@ -39,8 +39,8 @@ class TokenScores(NamedTuple):
 def token_scores(logits: Tensor, targets: Tensor, call_token_id: int, rank: Rank) -> TokenScores:
     """Losses and scores of logits [..., V] and their targets [...], each [...].
 
-    Targets stand where their logits stand; ``batch.shifted`` makes them of labels. Those of -100 give finite values
-    that mean nothing.
+    Targets stand where their logits stand; ``batch.shift_labels`` makes them of labels. Those of -100 give finite
+    values that mean nothing.
 
     Raises:
         UsageError: the model has no entry for <CALL>.
@@ -49,7 +49,7 @@ def token_scores(logits: Tensor, targets: Tensor, call_token_id: int, rank: Rank
     return TokenScores(losses, call_scores(logits, call_token_id, rank, losses))
 
 
-def joined(parts: Sequence[TokenScores]) -> TokenScores:
+def join_scores(parts: Sequence[TokenScores]) -> TokenScores:
     """The scores of several parts as one, joined along their first axis."""
     losses, calls = zip(*parts, strict=True)
     return TokenScores(

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from annotator import FactClass
 from lacy_stream.errors import UsageError
-from lacy_stream.objective.methods import NEEDS, MethodName, Needs
+from lacy_stream.objective.methods import NEEDS, MethodName, MethodNeeds
 
 
 class Targets(NamedTuple):
@@ -125,7 +125,7 @@ def lacy_ignore(targets: Targets, call_count: Tensor, ignore_count: Tensor) -> S
 
 
 @dataclass(frozen=True, kw_only=True)
-class Method(Needs):
+class Method(MethodNeeds):
     """A selector and the signals that it needs."""
 
     select: Selector

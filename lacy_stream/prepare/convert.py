@@ -1,6 +1,6 @@
 """Documents -> MDS shards in OUT/train and OUT/val.
 
-    SOURCE... --inputs.py--> Row --is_validation--> train or val shard
+    SOURCE... --inputs.py--> SourceRow --is_validation--> train or val shard
                               a row that is not a document, or an id seen before -> refused.jsonl
 
 Everything is written into a hidden folder next to OUT, `.NAME.prepare`, and renamed at the end. So OUT is complete or
@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from lacy_stream.files import file_errors
-from lacy_stream.prepare.inputs import RECORD, REFUSED, Input, RefusedRows, Row, find_inputs, read_rows
+from lacy_stream.prepare.inputs import RECORD, REFUSED, Input, RefusedRows, SourceRow, find_inputs, read_rows
 from lacy_stream.prepare.lmlm import ValueLocation
 from lacy_stream.prepare.settings import PrepareError, ShardOptions
 from lacy_stream.progress import SourceProgress
@@ -186,7 +186,7 @@ def _write(
 
 def _all_rows(
     inputs: list[Input], options: ShardOptions, summary: Summary, on_progress: Callable[[SourceProgress], None] | None
-) -> Iterator[tuple[Input, Row]]:
+) -> Iterator[tuple[Input, SourceRow]]:
     """Yield the rows of all inputs, and call `on_progress` every 100 rows."""
     total = 0 if any(source.kind == "hub" for source in inputs) else sum(source.bytes for source in inputs)
     before = 0
@@ -217,7 +217,7 @@ def _shard_writer(folder: Path, options: ShardOptions) -> MDSWriter:
     )
 
 
-def _refuse(reason: str, row: Row, source: Input, summary: Summary, file: IO[str]) -> None:
+def _refuse(reason: str, row: SourceRow, source: Input, summary: Summary, file: IO[str]) -> None:
     where = f"{source.name} row {row.number}"
     summary.refused.setdefault(reason, RefusedRows()).add(f"{row.id} ({where})" if row.id else where)
     line = {"source": source.path, "row": row.number, "id": row.id or None, "reason": reason}

@@ -24,7 +24,7 @@ SAMPLE_ROW, SAMPLE_TOKENS = 512, 4096
 
 
 @dataclass(frozen=True)
-class Grown:
+class AddCallSummary:
     """What was done: the rows before and after, the id of <CALL>, the tensors that grew, and the mean of p(<CALL>) on
     the sample of text; None without a sample."""
 
@@ -43,7 +43,7 @@ def add_call(
     text: str | os.PathLike[str] | None = None,
     call_fraction: float = 0.15,
     pad_to_multiple_of: int = 1,
-) -> Grown:
+) -> AddCallSummary:
     """Write a checkpoint whose model has a row for <CALL>: the mean of the other rows, with moments of 0.
 
     Args:
@@ -86,7 +86,7 @@ def add_call(
         _wrapped(state["model"], config)
     with replaced_file(out) as new:
         torch.save(file, new)
-    return Grown(before, rows, call_token_id, names if rows > before else [], probability)
+    return AddCallSummary(before, rows, call_token_id, names if rows > before else [], probability)
 
 
 def _read(checkpoint: str | os.PathLike[str]) -> dict[str, Any]:

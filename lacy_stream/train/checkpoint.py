@@ -16,8 +16,7 @@ from transformers.utils.hub import cached_file
 
 from annotator import AnnotatorSettings
 from annotator.errors import MissingFileError
-from annotator.tokenizers import Tokenizer
-from annotator.tokenizers import tokenizer_file as file_in_folder
+from annotator.tokenizers import Tokenizer, tokenizer_file
 from lacy_stream.errors import UsageError
 from lacy_stream.files import is_hub_name
 from lacy_stream.recipe import HFCausalLM, Recipe, check_recipe, tokenizer_path
@@ -191,7 +190,7 @@ def _from_transformers(name: str) -> CallingModel:
         model = AutoModelForCausalLM.from_pretrained(name, torch_dtype="float32")
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{name} is no causal language model: {str(error).strip().splitlines()[0]}") from None
-    tokenizer = tokenizer_file(name)
+    tokenizer = model_tokenizer_file(name)
     if tokenizer is None:
         raise CheckpointError(f"{name} has no tokenizer: add its {SENTENCEPIECE} or {TOKENIZER_JSON}")
     config = model.config
@@ -210,11 +209,11 @@ def _from_transformers(name: str) -> CallingModel:
     )
 
 
-def tokenizer_file(name: str) -> Path | None:
+def model_tokenizer_file(name: str) -> Path | None:
     """The file of the tokenizer in a model's folder or hub repository; None where it has none."""
     if os.path.isdir(name):
         try:
-            return file_in_folder(name)
+            return tokenizer_file(name)
         except MissingFileError:
             return None
     return _file_of(name, SENTENCEPIECE) or _file_of(name, TOKENIZER_JSON)

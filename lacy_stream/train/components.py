@@ -60,7 +60,7 @@ def named_scheduler(recipe: Recipe) -> Component | None:
     )
 
 
-def further(kind: Kind, section: Components) -> Iterator[Component]:
+def other_components(kind: Kind, section: Components) -> Iterator[Component]:
     """The callbacks, loggers or algorithms that are not among a section's own keys."""
     for name, arguments in section.further.items():
         yield Component(f"{kind}.{name}", kind, name, arguments)
@@ -74,9 +74,9 @@ def check_components(recipe: Recipe) -> None:
         RecipeError: naming the key, and the nearest known one.
     """
     named = [named_optimizer(recipe), named_scheduler(recipe)]
-    named += further("callbacks", recipe.callbacks)
-    named += further("loggers", recipe.loggers)
-    named += further("algorithms", recipe.algorithms)
+    named += other_components("callbacks", recipe.callbacks)
+    named += other_components("loggers", recipe.loggers)
+    named += other_components("algorithms", recipe.algorithms)
     for component in named:
         if component is not None:
             component.find()

@@ -85,7 +85,7 @@ def causal_model(
             probability = set_call_row(model, pieces, sample_BT, call_fraction)
             log.warning("model: the row of <CALL> (id %d) starts with p(<CALL>) of %.3f", pieces, probability)
     _warn_of_unused_router_loss(model)
-    return finished(model, call_token_id=pieces, eos_id=eos_id)
+    return note_special_ids(model, call_token_id=pieces, eos_id=eos_id)
 
 
 def model_of_config(values: Mapping[str, Any]) -> PreTrainedModel:
@@ -95,7 +95,7 @@ def model_of_config(values: Mapping[str, Any]) -> PreTrainedModel:
     return AutoModelForCausalLM.from_config(config, torch_dtype=torch.float32)
 
 
-def finished(model: PreTrainedModel, *, call_token_id: int, eos_id: int) -> PreTrainedModel:
+def note_special_ids(model: PreTrainedModel, *, call_token_id: int, eos_id: int) -> PreTrainedModel:
     """Note in the model's configuration which ids are <CALL> and the end of a document."""
     for config in (model.config, model.generation_config):
         if config is not None:

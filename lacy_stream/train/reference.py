@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from annotator.tokenizers import Tokenizer, is_tokenizer_json, open_tokenizer
 from lacy_stream.errors import UsageError
-from lacy_stream.train.checkpoint import load_checkpoint, tokenizer_file
+from lacy_stream.train.checkpoint import load_checkpoint, model_tokenizer_file
 
 
 class ReferenceModelError(UsageError):
@@ -64,7 +64,7 @@ def _from_folder(path: Path, name: str, ours: Tokenizer) -> tuple[PreTrainedMode
         model = AutoModelForCausalLM.from_pretrained(path, torch_dtype="float32")
     except (OSError, ValueError) as error:
         raise ReferenceModelError(f"{path} is no Hugging Face model: {str(error).splitlines()[0]}") from None
-    own = tokenizer_file(os.fspath(path))
+    own = model_tokenizer_file(os.fspath(path))
     if own is None or _sha256(own) == ours.sha256:
         return model, own is not None
     if not (is_tokenizer_json(own) or is_tokenizer_json(ours.files[0])):

@@ -26,7 +26,13 @@ from lacy_stream.recipe import (
 )
 from lacy_stream.stream.pool import AnnotationPool, default_num_workers
 from lacy_stream.stream.report import Report
-from lacy_stream.train.components import build_profiler, check_components, further, named_optimizer, named_scheduler
+from lacy_stream.train.components import (
+    build_profiler,
+    check_components,
+    named_optimizer,
+    named_scheduler,
+    other_components,
+)
 from lacy_stream.train.recipe_data import annotator_settings
 from lacy_stream.train.resume import LATEST, mend_save_folder
 
@@ -331,7 +337,7 @@ def _algorithms(recipe: Recipe, pool: AnnotationPool, call_token_id: int) -> lis
     ]
     if clipping is not None:
         algorithms.append(GradientClipping(clipping.clipping_type, clipping.clipping_threshold))
-    return algorithms + [component.build() for component in further("algorithms", recipe.algorithms)]
+    return algorithms + [component.build() for component in other_components("algorithms", recipe.algorithms)]
 
 
 def _mask_model(recipe: Recipe, pool: AnnotationPool, call_token_id: int) -> MaskModel | None:
@@ -372,7 +378,7 @@ def _callbacks(recipe: Recipe) -> list[Any]:
     callbacks += [MemoryMonitor()] if wanted.memory_monitor is not None and torch.cuda.is_available() else []
     callbacks += [RuntimeEstimator()] if wanted.runtime_estimator is not None else []
     callbacks += [NaNMonitor()] if wanted.nan_monitor is not None else []
-    return callbacks + [component.build() for component in further("callbacks", wanted)]
+    return callbacks + [component.build() for component in other_components("callbacks", wanted)]
 
 
 def _loggers(recipe: Recipe) -> list[Any]:
@@ -403,7 +409,7 @@ def _loggers(recipe: Recipe) -> list[Any]:
                 log_traces=False,  # a line for each algorithm at each event
             )
         )
-    return loggers + [component.build() for component in further("loggers", wanted)]
+    return loggers + [component.build() for component in other_components("loggers", wanted)]
 
 
 def _fit(trainer: Trainer, recipe: Recipe) -> None:

@@ -16,7 +16,7 @@ import zstandard
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from annotator.tokenizers.piece_table import PieceTable, separable
+from annotator.tokenizers.piece_table import PieceTable, is_separable
 from annotator.tokenizers.sentencepiece import SentencePieceTokenizer
 
 CORPUS = "the fine text of a first file of the first text\nMarie Curie found radium in 1898, the  fine   file\n" * 50
@@ -67,15 +67,15 @@ def counted(tokenizer: SentencePieceTokenizer, limit: int) -> tuple[PieceTable, 
 
 def test_separable_models(small: Path, tokenizer_path: Path) -> None:
     """The models that the table is for are known by their files."""
-    assert separable(small.read_bytes())
-    assert separable(tokenizer_path.read_bytes())
+    assert is_separable(small.read_bytes())
+    assert is_separable(tokenizer_path.read_bytes())
 
 
 @pytest.mark.parametrize("name", OTHERS)
 def test_other_models(name: str, tmp_path: Path) -> None:
     """A model that differs in one thing has no table, and the pieces that SentencePiece gives."""
     path = train(tmp_path, **OTHERS[name])
-    assert not separable(path.read_bytes())
+    assert not is_separable(path.read_bytes())
     tokenizer = SentencePieceTokenizer(path)
     text = "the fine  file of the first text "
     assert tokenizer._table is None

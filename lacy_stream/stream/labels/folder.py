@@ -25,7 +25,7 @@ IN_USE = "in_use.lock"
 
 
 @contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def hold_lock(folder: Path) -> Iterator[None]:
     """Hold the folder's lock, after waiting for it."""
     lock = os.open(folder / "stores.lock", os.O_RDWR | os.O_CREAT, 0o666)
     try:

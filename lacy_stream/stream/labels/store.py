@@ -22,7 +22,7 @@ from pathlib import Path
 import lmdb
 
 from lacy_stream.stream.labels import codec
-from lacy_stream.stream.labels.folder import IN_USE, lock_at_once, locked, remove, remove_leftovers
+from lacy_stream.stream.labels.folder import IN_USE, hold_lock, lock_at_once, remove, remove_leftovers
 
 CHUNK_BYTES = 1 << 16
 
@@ -139,7 +139,7 @@ def open_store(folder: Path, fingerprint: str) -> Store:
         path = folder.resolve() / fingerprint[:16]
         store = _stores.get((path, fingerprint))
         if store is None:
-            with locked(folder):
+            with hold_lock(folder):
                 remove_leftovers(folder)
                 store = _stores[path, fingerprint] = _opened(path, fingerprint)
         store.users += 1
