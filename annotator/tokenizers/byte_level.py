@@ -76,15 +76,16 @@ class ByteLevelTable:
         limit: int = 100_000,
     ) -> None:
         self._encode, self._encode_spelled = encode, encode_spelled
-        # Its chunks are without their first space, and begin and end with what is no white space. A text's first
-        # chunk, which has no space, stands there with one, so that it is not taken for the same chunk inside a text.
+        # Its chunks are stored without their first space. They begin and end with characters other than white space.
+        # The first chunk of a text, which has no space, is stored with one. So it is not taken for the same chunk
+        # inside a text.
         self._table = ChunkTable(limit)
 
     def __len__(self) -> int:
         return len(self._table)
 
     def pieces(self, text: str) -> IdsAndEnds | None:
-        """What ``encode`` gives for a text; None where the pieces of its chunks do not reach its end."""
+        """The ids and ends that ``encode`` gives for a text; None if the pieces of its chunks do not reach its end."""
         # Most texts have single spaces only, and known words. Then each space is a border, and no expression is needed.
         chunks = text.split(" ")
         chunks[0] = f" {chunks[0]}"
@@ -113,7 +114,7 @@ class ByteLevelTable:
         return self._alone(first) | (self._together(inner) if inner else {})
 
     def _together(self, chunks: list[str]) -> dict[str, bytes]:
-        """The rows of clean chunks, encoded in one text; where a chunk is not spelled, the halves each on its own."""
+        """The rows of clean chunks, encoded in one text. If its pieces do not spell it, each half is encoded alone."""
         encoded = self._encode_spelled(" " + " ".join(chunks))
         if encoded is not None:
             return cut_rows(chunks, *encoded)
@@ -133,13 +134,13 @@ class ByteLevelTable:
 
 
 def _is_clean(chunk: str) -> bool:
-    """Whether a chunk of the table begins and ends with what is no white space, but for the space of a first chunk."""
+    """Tell whether a chunk begins and ends with other characters than white space, except for a first chunk's space."""
     first = chunk[1:2] if chunk[:1] == " " else chunk[:1]
     return bool(first) and first not in _BLANKS and chunk[-1] not in _BLANKS
 
 
 def find_obstacle(spec: dict[str, Any]) -> str:
-    """Why the pieces of a text are not surely those of its chunks, by a tokenizer.json; "" if they are."""
+    """The reason why the pieces of a text may differ from those of its chunks, from a tokenizer.json; "" for none."""
     model = spec["model"]
     if model.get("type") != "BPE":
         return f"its model is {model.get('type')}, not BPE"

@@ -11,15 +11,15 @@ IdsAndEnds = tuple[NDArray[np.int32], NDArray[np.int32]]
 """The ids of a text, and the code point at which each ends: int32 [n] each."""
 
 LONGEST = 40
-"""Code points of the longest chunk that is kept: what is longer comes rarely twice."""
+"""Code points of the longest chunk that is kept. A longer one rarely comes twice."""
 
 
 class ChunkTable:
     """Chunk -> row: int32 [n, 2] as bytes, each piece's id and how many code points it spells.
 
     Args:
-        limit: chunks of a table; there are two. When the new one is full it becomes the old one, which is forgotten
-            when the next is full. What is asked for moves to the new one.
+        limit: chunks in each of two tables, a new one and an old one. When the new one is full, it replaces the old
+            one. Chunks of the old one that are asked for move to the new one.
     """
 
     def __init__(self, limit: int = 100_000) -> None:

@@ -1,4 +1,4 @@
-"""The name of a tokenizer -> its file, and what kind of file that is."""
+"""The name of a tokenizer -> its file, and the kind of that file."""
 
 from __future__ import annotations
 
@@ -57,8 +57,8 @@ def _in_folder(folder: Path) -> Path:
 
 
 def is_tokenizer_json(path: str | os.PathLike[str]) -> bool:
-    """Whether a tokenizer's file is a tokenizer.json of Hugging Face, by its first character: no SentencePiece model
-    begins with a brace.
+    """Tell by the first character whether a tokenizer's file is a tokenizer.json: no SentencePiece model begins with a
+    brace.
 
     Raises:
         OSError: the file cannot be read.
@@ -68,8 +68,8 @@ def is_tokenizer_json(path: str | os.PathLike[str]) -> bool:
 
 
 def describe_foreign_file(path: Path) -> str:
-    """What is wrong with a file that is known to be neither a SentencePiece model nor a tokenizer.json, and the way
-    out; "" where it may be one."""
+    """Say what a file is that is neither a SentencePiece model nor a tokenizer.json, and the way out; "" if it may be
+    one of them."""
     with open(path, "rb") as file:
         head = file.read(1024)
     if head.startswith(b"GGUF"):

@@ -1,8 +1,8 @@
 """The table of chunks for SentencePiece. A chunk is a run of spaces and the word after it.
 
-Most SentencePiece models of BPE have no piece that goes on with a space behind another character. Then no merge
-reaches into the place before a space: the pieces of a text are those of its chunks, one after the other. Whether a
-model is of that kind can be read in its file (``is_separable``).
+In most SentencePiece models of BPE, a piece has spaces at its beginning only. Then no merge crosses the border before a
+space, and the pieces of a text are those of its chunks, one after the other. ``is_separable`` reads in a model's file
+whether that holds.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class PieceTable:
         return len(self._table)
 
     def pieces(self, text: str) -> IdsAndEnds | None:
-        """What ``encode`` gives for a text."""
+        """The ids and ends that ``encode`` gives for a text."""
         chunks = _chunks(text)
         rows = self._table.recent(chunks)
         if not all(rows):
@@ -59,9 +59,9 @@ class PieceTable:
 
     def _rows(self, chunks: set[str]) -> dict[str, bytes] | None:
         """The rows of chunks; None where pieces do not spell a chunk."""
-        # Spaces at the end of the text have to stay there: they would go together with those of another chunk.
+        # A chunk of spaces alone goes to the end of the text: elsewhere its spaces would join those of the next chunk.
         unseen = sorted(chunks, key=lambda chunk: not chunk.strip(" "))
-        # SentencePiece puts no space before nothing: blank text is encoded after something.
+        # SentencePiece puts no space before a text of spaces alone, so such a text begins with a letter.
         if blank := not unseen[0].strip(" "):
             unseen.insert(0, "a")
         encoded = self._encode(" ".join(unseen))
@@ -72,7 +72,7 @@ class PieceTable:
 
 
 def _chunks(text: str) -> list[str]:
-    """The chunks of a text behind a space, without the first space of each."""
+    """The chunks of a text before which a space was put, each without its first space."""
     chunks = text.split(" ") if text else []
     if "" in chunks:  # several spaces in a row, or one at an end
         return [chunk[1:] for chunk in _CHUNK.findall(f" {text}")]
@@ -80,10 +80,10 @@ def _chunks(text: str) -> list[str]:
 
 
 def is_separable(model: bytes) -> bool:
-    """Whether the pieces of each text are those of its chunks, and spell it, by the model's file.
+    """Tell from a model's file whether the pieces of every text are those of its chunks, and spell it.
 
-    That is so if it is a BPE model that puts a space before each text, changes nothing else, spells what it does not
-    know in bytes, and has spaces at the beginning of pieces only.
+    That holds for a BPE model that puts a space before each text, changes nothing else, spells unknown characters in
+    bytes, and has spaces at the beginning of pieces only.
     """
     trainer: dict[int, Any] = {}
     normalizer: dict[int, Any] = {}

@@ -1,4 +1,4 @@
-"""Rows of token ids that another tool has made: what is no row is refused, and a row is cut into its documents."""
+"""Rows of token ids that another tool has made: they are checked, and cut into their documents."""
 
 from __future__ import annotations
 

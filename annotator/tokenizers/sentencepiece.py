@@ -77,7 +77,7 @@ class SentencePieceTokenizer:
         return [self._sp.get_score(id) for id in range(self.vocab_size)]
 
     def spellings(self) -> list[bytes | None]:
-        """What each id spells, in UTF-8, with spaces as spaces; None for ids that no text has (control, unknown)."""
+        """The spelling of each id in UTF-8, with spaces as spaces; None for ids that no text has (control, unknown)."""
         spelling = self._spellings.spelling
         none = self._spellings.control | np.array([self._sp.is_unknown(id) for id in range(self.vocab_size)])
         return [None if gone else spelled for spelled, gone in zip(spelling, none.tolist(), strict=True)]
@@ -98,11 +98,11 @@ class SentencePieceTokenizer:
     def decode(self, ids: NDArray[np.int32]) -> Pieces:
         """The text that the ids of one text, or of a part of one, spell.
 
-        Control pieces spell nothing, an unknown piece one U+FFFD. Byte pieces spell UTF-8 together: the last byte of
-        a character has its width, and a byte that belongs to no character is one U+FFFD. Where the tokenizer puts a
-        space before each text, one space at the beginning is dropped. So ``decode(encode(text).ids)`` has the text
-        again where normalisation leaves it alone, and a part from the middle of a text loses the space before its
-        first word: its first piece is then narrower by one.
+        Control pieces spell nothing, and an unknown piece spells one U+FFFD. Byte pieces spell UTF-8 together: the last
+        byte of a character has its width, and a byte that belongs to no character is one U+FFFD. If the tokenizer puts
+        a space before each text, one space at the beginning is dropped. So ``decode(encode(text).ids)`` has the same
+        text, unless normalisation changed it. A part from the middle of a text loses the space before its first word,
+        so that its first piece is narrower by one.
 
         Raises:
             AnnotatorError: not a row of integers, or an id that the tokenizer does not have, with its position.
@@ -153,7 +153,7 @@ class SentencePieceTokenizer:
         return row.astype(np.int32)
 
     def _encode_spelled(self, text: str) -> tuple[NDArray[np.int32], NDArray[np.int32]] | None:
-        """Ids, and the end of each, if each piece stands where it is spelled; None if something was normalised away."""
+        """The ids and the end of each, if the pieces spell the text; None if normalisation has changed it."""
         ids = np.array(self._sp.encode(text), dtype=np.int32)
         spelled, end = self._spellings.read(ids)
         return (ids, end.astype(np.int32)) if spelled == text else None

@@ -1,4 +1,4 @@
-"""What the ids of a vocabulary spell: ids -> text, and where each id ends in it."""
+"""The spellings of a vocabulary: ids -> their text, and the place where each id ends in it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A tokenizer.json and the config files beside it: what is read of them, and what is refused."""
+"""Reads a tokenizer.json and the config files beside it, and refuses those that cannot be used."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def read_spec(path: Path, data: bytes) -> dict[str, Any]:
 
 
 def _check_bytes(path: Path, spec: dict[str, Any]) -> None:
-    """A BPE model drops what it has no piece for, without a trace, where it has no unknown piece."""
+    """Refuse a BPE model that would silently drop characters: it has neither their bytes nor an unknown piece."""
     model = spec["model"]
     if model.get("type", "BPE") != "BPE" or model.get("unk_token") or model.get("byte_fallback"):
         return
@@ -88,7 +88,7 @@ def _byte_of() -> dict[str, int]:
 
 
 def spell(spec: dict[str, Any]) -> Callable[[str], bytes] | None:
-    """What spells a piece, in UTF-8, by the decoder of a tokenizer.json; None where it is not known.
+    """The function that spells a piece in UTF-8, by the decoder of a tokenizer.json; None if the decoder is unknown.
 
     A piece of WordPiece that begins a word has the space before it.
     """

@@ -97,8 +97,8 @@ def flat_settings(delegation: Delegation, decoding: Decoding) -> dict[str, objec
 
 @dataclass(frozen=True)
 class GenerateOptions:
-    """What a run of `lacy-stream generate` is told. Texts are shown as they grow where they are written one at a time,
-    and otherwise when they are finished.
+    """The options of a run of `lacy-stream generate`. If texts are written one at a time, they are shown as they grow.
+    Otherwise they are shown when they are finished.
 
     Raises:
         UsageError: values that do not fit together.

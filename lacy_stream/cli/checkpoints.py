@@ -28,7 +28,7 @@ train_loader.accept_changes: true. A checkpoint is a pickle, which can run code:
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """What `export` is told."""
+    """The options of `export`."""
 
     checkpoint: Annotated[str, "CHECKPOINT"]
     """File in the run's save_folder, such as latest-rank0.pt."""
@@ -39,7 +39,7 @@ class ExportOptions:
 
 @dataclass(frozen=True)
 class AddCallOptions:
-    """What `add-call` is told."""
+    """The options of `add-call`."""
 
     checkpoint: Annotated[str, "CHECKPOINT"]
     """File in the run's save_folder, such as latest-rank0.pt."""

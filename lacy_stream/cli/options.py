@@ -152,7 +152,7 @@ def _docstrings(kind: type) -> dict[str, str]:
 
 
 def _settings(option: _Option, default: str | None, positional: bool) -> dict[str, Any]:
-    """What ``add_argument`` is told. A default is left to the dataclass."""
+    """The keywords for ``add_argument``. A default is left to the dataclass."""
     kind, placeholder, many = _value(option.hint)
     hidden = option.default in (MISSING, None, "", ()) or option.default is False
     shown = default or ("" if hidden else _text(option.default))

@@ -60,7 +60,7 @@ folders, hub names such as wikimedia/wikipedia), or FActScore's own .db file.
 
 @dataclass(frozen=True)
 class PrepareOptions:
-    """What `prepare` is told."""
+    """The options of `prepare`."""
 
     sources: tuple[Annotated[str, "SOURCE"], ...]
     """Files, folders or hub names, as many as you like."""
@@ -133,7 +133,7 @@ def _print_summary(summary: Summary, out: str) -> None:
 
 
 def _print_labels(console: Console, summary: Summary) -> None:
-    """What happened to labels that came with the documents."""
+    """Print how many of the labels that came with the documents were found."""
     from rich.table import Table
 
     if summary.calls:
@@ -151,7 +151,7 @@ def _print_labels(console: Console, summary: Summary) -> None:
 
 @dataclass(frozen=True)
 class KnowledgeOptions:
-    """What `knowledge build` is told."""
+    """The options of `knowledge build`."""
 
     sources: tuple[Annotated[str, "SOURCE"], ...]
     """Files, folders or hub names of articles, as many as you like."""

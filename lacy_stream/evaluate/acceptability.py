@@ -65,7 +65,7 @@ Proposal: {proposal}    Original: {reference}
 
 @dataclass(frozen=True)
 class Proposal:
-    """What a model proposes for one token."""
+    """A token of a document, and the token that a model proposes in its place."""
 
     start: int
     """Place where the token begins, in code points of the document's text."""
@@ -143,7 +143,7 @@ def _spelled(tokenizer: Tokenizer, before: int, id: int) -> str:
 def score_documents(
     label: str, path: str, texts: str | None, count: int, pipeline: str, device: str
 ) -> list[ScoredDocument]:
-    """Compute what a model proposes for the first documents of a file, or of the held-out data of its run.
+    """Compute a model's proposals for the first documents of a file, or of the held-out data of its run.
 
     Args:
         label: name of the model in messages.

@@ -37,14 +37,14 @@ class Biography:
 
 @dataclass(frozen=True)
 class CascadeSettings:
-    """How a model writes, and with which partner."""
+    """The settings of a cascade that writes biographies."""
 
     partner: str | None = None
     """Name of the partner, see ``open_partner``; None for no calls."""
     delegation: Delegation = Delegation()
-    """What is delegated."""
+    """The tokens that the model delegates."""
     decoding: Decoding = Decoding(batch_size=MANY_TEXTS)
-    """How the texts are written."""
+    """The way in which the texts are written."""
     articles: str | None = None
     """Store from which the partner reads the person's article first (RAG, appendix A.5); None for no articles."""
     template: str | None = None
@@ -56,7 +56,7 @@ class CascadeSettings:
         return files | flat_settings(self.delegation, self.decoding)
 
     def settings(self) -> dict[str, Any]:
-        """What the texts depend on, as JSON values, with fingerprints in place of files."""
+        """All settings on which the texts depend, as JSON values. Files are given by their fingerprints."""
         files = {"articles": self.articles, "template": self.template}
         return self.record() | {name: file and file_fingerprint(file) for name, file in files.items()}
 

@@ -267,7 +267,7 @@ def evaluate_factscore(
 
 
 def checker_settings(checker: FactChecker) -> dict[str, Any]:
-    """What the verdicts depend on, and the numbers of questions, as JSON values."""
+    """The settings on which the verdicts depend, and the numbers of questions, as JSON values."""
     return {
         "judge": checker.judge.model,
         "knowledge": f"{checker.knowledge.path.name}, {checker.knowledge.articles:,} articles",

@@ -85,7 +85,7 @@ def join_tables(tables: Iterable[TokenTable]) -> TokenTable:
 
 
 def own_mask(table: TokenTable, fraction: float, rank: Rank) -> NDArray[np.bool_]:
-    """What the model itself delegates, see ``scores.own_call_mask``: bool [n]."""
+    """The targets that the model itself delegates, see ``scores.own_call_mask``: bool [n]."""
     by_logit = rank == "logit"
     score, first = (table.call_logit, table.call_leads) if by_logit else (table.call_log_odds, table.call_leads & False)
     scores = CallScores(torch.from_numpy(score), torch.from_numpy(first))

@@ -52,7 +52,7 @@ class Count:
 
 @dataclass
 class Summary:
-    """What a run has written."""
+    """The counts of what a run has written."""
 
     train: Count = field(default_factory=Count)
     val: Count = field(default_factory=Count)
@@ -106,7 +106,7 @@ def prepare(
         nothing is written, and `already_prepared` is True.
 
     Raises:
-        PrepareError: a user can put it right. `out` is then untouched.
+        PrepareError: the user has to change something. `out` is then untouched.
         FileError: a source or `out` cannot be read.
     """
     options = options or ShardOptions()

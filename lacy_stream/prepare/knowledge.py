@@ -41,7 +41,7 @@ class KnowledgeError(UsageError):
 
 @dataclass
 class BuildSummary:
-    """What a build has written."""
+    """The counts of what a build has written."""
 
     articles: int = 0
     characters: int = 0

@@ -28,7 +28,7 @@ FEW_WORDS = 12
 
 
 class ValueLocation(str, Enum):
-    """Where the value of a call was found."""
+    """The place in the text where the value of a call was found."""
 
     AT_ONCE = "at once"  # -> 1992] 1992
     OTHER_SPELLING = "at once, in other case or quotes"  # -> Athletic Director] athletic director
