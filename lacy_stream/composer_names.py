@@ -22,7 +22,7 @@ PACKAGES: dict[Kind, str] = {
     "algorithms": "algorithms",
 }
 SUFFIXES: dict[Kind, str] = {"scheduler": "Scheduler", "loggers": "Logger"}
-"""What may be left out at the end of a name."""
+"""Endings that may be left out of a name."""
 FOUNDRY = {
     "cosine_with_warmup": "CosineAnnealingWithWarmupScheduler",
     "linear_decay_with_warmup": "LinearWithWarmupScheduler",

@@ -14,7 +14,7 @@ SECONDS = 10
 
 
 class _State(NamedTuple):
-    """What to show: the position and text of the bar, the text of a line at a given time, whether work has ended."""
+    """The position and text of the bar, the text of a line at a given time, and whether the work has ended."""
 
     completed: float
     total: float | None

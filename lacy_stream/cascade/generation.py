@@ -36,8 +36,8 @@ class Token(NamedTuple):
     """One token of a generated text."""
 
     text: str
-    """What the token adds to the text. If a character is spelled in several tokens, its last token adds the character,
-    and the others add nothing."""
+    """The text that the token adds. If a character is spelled in several tokens, its last token adds the character, and
+    the others add nothing."""
     writer: str
     """MODEL or PARTNER."""
     score: float | None = None
@@ -77,7 +77,7 @@ class Prompt(NamedTuple):
 
     text: str
     preamble: str = ""
-    """What the partner reads before the text, such as an article. The small model does not read it."""
+    """Text that the partner reads first, such as an article. The small model does not read it."""
 
 
 OnToken = Callable[[int, Token], None]
@@ -152,7 +152,7 @@ def _generations(
 
 @dataclass
 class _CallPolicy:
-    """How all texts of a run decide about calls."""
+    """The way in which all texts of a run decide about calls."""
 
     partner: Partner
     same_vocabulary: bool
@@ -178,7 +178,7 @@ class _CallPolicy:
 
 @dataclass
 class _Cascade:
-    """What all texts of a run share."""
+    """The model and the settings that all texts of a run share."""
 
     model: CallingModel
     vocabulary: Vocabulary
@@ -220,7 +220,7 @@ class _Cascade:
 
 
 class _Decision(NamedTuple):
-    """What is written at one position: the ids of one token of the small model, or of one call."""
+    """The outcome at one position: the ids of one token of the small model, or of one call."""
 
     ids: list[int]
     writer: str
@@ -248,7 +248,7 @@ class _Text:
         self._so_far = prompt.text
         """The prompt and all that was written after it, with U+FFFD for bytes that are not a character."""
         self.row: list[int] = []
-        """What the small model reads. The end-of-text token stands before the first token, as in training."""
+        """The ids that the small model reads. The end-of-text token stands before the first token, as in training."""
         try:
             self.row = _first_row(prompt.text, self._vocabulary, self._model)
         except PromptError as error:

@@ -252,7 +252,8 @@ class CallObjective:
     # --- what is logged, and what a checkpoint holds -----------------------------------------------------------
 
     def metrics(self) -> dict[str, float]:
-        """What the masks of the step did, over all ranks, after the last microbatch. Collective; losses in nats.
+        """Metrics of the step's masks over all ranks, to be asked for after the last microbatch. Collective; losses in
+        nats.
 
         - ``call_fraction``, ``ignore_fraction``, ``factual_fraction``: shares of the valid targets;
         - ``calls_factual``, ``calls_grammatical``, ``calls_other``: what the calls are, as shares of them; and
@@ -304,7 +305,7 @@ class CallObjective:
 
 
 def _count(labels_BT: Tensor) -> Tensor:
-    """How many valid targets a microbatch has, a scalar on its device."""
+    """The number of valid targets of a microbatch, a scalar on its device."""
     return (labels_BT[:, 1:] != IGNORED_LABEL).sum()
 
 

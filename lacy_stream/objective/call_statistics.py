@@ -1,4 +1,4 @@
-"""What a mini-batch's call mask did, summed over microbatches and ranks, and told as metrics."""
+"""Statistics of a mini-batch's call mask: sums over microbatches and ranks, and the metrics made of them."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ class TokenLosses(NamedTuple):
 
     @property
     def true_with_call(self) -> Tensor:
-        """Of the target token over the whole vocabulary: -log p(x) = true - log(1 - p(<CALL>))."""
+        """The loss of the target token over the whole vocabulary: -log p(x) = true - log(1 - p(<CALL>))."""
         tiny = torch.finfo(self.call.dtype).tiny  # where p(<CALL>) is 1 to the last bit
         return self.true - torch.log(-torch.expm1(-self.call.clamp(min=tiny)))
 
@@ -135,7 +135,8 @@ def training_loss(
     *,
     objective: Objective,
 ) -> Tensor:
-    """What is minimised: <CALL> is the target on the call mask, nothing on the ignore mask, the true token elsewhere.
+    """The loss of a selection: <CALL> is the target on the call mask, the true token elsewhere. Targets on the ignore
+    mask have no loss.
 
     With a call mask, the sum is divided by the number of valid targets, ignored ones included (equations A.3 and
     A.4). With an ignore mask alone, by the number of those that are not ignored (A.2).

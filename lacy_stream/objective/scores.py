@@ -29,7 +29,7 @@ class CallScores(NamedTuple):
 
 
 class TokenScores(NamedTuple):
-    """What a model makes of each target: the losses, and the scores of <CALL>. All of one shape."""
+    """The losses of a model at each target, and its scores of <CALL>. All of one shape."""
 
     losses: TokenLosses
     calls: CallScores
@@ -114,7 +114,8 @@ def own_call_mask(scores: CallScores, valid: Tensor, fraction: float) -> Tensor:
 
 
 def uncertainty(logits_V: Tensor, *, entropy: bool) -> float:
-    """Of the next token, in nats: the entropy of the 20 most likely tokens, or -log p of the most likely one."""
+    """A model's uncertainty about the next token, in nats: the entropy of the 20 most likely tokens, or -log p of the
+    most likely one."""
     if not entropy:
         return float(-torch.log_softmax(logits_V, dim=-1).max())
     top = torch.log_softmax(logits_V.topk(min(TOP, len(logits_V))).values, dim=-1)

@@ -55,8 +55,8 @@ Selector = Callable[[Targets, Tensor, Tensor], Selection]
 
 
 def budget(valid: Tensor, fraction: float) -> Tensor:
-    """How many of the valid positions are ``fraction`` of them, rounded down; a scalar that stays on the device,
-    so that the host need not wait for the GPU. 0.29 x 100, which floats make 28.999…, is 29."""
+    """The number of positions that is ``fraction`` of the valid ones, rounded down: a scalar that stays on the device,
+    so that the host need not wait for the GPU. 0.29 x 100 is 29, although it is 28.999… in floating point."""
     return torch.floor(valid.sum(dtype=torch.float64) * fraction + 1e-6)
 
 

@@ -32,7 +32,7 @@ DEFAULT_NAME = "data"
 
 
 class Order(NamedTuple):
-    """How the samples of an epoch are ordered, in the terms of MosaicML Streaming."""
+    """The order of the samples of an epoch, in the terms of MosaicML Streaming."""
 
     algo: str | None = None
     """Streaming's shuffle algorithm; None for no shuffling."""

@@ -51,7 +51,7 @@ class AnnotationError(LacyStreamError, RuntimeError):
 
 @dataclass(frozen=True)
 class WorkerRate:
-    """What one worker has annotated, and in how much time. Its replacements count as the same worker."""
+    """Tokens that one worker has annotated, and the time that they took. Its replacements count as the same worker."""
 
     tokens: int = 0
     """Tokens that it has annotated."""

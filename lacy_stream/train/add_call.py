@@ -25,8 +25,8 @@ SAMPLE_ROW, SAMPLE_TOKENS = 512, 4096
 
 @dataclass(frozen=True)
 class AddCallSummary:
-    """What was done: the rows before and after, the id of <CALL>, the tensors that grew, and the mean of p(<CALL>) on
-    the sample of text; None without a sample."""
+    """The rows before and after, the id of <CALL>, the tensors that grew, and the mean of p(<CALL>) on the sample of
+    text; None without a sample."""
 
     rows_before: int
     rows: int

@@ -72,8 +72,8 @@ def set_call_row(model: PreTrainedModel, call_token_id: int, ids_BT: Tensor, cal
 
 
 class _Sample(NamedTuple):
-    """What a model does at N positions: the hidden states before its output embeddings, the log of the summed
-    exponentials of all logits but that of <CALL>, and the factor between output embeddings and logits. float64."""
+    """N positions of a model: the hidden states before its output embeddings, the log of the summed exponentials of all
+    logits but that of <CALL>, and the factor between output embeddings and logits. float64."""
 
     hidden_ND: Tensor
     others_N: Tensor

@@ -1,4 +1,4 @@
-"""What a recipe takes from Composer, or from a module of the user's, by name: found, checked and built."""
+"""Components that a recipe names, from Composer or from a module of the user's: they are found, checked and built."""
 
 from __future__ import annotations
 

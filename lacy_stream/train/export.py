@@ -23,7 +23,7 @@ CALL_TOKEN = "<CALL>"
 CALL_SETTINGS = {"special": True, "normalized": False, "lstrip": False, "rstrip": False, "single_word": False}
 CONFIG, SPECIAL_TOKENS = "tokenizer_config.json", "special_tokens_map.json"
 MODEL_INPUTS = ["input_ids", "attention_mask"]
-"""What a tokenizer gives to a model: a Llama refuses token_type_ids."""
+"""Names of the tensors that the tokenizer gives to a model: a Llama refuses token_type_ids."""
 PROBE = "  Größe 1987: the ꙮ's\n\n</s> <CALL> unbelievable mitochondria "
 """A text in which tokenizers that are set up otherwise differ."""
 

@@ -162,7 +162,7 @@ def _built(recipe: Recipe, pool: AnnotationPool, call_token_id: int) -> Trainer:
         if not isinstance(error, PositionError | ObjectiveError) and not mismatches:
             raise
         source = recipe.load_path or recipe.save_folder
-        other = "load_path" if recipe.load_path else "save_folder, or start anew: autoresume=false save_overwrite=true"
+        other = "load_path" if recipe.load_path else "save_folder, or start over: autoresume=false save_overwrite=true"
         raise RecipeError(
             f"the checkpoint in {source} does not fit this recipe: {mismatches[0] if mismatches else error}. "
             f"Name another {other}"
@@ -419,12 +419,12 @@ def _fit(trainer: Trainer, recipe: Recipe) -> None:
         raise RecipeError(
             f"save_folder: {recipe.save_folder!r} has checkpoints of an earlier run "
             f"({error.args[0].split(' may ')[0]}). "
-            "Go on with that run: autoresume=true; replace it: save_overwrite=true; or name another folder"
+            "Continue that run with autoresume=true, replace it with save_overwrite=true, or name another folder"
         ) from None
 
 
 def _announce(recipe: Recipe, trainer: Trainer, pool: AnnotationPool) -> None:
-    """What is about to run, once, before the progress bar."""
+    """Print once what is about to run, before the progress bar appears."""
     from composer.utils import dist
     from rich.console import Console
     from rich.markup import escape

@@ -27,7 +27,7 @@ from lacy_stream.stream.labels.folder import IN_USE, hold_lock, lock_at_once, re
 CHUNK_BYTES = 1 << 16
 
 BROKEN = (lmdb.CorruptedError, lmdb.InvalidError, lmdb.PageNotFoundError, lmdb.PanicError, lmdb.VersionMismatchError)
-"""What LMDB raises when it cannot read a store."""
+"""Errors that LMDB raises when it cannot read a store."""
 
 _MAP_SIZE = 1 << 40  # address space, not memory; the same in all processes, so that no store outgrows a reader's map
 _LOCK_FILE_BYTES = 1 << 16  # size of lock.mdb: room for 1,000 readers
