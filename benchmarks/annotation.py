@@ -13,7 +13,7 @@ no variant has seen, and puts them through the whole path from text to LabelledT
 (c) first: the engine on text that it sees for the first time;
 (d) known: the engine on the same text again.
 
-CPU time, medians over the rounds; ratios are taken within a round. ``--workers`` repeats (c) and (d) with so many
+CPU time, medians over the rounds; ratios are taken within a round. ``--workers`` repeats (c) and (d) with that many
 processes at once, each on a core of its own, in turns; ``--growth`` watches the memory of one over that many million
 words.
 """
@@ -321,8 +321,8 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=300_000, help="measured, in all rounds (default: %(default)s)")
     parser.add_argument("--warm-up", type=int, default=500_000, help="tokens before, of other articles")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--workers", type=int, nargs="+", help="measure so many processes at once, in turns, instead")
-    parser.add_argument("--growth", type=float, help="watch the memory over so many million words instead")
+    parser.add_argument("--workers", type=int, nargs="+", help="measure this many processes at once, in turns, instead")
+    parser.add_argument("--growth", type=float, help="watch the memory over this many million words instead")
     parser.add_argument("--model", default="en_core_web_sm")
     parser.add_argument("--tokenizer", type=Path, required=True, help="SentencePiece model")
     parser.add_argument("--json", type=Path, help="write the figures here, too")

@@ -15,7 +15,7 @@ those tables:
 - accuracy by loss, factual and other targets (figure 3, left), of the baseline.
 
 JSONL needs ``text``, may have ``id`` and ``title``; with a column ``spans`` of a judge's labels llm-judge takes part.
-A run that is there already is not made again: the same command goes on where it was stopped.
+A run that is there already is not made again: the same command continues where it was stopped.
 """
 
 from __future__ import annotations

@@ -114,7 +114,7 @@ def scratch_folder(folder: AnyPath, name: str) -> Iterator[Path]:
 
 def file_fingerprint(path: AnyPath) -> str:
     """Digest a file, or all files of a folder, by name, size and time of change. The content is not read, since models
-    have gigabytes. A model that was trained or exported again has a new fingerprint all the same.
+    have gigabytes. A model that was trained or exported again still has a new fingerprint.
 
     Returns:
         16 hex digits. For a path that does not exist, such as a hub name, they depend on the name alone.

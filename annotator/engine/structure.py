@@ -108,7 +108,7 @@ def read_pipeline(nlp: Any) -> PipelineWeights:
     """Read the weights, labels and patterns of a loaded pipeline.
 
     Raises:
-        UnknownPipelineError: the pipeline is built in another way. spaCy can run it all the same.
+        UnknownPipelineError: the pipeline is built in another way. spaCy can still run it.
     """
     try:
         return _read(nlp)

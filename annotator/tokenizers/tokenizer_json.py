@@ -157,7 +157,5 @@ def _beside(path: Path, name: str) -> dict[str, Any]:
     except FileNotFoundError:
         return {}
     except ValueError as error:
-        raise AnnotatorError(
-            f"tokenizer: {path.parent / name} is damaged: {error}. Mend it, or take it away."
-        ) from None
+        raise AnnotatorError(f"tokenizer: {path.parent / name} is damaged: {error}. Repair it, or remove it.") from None
     return content if isinstance(content, dict) else {}

@@ -1,4 +1,4 @@
-"""A reference model (rho-1, spacy+refloss): any Hugging Face folder or checkpoint of ours with the run's tokenizer."""
+"""A reference model (rho-1, spacy+refloss): a Hugging Face folder or a checkpoint, with the tokenizer of the run."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ OTHERS: dict[str, dict[str, Any]] = {
     "normalised": {"normalization_rule_name": "nmt_nfkc"},
     "spaces dropped": {"remove_extra_whitespaces": True},
     "no space before": {"add_dummy_prefix": False},
-    "space behind": {"treat_whitespace_as_suffix": True},
+    "space as suffix": {"treat_whitespace_as_suffix": True},
     "pieces over spaces": {"split_by_whitespace": False},
     "symbols of the user's": {"user_defined_symbols": ["of the"]},
 }
@@ -138,7 +138,7 @@ def test_known_chunks_are_not_asked_for(small: Path) -> None:
 
 @pytest.mark.parametrize("end", [" ", "  ", "   "])
 def test_spaces_behind_known_chunks(small: Path, end: str) -> None:
-    """Spaces at the end of a text whose words are all known are encoded as behind a word."""
+    """Spaces at the end of a text whose words are all known are encoded as after a word."""
     tokenizer = _tokenizer(small)
     table, _ = counted(tokenizer, limit=100)
     table.pieces("the fine file")

@@ -86,7 +86,7 @@ def test_a_file_of_prompts_goes_on(
 
 @pytest.mark.process
 def test_an_endpoint_that_dies(wordy_model: Path, prompts: Path, tmp_path: Path, capsys) -> None:
-    """What was written stays, the error says what to do, and with the endpoint back the run goes on."""
+    """What was written stays, the error says what to do, and with the endpoint back the run continues."""
     out = tmp_path / "texts.jsonl"
     command = ["generate", str(wordy_model), "--prompts", str(prompts), "--call-rate", "1", "--max-new-tokens", "4"]
     with completions_server("vllm") as (url, _):

@@ -25,7 +25,7 @@ def script(question: str, _: int) -> Reply:
 
 
 def texts(good: int, bad: int, rate: float) -> list[Biography]:
-    """One biography of so many sentences that hold, and that do not."""
+    """One biography with these numbers of sentences that hold, and that do not."""
     sentences = [f"He is good {i}." for i in range(good)] + [f"He is bad {i}." for i in range(bad)]
     return [Biography("Ada", " ".join(sentences), rate)]
 

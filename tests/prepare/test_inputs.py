@@ -306,7 +306,7 @@ def test_rows_whose_labels_are_wrong_are_refused(tmp_path: Path):
 
 
 def test_lookup_calls_become_spans(tmp_path: Path):
-    """Calls are taken out of the text, their values are spans behind the title; a broken call costs its row only."""
+    """Calls are taken out of the text, their values are spans after the title; a broken call costs its row only."""
     rows = [
         {
             "title": "Ada",
