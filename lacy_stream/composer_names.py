@@ -43,6 +43,7 @@ def class_name(kind: Kind, name: str) -> str | None:
 
 def nearest_name(kind: Kind, name: str, ours: tuple[str, ...]) -> str:
     """The name that was probably meant, among Composer's and some of our own, in the same style of writing."""
+    # A name in small letters is compared with names in small letters, so that the advice has the user's style.
     classes = list(_classes(kind))
     if name != name.lower():
         known = [*classes, *ours]

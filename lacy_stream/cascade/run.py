@@ -124,6 +124,7 @@ def _display(console: Console, prompts: Sequence[Prompt], done: int, options: Ge
         console.print(style_token(token, console.is_terminal), end="", soft_wrap=True)
         sys.stdout.flush()
 
+    # Texts are finished in the order of their prompts.
     numbers = itertools.count(done)
 
     def on_text(generation: Generation) -> None:

@@ -142,6 +142,8 @@ def _options(kind: type, base: Any = MISSING, group: str = "") -> Iterator[_Opti
 
 def _docstrings(kind: type) -> dict[str, str]:
     """Field -> the string below it in the source."""
+    # Python keeps no docstrings of fields, so they are read from the source. Base classes come first, as their fields
+    # do.
     docs = {}
     for one in reversed(kind.__mro__[:-1]):
         (body,) = (node.body for node in ast.parse(textwrap.dedent(inspect.getsource(one))).body)  # type: ignore[attr-defined]
@@ -171,6 +173,7 @@ def _settings(option: _Option, default: str | None, positional: bool) -> dict[st
 
 def _value(hint: Any) -> tuple[Any, str, bool]:
     """The type of one value, its placeholder or "", and whether there are several."""
+    # ``tuple[Annotated[str, "FILE"], ...] | None`` is peeled from the outside: (str, "FILE", True).
     placeholder, many = "", False
     while (origin := get_origin(hint)) in (Annotated, Union, UnionType, tuple):
         many |= origin is tuple

@@ -120,6 +120,7 @@ def propose(model: CallingModel, annotator: Annotator, document: Document) -> li
     row_1T = torch.from_numpy(np.append(model.eos_id, ids))[None].long()
     class_1T = torch.from_numpy(np.append(FactClass.GRAMMATICAL, classes))[None]
     logits_1TV = model.model(input_ids=row_1T.to(model.model.device)).logits.float().cpu()
+    # The table has the targets of the row. The row begins with the end of text, so entry i is token i of the document.
     table = token_table(logits_1TV, row_1T, class_1T, annotator.vocab_size)
     return [
         Proposal(

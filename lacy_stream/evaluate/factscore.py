@@ -181,6 +181,7 @@ def aggregate(judged: Sequence[JudgedBiography], gamma: int = GAMMA) -> FactScor
     skipped: dict[str, list[str]] = {}
     for one in judged:
         if one.skipped:
+            # The reason is counted without the details after the semicolon, which differ from text to text.
             skipped.setdefault(one.skipped.split(";")[0], []).append(one.name)
     rates = [one.call_rate for one in judged if one.call_rate is not None]
     facts = sum(n for _, n in shares)

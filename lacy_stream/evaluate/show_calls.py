@@ -87,6 +87,7 @@ def mark_documents(checkpoint: Checkpoint, annotator: Annotator, documents: Sequ
     columns = [losses.true, torch.exp(-losses.call), call, ignored, classes == FactClass.FACTUAL]
     if selection is not None and selection.call is not None:
         columns.append(selection.call)
+    # The mask is selected among all tokens at once. Then each column is cut into its documents again.
     ends = np.cumsum([len(one.labelled) for one in read])[:-1].tolist()
     parts = zip(*(column.tensor_split(ends) for column in columns))
     return [
@@ -101,6 +102,8 @@ def _score_document(checkpoint: Checkpoint, annotator: Annotator, document: Docu
     length, scores = checkpoint.recipe.max_seq_len, []
     for start in range(0, max(len(labelled), 1), length):
         targets = torch.from_numpy(labelled.ids[start : start + length]).long()
+        # A piece of a long text begins after the last token of the piece before it, and a text after the end of
+        # another.
         before = int(labelled.ids[start - 1]) if start else annotator.eos_id
         inputs = torch.cat([torch.tensor([before]), targets[:-1]])[: len(targets)]
         if len(targets):

@@ -86,6 +86,7 @@ def join_tables(tables: Iterable[TokenTable]) -> TokenTable:
 
 def own_mask(table: TokenTable, fraction: float, rank: Rank) -> NDArray[np.bool_]:
     """The targets that the model itself delegates, see ``scores.own_call_mask``: bool [n]."""
+    # Ranked by probability, no position comes before the others, so ``first`` is False everywhere.
     by_logit = rank == "logit"
     score, first = (table.call_logit, table.call_leads) if by_logit else (table.call_log_odds, table.call_leads & False)
     scores = CallScores(torch.from_numpy(score), torch.from_numpy(first))

@@ -125,6 +125,8 @@ def _table(
     loader = annotated_dataloader(
         pool=pool, batch_size=options.batch_size, max_seq_len=length, repeat=False, **corpus_arguments(dataset)
     )
+    # Batches of finished parts are read once more and skipped: the loader begins at the first, and only the model is
+    # slow.
     limit = None if options.limit is None else -(-options.limit // options.batch_size)
     done = sum(part["batches"] for part in journal.results)
     network: Any = model.model

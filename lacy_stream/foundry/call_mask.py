@@ -56,7 +56,7 @@ class CallMask(Algorithm):
 
     def apply(self, event: Event, state: State, logger: Logger) -> None:
         if event == Event.INIT:
-            self._mask = self._made_for(state)
+            self._mask = self._build_mask(state)
         elif event == Event.BEFORE_TRAIN_BATCH:
             _check_batch(state)
         assert self._mask is not None, "INIT comes first"
@@ -69,7 +69,7 @@ class CallMask(Algorithm):
         assert self._mask is not None, "INIT comes first"
         self._mask.load_state_dict(state)
 
-    def _made_for(self, state: State) -> call_mask.CallMask:
+    def _build_mask(self, state: State) -> call_mask.CallMask:
         settings, model = self._settings, state.model
         if not isinstance(model, HuggingFaceModel) or model.tokenizer is None:
             raise UsageError(f"{KEY}: the model is {type(model).__name__}; it must be one of Foundry's causal models")

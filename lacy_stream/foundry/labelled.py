@@ -96,6 +96,7 @@ class LabelledLoader(DataLoader):
         ahead = self._ahead = deque()
         try:
             while True:
+                # The batch that is taken next, and as many as ``lookahead`` after it.
                 while len(ahead) <= self._lookahead and (batch := self._read(batches)) is not None:
                     ahead.append((batch, self._submit(batch)))
                 if not ahead:

@@ -132,6 +132,7 @@ class _MaskedLoss(Metric):
         """Keep the losses, and the scores that decide the mask: by default those of the same logits."""
         valid, own = targets != IGNORED_LABEL, _scores_of(logits, targets, self.call_token_id, self.rank_calls_by)
         losses, calls = own.losses.true_with_call if self._with_call else own.losses.true, calls or own.calls
+        # Only valid positions are kept: the mask is a share of them, over all batches and ranks.
         cast(list, self.loss).append(losses[valid])
         cast(list, self.score).append(calls.score[valid])
         cast(list, self.first).append(calls.first[valid].to(torch.uint8))  # gloo gathers no bool

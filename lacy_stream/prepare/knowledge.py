@@ -165,6 +165,7 @@ def build(
     built = BuildSummary()
     with replaced_file(out) as partial:
         with closing(sqlite3.connect(partial)) as store:
+            # No journal and no waiting for the disk: after a failure the unfinished file is thrown away.
             store.executescript(f"PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF; {SCHEMA}")
             for title, text in _articles([str(s) for s in sources], options or ReadOptions(), built, on_progress):
                 row = (normal_title(title), text)

@@ -122,6 +122,7 @@ def check_arguments(function: Callable[..., Any], arguments: Mapping[str, Any], 
     Raises:
         RecipeError: an unknown argument, with the nearest known one; or one is missing.
     """
+    # A function that takes ``**kwargs`` may know any name, so only missing arguments can be found.
     parameters = list(inspect.signature(function).parameters.values())[given:]
     named = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
     if not any(p.kind == p.VAR_KEYWORD for p in parameters):

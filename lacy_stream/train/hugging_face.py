@@ -114,6 +114,7 @@ def check_causal(model: PreTrainedModel) -> None:
     """
     name, training = type(model).__name__, model.training
     model.eval()
+    # The rows differ in their last token only. A causal model has the same logits at the three positions before it.
     rows_BT = torch.tensor([[5, 6, 7, 8], [5, 6, 7, 9]], device=model.device)
     try:
         outputs = model(input_ids=rows_BT, use_cache=False)
@@ -240,6 +241,7 @@ def _continued(wanted: HFCausalLM, config: PretrainedConfig) -> PreTrainedModel:
 
 def _add_call(model: PreTrainedModel, wanted: HFCausalLM, call_token_id: int) -> None:
     """Have a row for <CALL>: a spare one, or a new one, which is said."""
+    # The configuration may name fewer rows than there are, so the weights are asked.
     embeddings: Any = model.get_input_embeddings()
     before = embeddings.weight.shape[0]
     rows = _padded(max(before, call_token_id + 1), wanted.pad_vocab_to_multiple_of)

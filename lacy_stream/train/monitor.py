@@ -152,6 +152,7 @@ def describe_wait(elapsed_s: float, before: StreamStats, after: StreamStats, poo
         return text + ". The bottleneck was the trainer: the stream kept up"
     text += f". The bottleneck was {cause}"
     if cause == "annotation" and pool.tokens:
+        # The trainer's own speed: its tokens in the time in which it did not wait.
         tokens_per_s = (after.rows - before.rows) * max_seq_len / max(elapsed_s - waited, 1e-9)
         cores = math.ceil(tokens_per_s / pool.tokens_per_s_per_core)
         text += (
