@@ -94,6 +94,7 @@ def main(argv: list[str] | None = None) -> int:
             else:
                 _write_terminal(explained, families)
     except BrokenPipeError:  # `| head` has read enough
+        # Otherwise the interpreter would fail when it flushes stdout at its exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except AnnotatorError as error:  # every other error is a bug, and keeps its traceback
         print(f"error: {error}", file=sys.stderr)
@@ -190,6 +191,7 @@ def _explained(
 ) -> Iterator[tuple[Document, Explanation]]:
     """The documents of a file: JSON lines if its name ends in .jsonl, or its first line that is not blank is a JSON
     object with a "text"; else one text. A line that cannot be labelled is named on stderr and skipped."""
+    # The first line that is not blank decides what the file holds.
     head = []
     for line in lines:
         head.append(line)

@@ -98,6 +98,7 @@ class Labeller:
 
 def _identity(entry: EntryPoint, label: Any) -> dict[str, str]:
     """See ``Labeller.identity``."""
+    # Whatever of these changes, the label cache and the checkpoints take it for another labeller.
     identity = {"labeller": entry.value, "spans": str(SPANS_VERSION)}
     if entry.dist is not None:
         identity["labeller_package"] = f"{entry.dist.name} {entry.dist.version}"

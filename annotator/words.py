@@ -206,6 +206,7 @@ def split(text: str, limit: int = MAX_SEGMENT) -> list[tuple[int, int]]:
     """
     segments = []
     start = 0
+    # A block ends after a run without white space, and is cut further where it is longer than the limit.
     for block_end in [*(match.end() for match in _RUN.finditer(text)), len(text)]:
         while block_end - start > limit:
             stop = start + limit

@@ -40,6 +40,7 @@ def progress(what: str, total: int, done: int = 0, *, together: int = 1) -> Iter
         left = (now - start) / max(finished - done, 1) * (total - finished)
         return f"{finished:,} of {total:,}, {duration(left)} left"
 
+    # The last line counts as said long ago, so that the first items have a line at once.
     with _display(what, total, done, said=-float("inf")) as show:
 
         def advance(count: int) -> None:

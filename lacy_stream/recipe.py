@@ -281,6 +281,7 @@ def _by_name(ours: str) -> Discriminator:
     """Distinguish our own section from any other by its `name`; without one it is ours."""
 
     def kind(value: Any) -> str:
+        # pydantic asks this of a mapping that it validates and of a section that it dumps.
         name = value.get("name", ours) if isinstance(value, Mapping) else getattr(value, "name", ours)
         return "ours" if name == ours else "other"
 
@@ -552,6 +553,8 @@ def load_recipe(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> 
     except (yaml.YAMLError, OmegaConfBaseException) as error:
         raise RecipeError(f"recipe {os.fspath(path)!r} {' '.join(overrides)}: {str(error).splitlines()[0]}") from None
     recipe = check_recipe(cast(dict, values))
+    # These checks are about this machine. They are no part of ``check_recipe``, which also reads the recipes in
+    # checkpoints of other machines.
     for problem in _problems_here(recipe):
         raise RecipeError(problem)
     return recipe

@@ -88,6 +88,7 @@ def mistakes(error: ValidationError, schema: type[Section]) -> list[str]:
 
 
 def _mistake(detail: Any, schema: type[Section]) -> str:
+    # The names of kinds below are pydantic's types of errors.
     kind, context = detail["type"], detail.get("ctx", {})
     keys, known = _locate(detail["loc"], schema)
     path, value = ".".join(keys), "null" if detail["input"] is None else repr(detail["input"])
@@ -139,6 +140,7 @@ def _nearest_key(keys: list[str], beside: list[str], schema: type[Section]) -> s
     """Find the known key that was probably meant: a similar one in the same section, or one of that name elsewhere."""
     if near := difflib.get_close_matches(keys[-1], beside, n=1, cutoff=0.7):
         return ".".join([*keys[:-1], near[0]])
+    # Last part of a dotted key -> the key. In reverse order, so that of several keys the first in the alphabet stays.
     elsewhere = {path.rpartition(".")[2]: path for path in sorted(_paths(schema), reverse=True)}
     near = difflib.get_close_matches(keys[-1], elsewhere, n=1, cutoff=0.75)
     return elsewhere[near[0]] if near else None

@@ -29,6 +29,7 @@ from annotator.tokenizers.chunk_table import ChunkTable, IdsAndEnds, cut_rows, j
 _BLANK = "\\s\\x00-\\x20\\x7f-\\xa0\\u1680\\u180e\\u2000-\\u200f\\u2028-\\u202f\\u205f-\\u2064\\u3000\\ufeff"
 _BORDER = re.compile(f" (?=[^{_BLANK}])(?<=[^{_BLANK}] )")
 _HOLDS_BORDER = re.compile(f"[^{_BLANK}] ")
+# The same characters as a set, by which the first and the last character of a chunk are checked.
 _BLANKS = frozenset(re.findall(f"[{_BLANK}]", "".join(map(chr, [*range(0x3001), 0xFEFF]))))
 
 _SUFFIX = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"

@@ -11,7 +11,7 @@ from annotator.packages import package_file
 
 SENTENCEPIECE, TOKENIZER_JSON = "tokenizer.model", "tokenizer.json"
 
-_TIKTOKEN_LINE = re.compile(rb"[A-Za-z0-9+/]+=* \d+\r?\n")
+_TIKTOKEN_LINE = re.compile(rb"[A-Za-z0-9+/]+=* \d+\r?\n")  # a token in base64, and its rank
 _WAYS = (
     "Give a SentencePiece model, a tokenizer.json, or a folder with one of them; `pip install mistral-common` brings "
     "package:mistral_common/data/tokenizer.model.v1"

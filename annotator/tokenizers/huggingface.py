@@ -57,6 +57,7 @@ class HuggingFaceTokenizer:
             ) from None
         self._library.no_truncation()
         self._library.no_padding()
+        # The library's switch by which names of special tokens in a text are encoded as text.
         self._library.encode_special_tokens = split_special_tokens
         # This replaces the file's own post-processor, which may add tokens or take spaces out of the offsets.
         self._library.post_processor = processors.ByteLevel(trim_offsets=False)  # pyright: ignore

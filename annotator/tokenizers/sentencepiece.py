@@ -48,6 +48,7 @@ class SentencePieceTokenizer:
         self.identity = {"tokenizer": self.sha256, "sentencepiece": sentencepiece.__version__}
         self.eos_id = self._sp.eos_id()
         if eos_token is not None:
+            # An unknown name gives the id of the unknown piece, so the name is compared.
             self.eos_id = self._sp.piece_to_id(eos_token)
             if self._sp.id_to_piece(self.eos_id) != eos_token:
                 raise AnnotatorError(f"tokenizer: eos_token {eos_token!r} is no piece of {path}.")

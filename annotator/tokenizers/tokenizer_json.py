@@ -136,10 +136,12 @@ def read_special_ids(path: Path, vocabulary: Mapping[str, int], eos_token: str |
 
 def _named(files: Mapping[str, dict[str, Any]], vocabulary: Mapping[str, int], kind: str) -> int:
     for name in ("tokenizer_config.json", "special_tokens_map.json"):
+        # The token is named by a string, or by a mapping that holds it.
         token = files[name].get(f"{kind}_token")
         token = token.get("content") if isinstance(token, dict) else token
         if isinstance(token, str) and token in vocabulary:
             return vocabulary[token]
+    # A model may have several ids that end a text. The first one stands between documents.
     id = files["config.json"].get(f"{kind}_token_id")
     id = id[0] if isinstance(id, list) and id else id
     return id if isinstance(id, int) and id in vocabulary.values() else -1

@@ -90,6 +90,8 @@ class TransformersSession:
         """
         partner = self._partner
         spaced = ids is None and text.endswith(" ") and text[-2:] != "  " and not partner.splits_spaces
+        # The whole text is encoded at each call, since a new word may change the pieces of the one before it. The
+        # decoder reads only what differs from the row of the last call.
         row = self._start + (partner.vocabulary.encode(text[:-1] if spaced else text) if ids is None else list(ids))
         if partner.context is not None and len(row) > partner.context:
             raise PromptError(f"{len(row)} tokens, and the partner {partner.name} has a context of {partner.context}")

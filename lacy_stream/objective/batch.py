@@ -40,6 +40,7 @@ def shift_labels(labels_BT: Tensor, classes_BT: Tensor) -> tuple[Tensor, Tensor]
         labels_BT: int64, not shifted, ``IGNORED_LABEL`` where there is nothing to predict.
         classes_BT: uint8, ``FactClass`` of each token.
     """
+    # Logits at position t predict the label at t + 1. The rows keep their length, so that masks fit the logits.
     targets_BT = F.pad(labels_BT[:, 1:], (0, 1), value=IGNORED_LABEL)
     return targets_BT, F.pad(classes_BT[:, 1:], (0, 1), value=int(FactClass.OTHER))
 

@@ -169,6 +169,7 @@ class CallObjective:
             self._reference.clear_clock()
         self._fraction = self.call_fraction * min(1.0, (step + 1) / max(1, self.call_fraction_warmup))
         rows = sum(len(labels) for labels in self._labels)
+        # A tensor on the device "meta" has a shape and takes no memory.
         self._random_BT = uniform(self.seed, step, self._labels[0].new_empty(rows, lengths[0], device="meta"))
         if len(microbatches) > 1 and self.scope != "microbatch":
             self._masks = self._first_pass(microbatches, model, forward)
@@ -242,6 +243,7 @@ class CallObjective:
                     loss.append(true_losses(logits_BTV, targets_BT, self.call_token_id))
                     del logits_BTV  # before the next microbatch makes its own
                 else:
+                    # The method does not look at it.
                     loss.append(torch.zeros_like(targets_BT, dtype=torch.float32))
                 if self._reference is not None:
                     reference.append(self._reference(microbatch, targets_BT))

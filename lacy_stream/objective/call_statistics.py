@@ -72,6 +72,7 @@ class CallStatistics:
         )
         # In float64, since float32 counts exactly to 16 million only.
         sums = _Sums(*(value.double() for value in (*counts, *scalars)))
+        # Infinity where nothing is called, so that a minimum with other parts is that of the others.
         lowest = losses.true.masked_fill(~call, torch.inf).min()
         if self._sums is None or self._lowest_called_loss is None:
             self._sums, self._lowest_called_loss = sums, lowest

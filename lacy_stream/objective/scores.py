@@ -106,6 +106,7 @@ def own_call_mask(scores: CallScores, valid: Tensor, fraction: float) -> Tensor:
     """
     # Valid and first ones before the others, each group by its score: one stable sort after another.
     order = torch.argsort(scores.score.flatten(), descending=True, stable=True)
+    # 3: valid and first, 2: valid, 1 and 0: not valid, which the budget never reaches.
     groups = (scores.first.int() + valid.int() * 2).flatten()[order]
     order = order[torch.argsort(groups, descending=True, stable=True)]
     chosen = torch.zeros(valid.numel(), dtype=torch.bool, device=valid.device)

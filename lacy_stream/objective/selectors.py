@@ -120,6 +120,7 @@ def lacy_ignore(targets: Targets, call_count: Tensor, ignore_count: Tensor) -> S
     facts are more than 15%, it is empty."""
     call, facts = lacy_ignorefacts(targets, call_count, ignore_count)
     assert facts is not None
+    # With more facts than the budget, the count is negative, and ``highest`` chooses none.
     others = (targets.token_class == FactClass.OTHER) & targets.valid
     return Selection(call, ignore=facts | highest(targets.loss, others, ignore_count - facts.sum()))
 

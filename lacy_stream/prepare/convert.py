@@ -157,6 +157,7 @@ def _write(
     data.mkdir()
     summary = Summary(calls={how.value: 0 for how in ValueLocation} if options.inline_calls else {})
     writers: dict[str, MDSWriter] = {}
+    # Hashes of ids take less memory than the ids. Among 100 million ids, the chance that two have one hash is 0.03%.
     seen: set[int] = set()
     with open(data / REFUSED, "w", encoding="utf-8") as refused:
         for source, row in _all_rows(inputs, options, summary, on_progress):
@@ -327,6 +328,7 @@ def _publish(work: Path, out: Path) -> None:
     """Replace `out` by work/data. The data is synced to disk before it gets its name."""
     for path in [*(work / DATA).rglob("*"), work / DATA]:
         _sync(path)
+    # If the process is killed between the two renames, ``_clean`` puts the old data set back.
     if out.exists() and any(out.iterdir()):
         os.replace(out, work / OLD)
     os.replace(work / DATA, out)

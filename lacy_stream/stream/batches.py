@@ -390,6 +390,7 @@ def collate(rows: Sequence[Row], mask_padding: bool = False) -> dict[str, torch.
         labels are -100 on padding, and there is ``attention_mask`` int64 [B, T], 1 for tokens and 0 for padding. Labels
         equal the input ids, and the loss shifts them by one, as in transformers.
     """
+    # ``stack`` makes a new array, so that a change of the batch leaves the rows as they are.
     ids = torch.from_numpy(np.stack([row.ids for row in rows]))
     batch = {
         "input_ids": ids,

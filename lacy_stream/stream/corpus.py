@@ -117,6 +117,7 @@ class Corpus:
         self._look_ahead(position)
         epoch, index = divmod(position, len(self))
         sample = int(self._epoch(epoch)[index])
+        # The last stream whose first sample is at or before this one.
         stream = int(np.searchsorted(self._first, sample, side="right")) - 1
         sample -= int(self._first[stream])
         row, source = self._shards[stream].read(sample), self._sources[stream]

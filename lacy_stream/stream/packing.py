@@ -86,6 +86,7 @@ class LanePacker:
         filled, (document, token) = 0, self.cursor
         while filled < self.seq_len and self._documents:
             head_ids, head_classes = self._documents[0]
+            # As much of the document as the row has room for.
             count = min(self.seq_len - filled, len(head_ids) - token)
             ids[filled : filled + count] = head_ids[token : token + count]
             classes[filled : filled + count] = head_classes[token : token + count]

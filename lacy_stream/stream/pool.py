@@ -154,6 +154,7 @@ class AnnotationPool:
         self._cache_lock = threading.Lock()
         self.quarantine: dict[str, str] = {}
         """Document id -> reason why the document has no fact labels."""
+        # All workers have the same identity. The first one that is ready sets it, and any thread may wait for it.
         self._identity: Future[dict[str, str]] = Future()
         self._changed = threading.Condition()  # guards all fields below
         self._queue: deque[_Job] = deque()

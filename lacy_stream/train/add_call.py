@@ -75,6 +75,7 @@ def add_call(
         raise UsageError(f"the model has {before} rows, and the tokenizer {call_token_id} ids: it is not its tokenizer")
     rows = -(-max(before, call_token_id + 1) // pad_to_multiple_of) * pad_to_multiple_of
     names = _grow(state["model"], before, rows, _mean)
+    # Moments have the shape of their parameter, and those of a new parameter are 0.
     for optimizer in state.get("optimizers", {}).values():
         for name in names:
             _grow(optimizer["state"].get(name, {}), before, rows, _zeros)
@@ -164,6 +165,7 @@ def _set_row(weights: dict[str, Any], config: Mapping[str, Any], ids_BT: Tensor,
     """Set the row of <CALL> in the weights of a checkpoint."""
     wrapper, call_token_id = _wrapped(weights, config), config["call_token_id"]
     probability = set_call_row(wrapper.model, call_token_id, ids_BT, call_fraction)
+    # The row in the input embeddings and, where they are not tied to it, in the output layer.
     for name, value in wrapper.state_dict().items():
         if value.shape[:1] == (config["vocab_size"],):
             weights[name][call_token_id] = value[call_token_id]

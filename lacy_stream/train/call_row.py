@@ -128,6 +128,7 @@ def _solution(sample: _Sample, call_fraction: float, with_bias: bool) -> tuple[T
 
 def _solved(inputs_ND: Tensor, weights_N: Tensor, right_D: Tensor, ridge: Tensor) -> Tensor:
     """The solution x of (mean over N of weight · input · inputᵀ + ridge) x = right."""
+    # [D, D] and not [N, N]: the sample has more positions than the states have numbers.
     moments_DD = (inputs_ND * weights_N[:, None]).T @ inputs_ND / len(inputs_ND)
     moments_DD.diagonal().add_(ridge)
     return torch.linalg.solve(moments_DD, right_D)

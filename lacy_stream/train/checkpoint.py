@@ -196,6 +196,7 @@ def _from_transformers(name: str) -> CallingModel:
     config = model.config
     recipe = _file_of(name, RECIPE)
     recipe = None if recipe is None else check_recipe(yaml.safe_load(recipe.read_text(encoding="utf-8")))
+    # A run's model is used up to the length of its rows, even if it has more positions.
     positions = getattr(config, "max_position_embeddings", None) if recipe is None else recipe.max_seq_len
     if positions is None:
         raise CheckpointError(f"{name} names no max_position_embeddings in its config.json: add the number of tokens")

@@ -241,7 +241,6 @@ def _continued(wanted: HFCausalLM, config: PretrainedConfig) -> PreTrainedModel:
 
 def _add_call(model: PreTrainedModel, wanted: HFCausalLM, call_token_id: int) -> None:
     """Have a row for <CALL>: a spare one, or a new one, which is said."""
-    # The configuration may name fewer rows than there are, so the weights are asked.
     embeddings: Any = model.get_input_embeddings()
     before = embeddings.weight.shape[0]
     rows = _padded(max(before, call_token_id + 1), wanted.pad_vocab_to_multiple_of)

@@ -35,6 +35,7 @@ def load_reference(path: str | os.PathLike[str], tokenizer: Path, max_seq_len: i
     ours = open_tokenizer(tokenizer)
     model, same = _from_folder(path, tokenizer.name, ours) if path.is_dir() else _from_checkpoint(path, ours)
     pieces, entries = ours.vocab_size, model.get_output_embeddings().weight.shape[0]  # type: ignore[union-attr]
+    # If the ids are known to be the same, further rows can only be padding. Otherwise they might be other tokens.
     if same and entries > pieces + 1:
         model.resize_token_embeddings(pieces)  # without the rows that pad it
     elif entries not in (pieces, pieces + 1):

@@ -58,6 +58,7 @@ def train(recipe: Recipe) -> None:
         pieces = settings.open_tokenizer().vocab_size
     except AnnotatorError as error:
         raise RecipeError(f"tokenizer.name: {error}") from None
+    # Most mistakes of a recipe are found here, before workers start and before Composer is imported.
     _check_model(recipe, pieces, tokenizer)
     _check_annotator(recipe.annotator)
     for key, path in _other_models(recipe).items():
