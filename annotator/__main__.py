@@ -86,7 +86,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         annotator = Annotator(args.tokenizer or _default_tokenizer(), args.model, labeller=args.labeller)
         with _lines(args.file) as lines:
-            explained = _explained(annotator, lines, args.file, tally)
+            explained = _explain_documents(annotator, lines, args.file, tally)
             if args.json:
                 _write_json(explained)
             elif args.html:
@@ -186,7 +186,7 @@ class _Tally:
     skipped: int = 0
 
 
-def _explained(
+def _explain_documents(
     annotator: Annotator, lines: Iterator[str], name: str, tally: _Tally
 ) -> Iterator[tuple[Document, Explanation]]:
     """The documents of a file: JSON lines if its name ends in .jsonl, or its first line that is not blank is a JSON
@@ -267,7 +267,7 @@ def _write_terminal(explained: Iterable[tuple[Document, Explanation]], families:
     factual = total = 0
     for doc, found in explained:
         console.rule(Text(printable(doc.id)))
-        console.print(_highlighted(found, brackets=console.color_system is None))
+        console.print(_highlight(found, brackets=console.color_system is None))
         factual += int(np.count_nonzero(found.tokens.classes == FactClass.FACTUAL))
         total += len(found.tokens)
     console.rule()
@@ -278,7 +278,7 @@ def _write_terminal(explained: Iterable[tuple[Document, Explanation]], families:
     console.print(Text(f"{factual:,} of {total:,} tokens are factual ({factual / max(total, 1):.1%})"))
 
 
-def _highlighted(found: Explanation, brackets: bool) -> Text:
+def _highlight(found: Explanation, brackets: bool) -> Text:
     out = Text()
     text = printable(found.text)
     last = 0

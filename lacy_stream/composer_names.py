@@ -36,7 +36,7 @@ def class_name(kind: Kind, name: str) -> str | None:
     if kind == "scheduler" and name in FOUNDRY:
         return FOUNDRY[name]
     for known in _classes(kind):
-        if _folded(name) in (_folded(known), _folded(_short(kind, known))):
+        if _fold(name) in (_fold(known), _fold(_short(kind, known))):
             return known
     return None
 
@@ -70,5 +70,5 @@ def _short(kind: Kind, name: str) -> str:
     return name.removesuffix(SUFFIXES.get(kind, "")) or name
 
 
-def _folded(name: str) -> str:
+def _fold(name: str) -> str:
     return name.replace("_", "").lower()

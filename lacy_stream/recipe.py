@@ -587,17 +587,17 @@ def _read_extended(path: Path) -> Any:
         raise RecipeError(
             f"extends: {name!r} in {str(path)!r} extends {inherited['extends']!r} itself; name a complete recipe"
         )
-    return OmegaConf.create(_merged(inherited, values))
+    return OmegaConf.create(_merge(inherited, values))
 
 
-def _merged(base: Any, values: Any) -> Any:
+def _merge(base: Any, values: Any) -> Any:
     """The values over those of a base. A section with another ``name`` has other keys, so it replaces that of the
     base."""
     if not isinstance(base, dict) or not isinstance(values, dict):
         return values
     if "name" in values and base.get("name", values["name"]) != values["name"]:
         return values
-    return base | {key: _merged(base[key], value) if key in base else value for key, value in values.items()}
+    return base | {key: _merge(base[key], value) if key in base else value for key, value in values.items()}
 
 
 def _read(path: Path) -> dict[Any, Any]:

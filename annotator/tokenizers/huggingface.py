@@ -140,7 +140,7 @@ class HuggingFaceTokenizer:
             AnnotatorError: not a row of integers; an id that the tokenizer does not have, with its position; or a
                 tokenizer whose ids cannot be read.
         """
-        return self._read(self._checked(ids))
+        return self._read(self._check_row(ids))
 
     def segments(self, ids: NDArray[np.integer]) -> list[Pieces]:
         """Cut a row of ids after each end-of-document id and before each beginning-of-document id, and decode each
@@ -154,7 +154,7 @@ class HuggingFaceTokenizer:
         """
         # One id for both ends a document, as between the documents of a packed row.
         before = -1 if self.bos_id == self.eos_id else self.bos_id
-        return [self._read(part) for part in cut_row(self._checked(ids), after=self.eos_id, before=before)]
+        return [self._read(part) for part in cut_row(self._check_row(ids), after=self.eos_id, before=before)]
 
     def _read(self, ids: NDArray[np.int32]) -> Pieces:
         text, end = self._spellings.read(ids)
@@ -178,7 +178,7 @@ class HuggingFaceTokenizer:
         spelled, ends = self._in_text.read(ids)
         return ends.astype(np.int32) if spelled == text else None
 
-    def _checked(self, ids: NDArray[np.integer]) -> NDArray[np.int32]:
+    def _check_row(self, ids: NDArray[np.integer]) -> NDArray[np.int32]:
         if self._unread:
             raise AnnotatorError(f"the tokenizer {self._path} cannot read rows of ids: {self._unread}. Use raw text.")
         row = as_row(ids)

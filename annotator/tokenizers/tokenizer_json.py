@@ -128,13 +128,13 @@ def read_special_ids(path: Path, vocabulary: Mapping[str, int], eos_token: str |
     """
     files = {name: _beside(path, name) for name in ("tokenizer_config.json", "special_tokens_map.json", "config.json")}
     if eos_token is None:
-        return SpecialIds(_named(files, vocabulary, "eos"), _named(files, vocabulary, "bos"))
+        return SpecialIds(_find_id(files, vocabulary, "eos"), _find_id(files, vocabulary, "bos"))
     if eos_token not in vocabulary:
         raise AnnotatorError(f"tokenizer: eos_token {eos_token!r} is no piece of {path}.{_candidates(vocabulary)}")
-    return SpecialIds(vocabulary[eos_token], _named(files, vocabulary, "bos"))
+    return SpecialIds(vocabulary[eos_token], _find_id(files, vocabulary, "bos"))
 
 
-def _named(files: Mapping[str, dict[str, Any]], vocabulary: Mapping[str, int], kind: str) -> int:
+def _find_id(files: Mapping[str, dict[str, Any]], vocabulary: Mapping[str, int], kind: str) -> int:
     for name in ("tokenizer_config.json", "special_tokens_map.json"):
         # The token is named by a string, or by a mapping that holds it.
         token = files[name].get(f"{kind}_token")

@@ -228,10 +228,10 @@ def parse_options(kind: type[Settings], args: argparse.Namespace, **values: Any)
     Raises:
         UsageError: the dataclass refuses a value.
     """
-    return _built(kind, MISSING, vars(args) | values)
+    return _build(kind, MISSING, vars(args) | values)
 
 
-def _built(kind: Any, base: Any, values: Mapping[str, Any]) -> Any:
+def _build(kind: Any, base: Any, values: Mapping[str, Any]) -> Any:
     """A dataclass of the values, and of what ``base`` has in the other fields."""
     given, hints = {}, get_type_hints(kind)
     for field in fields(kind):
@@ -240,7 +240,7 @@ def _built(kind: Any, base: Any, values: Mapping[str, Any]) -> Any:
             given[field.name] = tuple(value) if isinstance(value, list) else value
         elif is_dataclass(hints[field.name]):
             default = field.default if base is MISSING else getattr(base, field.name)
-            given[field.name] = _built(hints[field.name], default, values)
+            given[field.name] = _build(hints[field.name], default, values)
     return kind(**given) if base is MISSING else replace(base, **given)
 
 

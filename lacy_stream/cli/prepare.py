@@ -190,11 +190,11 @@ def _knowledge(args: argparse.Namespace) -> int:
     told = parse_options(KnowledgeOptions, args)
     with source_progress(args.prog) as on_progress:
         built = build(told.sources, told.out, options=told.options, on_progress=on_progress)
-    _print_built(built, told.out)
+    _print_build(built, told.out)
     return 0
 
 
-def _print_built(built: BuildSummary, out: str) -> None:
+def _print_build(built: BuildSummary, out: str) -> None:
     from rich.console import Console
 
     from annotator.terminal import printable

@@ -125,8 +125,8 @@ def propose(model: CallingModel, annotator: Annotator, document: Document) -> li
     return [
         Proposal(
             start=int(labelled.offsets[i, 0]),
-            reference=_spelled(annotator.tokenizer, ids[i - 1], ids[i]),
-            proposal=_spelled(annotator.tokenizer, ids[i - 1], table.proposal[i]),
+            reference=_spell_piece(annotator.tokenizer, ids[i - 1], ids[i]),
+            proposal=_spell_piece(annotator.tokenizer, ids[i - 1], table.proposal[i]),
             loss=float(table.loss[i]),
             factual=bool(classes[i] == FactClass.FACTUAL),
             correct=bool(table.correct[i]),
@@ -135,7 +135,7 @@ def propose(model: CallingModel, annotator: Annotator, document: Document) -> li
     ]
 
 
-def _spelled(tokenizer: Tokenizer, before: int, id: int) -> str:
+def _spell_piece(tokenizer: Tokenizer, before: int, id: int) -> str:
     """The text that a piece adds after another piece."""
     text, start = (tokenizer.decode(np.array(ids, np.int32)).text for ids in ([before, id], [before]))
     return text[len(start) :]

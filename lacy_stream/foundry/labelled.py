@@ -101,7 +101,7 @@ class LabelledLoader(DataLoader):
                     ahead.append((batch, self._submit(batch)))
                 if not ahead:
                     return
-                yield self._labelled(*ahead.popleft())
+                yield self._label(*ahead.popleft())
         finally:
             for _, rows in ahead:  # an epoch that stops early leaves them in the queue
                 for row in rows:
@@ -125,7 +125,7 @@ class LabelledLoader(DataLoader):
             rows.append(_Row(real_T, futures))
         return rows
 
-    def _labelled(self, batch: Batch, rows: list[_Row]) -> Batch:
+    def _label(self, batch: Batch, rows: list[_Row]) -> Batch:
         start = time.perf_counter()
         batch["token_class"] = torch.from_numpy(np.stack([row.classes() for row in rows]))
         self._waiting_s += time.perf_counter() - start

@@ -84,7 +84,7 @@ class CallStatistics:
         """The metrics of the mini-batch over all ranks, see ``CallObjective``; empty where nothing was added."""
         if self._sums is None or self._lowest_called_loss is None:
             return {}
-        sums = self._reduced(self._sums)
+        sums = self._reduce(self._sums)
         dist.all_reduce(self._lowest_called_loss, "MIN")
         tokens, calls, ignored = (float(counts.sum()) for counts in sums[:3])
         found = {
@@ -110,7 +110,7 @@ class CallStatistics:
         return found
 
     @staticmethod
-    def _reduced(sums: _Sums) -> _Sums:
+    def _reduce(sums: _Sums) -> _Sums:
         """The sums of all ranks, on the CPU: one reduction and one copy for all of them."""
         flat = torch.cat([value.reshape(-1) for value in sums])
         dist.all_reduce(flat, "SUM")

@@ -57,14 +57,14 @@ def select_masks(
         UsageError: the selector returned something other than masks.
     """
     if scope != "global" or dist.get_world_size() == 1:
-        return _selected(selector, targets, call_fraction, ignore_fraction)
+        return _apply_selector(selector, targets, call_fraction, ignore_fraction)
     # Every rank selects among all targets, and so finds the same masks, of which it keeps its own rows.
-    masks = _selected(selector, gather_targets(targets), call_fraction, ignore_fraction)
+    masks = _apply_selector(selector, gather_targets(targets), call_fraction, ignore_fraction)
     own = (own_part(mask_MT, targets.valid) for mask_MT in masks.selection)
     return Masks(Selection(*own), masks.learned_share)
 
 
-def _selected(selector: Selector, targets: Targets, call_fraction: float, ignore_fraction: float) -> Masks:
+def _apply_selector(selector: Selector, targets: Targets, call_fraction: float, ignore_fraction: float) -> Masks:
     counts = (budget(targets.valid, fraction) for fraction in (call_fraction, ignore_fraction))
     call, ignore = selector(targets, *counts)
     for name, mask in (("call", call), ("ignore", ignore)):

@@ -121,7 +121,7 @@ def prepare(
         # Again under the lock: another run may have finished since the first look.
         summary = _existing(out, plan, overwrite)
         if summary is None:
-            with _disk_errors_named(work):
+            with _name_disk_errors(work):
                 summary = _write(inputs, options, work / DATA, on_progress)
                 summary.warnings = source_notes + summary.warnings
                 _write_record(work / DATA, plan, summary)
@@ -268,7 +268,7 @@ def _work_folder(out: Path) -> Iterator[tuple[Path, list[str]]]:
 
 
 @contextmanager
-def _disk_errors_named(folder: Path) -> Iterator[None]:
+def _name_disk_errors(folder: Path) -> Iterator[None]:
     """Turn the error of a full disk into a PrepareError that names the folder."""
     try:
         yield

@@ -195,13 +195,13 @@ def _articles(
             "take the Parquet files of wikimedia/wikipedia on the Hugging Face hub"
         )
     for source in [source for source in sources if source.endswith(".db")]:
-        yield from _reported(_factscore_articles(Path(source)), built, on_progress)
+        yield from _report_progress(_factscore_articles(Path(source)), built, on_progress)
     others = [source for source in sources if not source.endswith(".db")]
     if others:
-        yield from _reported(_row_articles(others, options, built), built, on_progress)
+        yield from _report_progress(_row_articles(others, options, built), built, on_progress)
 
 
-def _reported(
+def _report_progress(
     articles: Iterable[tuple[str, float | None, str, str]],
     built: BuildSummary,
     on_progress: Callable[[SourceProgress], None] | None,

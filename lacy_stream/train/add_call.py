@@ -84,7 +84,7 @@ def add_call(
     if tokenizer is not None and text is not None:
         probability = _set_row(state["model"], config, _ids(text, tokenizer), call_fraction)
     else:
-        _wrapped(state["model"], config)
+        _wrap(state["model"], config)
     with replaced_file(out) as new:
         torch.save(file, new)
     return AddCallSummary(before, rows, call_token_id, names if rows > before else [], probability)
@@ -122,7 +122,7 @@ def _grow(tensors: dict[str, Any], before: int, rows: int, fill: Any) -> list[st
         The names of the tensors.
     """
     # Tied embeddings are one memory under two names. A tensor whose first axis has the length of the vocabulary by
-    # chance would grow, too: ``_wrapped`` then finds that the weights no longer fit.
+    # chance would grow, too: ``_wrap`` then finds that the weights no longer fit.
     grown: dict[int, Tensor] = {}
     names = [name for name, value in tensors.items() if torch.is_tensor(value) and value.shape[:1] == (before,)]
     for name in names:
@@ -142,7 +142,7 @@ def _zeros(tensor: Tensor) -> Tensor:
     return torch.zeros_like(tensor[:1])
 
 
-def _wrapped(weights: Mapping[str, Tensor], config: Mapping[str, Any]) -> Any:
+def _wrap(weights: Mapping[str, Tensor], config: Mapping[str, Any]) -> Any:
     """The model that a checkpoint holds, as a check that it still does."""
     wrapper = for_composer(model_of_config(config))
     try:
@@ -163,7 +163,7 @@ def _ids(text: str | os.PathLike[str], tokenizer: Tokenizer) -> Tensor:
 
 def _set_row(weights: dict[str, Any], config: Mapping[str, Any], ids_BT: Tensor, call_fraction: float) -> float:
     """Set the row of <CALL> in the weights of a checkpoint."""
-    wrapper, call_token_id = _wrapped(weights, config), config["call_token_id"]
+    wrapper, call_token_id = _wrap(weights, config), config["call_token_id"]
     probability = set_call_row(wrapper.model, call_token_id, ids_BT, call_fraction)
     # The row in the input embeddings and, where they are not tied to it, in the output layer.
     for name, value in wrapper.state_dict().items():

@@ -32,7 +32,7 @@ def read_config(wanted: HFCausalLM, *, pieces: int, max_seq_len: int) -> Pretrai
     """
     config = _found(wanted)
     _refuse_not_causal(config)
-    config = _overridden(config, wanted)
+    config = _apply_overrides(config, wanted)
     text = config.get_text_config()
     if wanted.pretrained_model_name_or_path is None:
         if "pad_token_id" not in wanted.config_overrides:
@@ -42,7 +42,7 @@ def read_config(wanted: HFCausalLM, *, pieces: int, max_seq_len: int) -> Pretrai
     if text.vocab_size < pieces:
         raise RecipeError(_too_small(wanted, text.vocab_size, pieces))
     if not wanted.pretrained:
-        text.vocab_size = _padded(max(text.vocab_size, pieces + 1), wanted.pad_vocab_to_multiple_of)
+        text.vocab_size = _round_up(max(text.vocab_size, pieces + 1), wanted.pad_vocab_to_multiple_of)
     positions = getattr(text, "max_position_embeddings", None)
     if positions is not None and positions < max_seq_len:
         raise RecipeError(
@@ -78,7 +78,7 @@ def causal_model(
         model = AutoModelForCausalLM.from_config(config, torch_dtype=torch.float32, **_attention(wanted))
         check_causal(model)
     else:
-        model = _continued(wanted, config)
+        model = _load_weights(wanted, config)
         check_causal(model)
         _add_call(model, wanted, pieces)
         if sample_BT is not None and not trained:
@@ -173,7 +173,7 @@ def _refuse_not_causal(config: PretrainedConfig) -> None:
         )
 
 
-def _overridden(config: PretrainedConfig, wanted: HFCausalLM) -> PretrainedConfig:
+def _apply_overrides(config: PretrainedConfig, wanted: HFCausalLM) -> PretrainedConfig:
     overrides, where = dict(wanted.config_overrides), "model.config_overrides"
     if wanted.pretrained_model_name_or_path is not None:
         _override(config, overrides, where)
@@ -210,11 +210,11 @@ def _too_small(wanted: HFCausalLM, rows: int, pieces: int) -> str:
     return f"model.config_overrides.vocab_size: {problem}give {pieces + 1} or more, or leave it out"
 
 
-def _padded(rows: int, multiple: int) -> int:
+def _round_up(rows: int, multiple: int) -> int:
     return -(-rows // multiple) * multiple
 
 
-def _continued(wanted: HFCausalLM, config: PretrainedConfig) -> PreTrainedModel:
+def _load_weights(wanted: HFCausalLM, config: PretrainedConfig) -> PreTrainedModel:
     path = wanted.pretrained_model_name_or_path
     assert path is not None, "a recipe that continues names a model"
     try:
@@ -243,7 +243,7 @@ def _add_call(model: PreTrainedModel, wanted: HFCausalLM, call_token_id: int) ->
     """Have a row for <CALL>: a spare one, or a new one, which is said."""
     embeddings: Any = model.get_input_embeddings()
     before = embeddings.weight.shape[0]
-    rows = _padded(max(before, call_token_id + 1), wanted.pad_vocab_to_multiple_of)
+    rows = _round_up(max(before, call_token_id + 1), wanted.pad_vocab_to_multiple_of)
     if rows == before:
         return
     grow_vocabulary(model, rows)
