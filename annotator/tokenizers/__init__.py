@@ -1,6 +1,6 @@
-"""Tokenizers: ``protocol`` says what is asked of one, ``open_tokenizer`` opens what a path holds.
+"""Tokenizers: ``protocol`` is their interface, and ``open_tokenizer`` opens the tokenizer at a path.
 
-Importing this imports no tokenizer's library.
+Importing this package imports no tokenizer's library.
 """
 
 from __future__ import annotations
