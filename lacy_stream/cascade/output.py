@@ -106,13 +106,13 @@ def generations_to_html(generations: Iterable[Generation]) -> str:
     return page.token_page("lacy-stream: the partner's tokens", pages, {"the partner's": "background: #ff9a9a"})
 
 
-def _page_tokens(generation: Generation) -> Iterator[page.Token]:
-    yield page.Token(generation.prompt)
+def _page_tokens(generation: Generation) -> Iterator[page.PageToken]:
+    yield page.PageToken(generation.prompt)
     for writer, tokens in itertools.groupby(generation.tokens, key=lambda token: token.writer):
         text = "".join(token.text for token in tokens)
         ink = text.lstrip() if writer == PARTNER else ""
-        yield page.Token(text[: len(text) - len(ink)])
-        yield page.Token(ink, "the partner's")
+        yield page.PageToken(text[: len(text) - len(ink)])
+        yield page.PageToken(ink, "the partner's")
 
 
 def write_page(generations: Iterable[Generation], path: str | os.PathLike[str]) -> None:
