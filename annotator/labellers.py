@@ -31,7 +31,8 @@ def find_labeller(name: str) -> EntryPoint:
     """Find a labeller by name, without importing it.
 
     Raises:
-        AnnotatorError: there is no labeller of this name, or there are several. The message lists those that there are.
+        AnnotatorError: there is no labeller of this name, or there are several. The message lists the installed
+            labellers.
     """
     module, colon, _ = name.partition(":")
     if colon:

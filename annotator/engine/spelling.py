@@ -223,7 +223,8 @@ class Lexicon:
             order = np.argsort(owner, kind="stable")
             owner, start, length, table = owner[order], start[order], length[order], table[order]
             if "SPACY" in self.columns:
-                # The tokenizer saw a separator after each chunk. The last word of a chunk is told what really follows.
+                # The tokenizer saw a separator after each chunk. The last word of a chunk gets the flag of what really
+                # follows.
                 last = np.append(owner[1:] != owner[:-1], True)
                 table[last, len(_FIXED) + self.columns.index("SPACY")] = new[owner[last], 2]
             numbers = self._enter(table)

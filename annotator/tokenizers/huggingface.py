@@ -41,7 +41,7 @@ class HuggingFaceTokenizer:
         split_special_tokens: whether the name of a special token in a text is spelled out, or becomes the token.
 
     Raises:
-        AnnotatorError: the file is damaged, is no tokenizer.json, cannot spell usual texts, or has no such piece.
+        AnnotatorError: the file is damaged, is not a tokenizer.json, cannot spell usual texts, or has no such piece.
     """
 
     def __init__(self, path: Path, eos_token: str | None = None, split_special_tokens: bool = True) -> None:

@@ -124,7 +124,7 @@ def read_special_ids(path: Path, vocabulary: Mapping[str, int], eos_token: str |
             tokenizer_config.json, special_tokens_map.json, config.json.
 
     Raises:
-        AnnotatorError: the tokenizer has no such piece, or a file beside it is no JSON.
+        AnnotatorError: the tokenizer has no such piece, or a file beside it is not JSON.
     """
     files = {name: _beside(path, name) for name in ("tokenizer_config.json", "special_tokens_map.json", "config.json")}
     if eos_token is None:

@@ -97,12 +97,16 @@ def _prepare(args: argparse.Namespace) -> int:
     from lacy_stream.prepare.convert import prepare
     from lacy_stream.progress import source_progress
 
-    told = parse_options(PrepareOptions, args)
+    arguments = parse_options(PrepareOptions, args)
     with source_progress(args.prog) as on_progress:
         summary = prepare(
-            told.sources, told.out, options=told.options, overwrite=told.overwrite, on_progress=on_progress
+            arguments.sources,
+            arguments.out,
+            options=arguments.options,
+            overwrite=arguments.overwrite,
+            on_progress=on_progress,
         )
-    _print_summary(summary, told.out)
+    _print_summary(summary, arguments.out)
     return 0
 
 
@@ -187,10 +191,10 @@ def _knowledge(args: argparse.Namespace) -> int:
     from lacy_stream.prepare.knowledge import build
     from lacy_stream.progress import source_progress
 
-    told = parse_options(KnowledgeOptions, args)
+    arguments = parse_options(KnowledgeOptions, args)
     with source_progress(args.prog) as on_progress:
-        built = build(told.sources, told.out, options=told.options, on_progress=on_progress)
-    _print_build(built, told.out)
+        built = build(arguments.sources, arguments.out, options=arguments.options, on_progress=on_progress)
+    _print_build(built, arguments.out)
     return 0
 
 

@@ -57,7 +57,7 @@ def add_call(
 
     Raises:
         ModelNotFoundError: there is no such checkpoint.
-        CheckpointError: the file is none, or it holds no model of transformers.
+        CheckpointError: the file is not a checkpoint, or it holds no model of transformers.
         FileError: ``out`` exists, or the text cannot be read.
         UsageError: the model has <CALL> already; or the tokenizer is not its own; or a text comes without one.
     """

@@ -29,7 +29,7 @@ SENTENCEPIECE, TOKENIZER_JSON, RECIPE = "tokenizer.model", "tokenizer.json", "re
 
 
 class CheckpointError(UsageError):
-    """The file is no checkpoint of a lacy-stream run; the message says why."""
+    """The file is not a checkpoint of a lacy-stream run; the message says why."""
 
 
 class ModelNotFoundError(CheckpointError, FileNotFoundError):
@@ -164,7 +164,7 @@ def read_recipe(path: str | os.PathLike[str]) -> Recipe | None:
     there is none.
 
     Raises:
-        CheckpointError: a file that is no checkpoint.
+        CheckpointError: the file is not a checkpoint.
     """
     if os.path.isfile(path):
         return _recorded(_read(path, mmap=True), path)[0]

@@ -70,7 +70,7 @@ def causal_model(
             ``call_fraction`` on it; None where a checkpoint will be loaded.
 
     Raises:
-        RecipeError: as ``read_config``; or the weights are not those of a causal model; or its logits cannot be had.
+        RecipeError: as ``read_config``; or the weights are not those of a causal model; or it gives no logits.
     """
     config = read_config(wanted, pieces=pieces, max_seq_len=max_seq_len)
     trained = getattr(config, "call_token_id", None) == pieces  # by a lacy-stream run, which this one continues
@@ -240,7 +240,7 @@ def _load_weights(wanted: HFCausalLM, config: PretrainedConfig) -> PreTrainedMod
 
 
 def _add_call(model: PreTrainedModel, wanted: HFCausalLM, call_token_id: int) -> None:
-    """Have a row for <CALL>: a spare one, or a new one, which is said."""
+    """Make sure that there is a row for <CALL>: a spare one, or a new one, which the log mentions."""
     embeddings: Any = model.get_input_embeddings()
     before = embeddings.weight.shape[0]
     rows = _round_up(max(before, call_token_id + 1), wanted.pad_vocab_to_multiple_of)
