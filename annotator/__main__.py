@@ -21,7 +21,7 @@ from rich.text import Text
 from annotator.annotate import Annotator, Explanation
 from annotator.errors import AnnotatorError
 from annotator.facts import Rule, class_of_rule
-from annotator.page import Token, token_page
+from annotator.page import PageToken, token_page
 from annotator.records import Document, FactClass
 from annotator.terminal import printable
 
@@ -86,7 +86,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         annotator = Annotator(args.tokenizer or _default_tokenizer(), args.model, labeller=args.labeller)
         with _lines(args.file) as lines:
-            explained = _explained(annotator, lines, args.file, tally)
+            explained = _explain_documents(annotator, lines, args.file, tally)
             if args.json:
                 _write_json(explained)
             elif args.html:
@@ -94,6 +94,7 @@ def main(argv: list[str] | None = None) -> int:
             else:
                 _write_terminal(explained, families)
     except BrokenPipeError:  # `| head` has read enough
+        # Otherwise the interpreter would fail when it flushes stdout at its exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except AnnotatorError as error:  # every other error is a bug, and keeps its traceback
         print(f"error: {error}", file=sys.stderr)
@@ -185,11 +186,12 @@ class _Tally:
     skipped: int = 0
 
 
-def _explained(
+def _explain_documents(
     annotator: Annotator, lines: Iterator[str], name: str, tally: _Tally
 ) -> Iterator[tuple[Document, Explanation]]:
     """The documents of a file: JSON lines if its name ends in .jsonl, or its first line that is not blank is a JSON
     object with a "text"; else one text. A line that cannot be labelled is named on stderr and skipped."""
+    # The first line that is not blank decides what the file holds.
     head = []
     for line in lines:
         head.append(line)
@@ -265,7 +267,7 @@ def _write_terminal(explained: Iterable[tuple[Document, Explanation]], families:
     factual = total = 0
     for doc, found in explained:
         console.rule(Text(printable(doc.id)))
-        console.print(_highlighted(found, brackets=console.color_system is None))
+        console.print(_highlight(found, brackets=console.color_system is None))
         factual += int(np.count_nonzero(found.tokens.classes == FactClass.FACTUAL))
         total += len(found.tokens)
     console.rule()
@@ -276,7 +278,7 @@ def _write_terminal(explained: Iterable[tuple[Document, Explanation]], families:
     console.print(Text(f"{factual:,} of {total:,} tokens are factual ({factual / max(total, 1):.1%})"))
 
 
-def _highlighted(found: Explanation, brackets: bool) -> Text:
+def _highlight(found: Explanation, brackets: bool) -> Text:
     out = Text()
     text = printable(found.text)
     last = 0
@@ -298,13 +300,13 @@ def _write_page(explained: Iterable[tuple[Document, Explanation]], path: str, fa
         raise AnnotatorError(f"{path} cannot be written: {error.strerror}. Name another file.") from error
 
 
-def _tokens(found: Explanation) -> Iterator[Token]:
+def _tokens(found: Explanation) -> Iterator[PageToken]:
     last = 0
     for mark in _marks(found):
-        yield Token(found.text[last : mark.start])
-        yield Token(found.text[mark.start : mark.end], mark.family.name, mark.label)
+        yield PageToken(found.text[last : mark.start])
+        yield PageToken(found.text[mark.start : mark.end], mark.family.name, mark.label)
         last = mark.end
-    yield Token(found.text[last:])
+    yield PageToken(found.text[last:])
 
 
 def _write_json(explained: Iterable[tuple[Document, Explanation]]) -> None:

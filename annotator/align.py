@@ -46,6 +46,7 @@ def words_of_pieces(pieces: Pieces, words: Words) -> NDArray[np.intp]:
     inked = np.append(np.flatnonzero(code_points != 0x20), len(pieces.text))
     anchor = inked[np.searchsorted(inked, pieces.offsets[:, 0])]
     anchor = np.minimum(anchor, pieces.offsets[:, 1])
+    # Words do not overlap. So only the last word that begins at or before the anchor can hold it; -1 where none does.
     word = np.searchsorted(words.start, anchor, side="right") - 1
     inside = (word >= 0) & (anchor < words.end[word])
     return np.where(inside, word, -1)

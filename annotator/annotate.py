@@ -243,6 +243,7 @@ class Annotator:
     def _label_covered(self, pieces: Pieces, spans: NDArray[np.int32]) -> LabelledTokens:
         """The tokens of a text. Those that spans cover are FACTUAL, but control pieces stay GRAMMATICAL."""
         tokens = classify(pieces)
+        # Without words, each class is OTHER or, for control pieces, GRAMMATICAL.
         factual = factual_tokens(tokens.offsets, pieces.text, spans) & (tokens.classes == FactClass.OTHER)
         return LabelledTokens(
             tokens.ids, np.where(factual, np.uint8(FactClass.FACTUAL), tokens.classes), tokens.offsets

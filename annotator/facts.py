@@ -137,6 +137,7 @@ def fired_rules(words: Words) -> Codes:
     content = _is(grammatical, Rule.NO_RULE) & ~space & ~_NO_CONTENT[words.pos]
     cues = np.array([LEXICON.get(form, 0) for form in words.forms], dtype=np.uint8)[words.form]
 
+    # Each line overrides those before it.
     rules = np.where(content, chunk_rules(words, content, cues), grammatical)
     entity, repeated = entity_rules(words, content, cues)
     rules = np.where(entity, entity, rules)
@@ -157,6 +158,7 @@ def grammatical_rules(words: Words) -> Codes:
     rules[_is(words.pos, Pos.PRON) & _DETERMINER_ROLE[words.dep]] = Rule.DETERMINER
     rules[_is(words.pos, Pos.PART) & _PARTICLE_ROLE[words.dep]] = Rule.PARTICLE
     rules[_has(words.flags, Flag.DIGIT)] = Rule.NO_RULE
+    # The tag PUNCT alone is not believed of a word with letters or digits.
     wordless = ~_has(words.flags, _LETTER_OR_DIGIT)
     rules[_has(words.flags, Flag.PUNCT) | (_is(words.pos, Pos.PUNCT) & wordless)] = Rule.PUNCTUATION
     return rules
@@ -213,6 +215,8 @@ class _WordRuns(NamedTuple):
 
 def _word_runs(inside: Bools, starts: Bools) -> _WordRuns:
     """The runs of neighbouring words that are ``inside``, cut before each word of ``starts``."""
+    # A word begins a run if it is inside, and is a start or stands after a word outside. A run ends where the next word
+    # begins another one or is outside.
     before = _of_word_before(inside, False)
     begin = inside & (starts | ~before)
     number = np.cumsum(begin) - 1
@@ -234,6 +238,7 @@ def entity_rules(words: Words, content: Bools, cues: Codes) -> tuple[Codes, Code
     spans = _word_runs(inside, words.ent_start)
     person = _is(words.ent, Ent.PERSON)
     inside &= content
+    # NO_RULE is 0, so that a product with a mask gives NO_RULE outside of it.
     rules = np.where(person, np.uint8(Rule.PERSON_ENTITY), np.uint8(Rule.NAMED_ENTITY)) * inside.view(np.uint8)
 
     shared = spans.spread(_shares_component(words, spans, inside & person, cues)) & person
@@ -268,6 +273,7 @@ def _same_entity(words: Words, entities: _WordRuns, mask: Bools) -> Bools:
     seen: set[bytes] = set()
     same = []
     for first, last in zip(begin, end, strict=True):
+        # The key of an entity without content words is empty. It may be found again, but there is no word to mark then.
         key = forms[first:last].tobytes()
         same.append(key in seen)
         seen.add(key)
@@ -356,6 +362,7 @@ def _in_factual_role(words: Words, chunks: _WordRuns, cues: Codes) -> Bools:
     since the parser labels it otherwise.
     """
     last = chunks.end - 1
+    # The head of a chunk is its last word. For the governor, appositions lead back to the noun that they explain.
     role = words.dep[_follow(words, _CONJ)[last]]
     governor = words.head[_follow(words, _CONJ_OR_APPOS)[last]]
     by_manner = _is(words.dep[governor], Dep.PREP) & _has(cues[governor], Cue.MANNER)

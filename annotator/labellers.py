@@ -31,7 +31,8 @@ def find_labeller(name: str) -> EntryPoint:
     """Find a labeller by name, without importing it.
 
     Raises:
-        AnnotatorError: there is no labeller of this name, or there are several. The message lists those that there are.
+        AnnotatorError: there is no labeller of this name, or there are several. The message lists the installed
+            labellers.
     """
     module, colon, _ = name.partition(":")
     if colon:
@@ -98,6 +99,7 @@ class Labeller:
 
 def _identity(entry: EntryPoint, label: Any) -> dict[str, str]:
     """See ``Labeller.identity``."""
+    # Whatever of these changes, the label cache and the checkpoints take it for another labeller.
     identity = {"labeller": entry.value, "spans": str(SPANS_VERSION)}
     if entry.dist is not None:
         identity["labeller_package"] = f"{entry.dist.name} {entry.dist.version}"

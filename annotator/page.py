@@ -9,7 +9,7 @@ from typing import NamedTuple
 from annotator.terminal import printable
 
 
-class Token(NamedTuple):
+class PageToken(NamedTuple):
     """A piece of text.
 
     text:  the piece.
@@ -34,7 +34,7 @@ span[title]:hover { outline: 1px solid #888; }
 """
 
 
-Version = tuple[str, Iterable[Token]]
+Version = tuple[str, Iterable[PageToken]]
 """A caption, "" for none, and the tokens of a text in order."""
 
 
@@ -63,12 +63,12 @@ def token_page(title: str, documents: Iterable[tuple[str, Sequence[Version]]], k
     )
 
 
-def _version(caption: str, tokens: Iterable[Token], numbers: Mapping[str, str]) -> str:
+def _version(caption: str, tokens: Iterable[PageToken], numbers: Mapping[str, str]) -> str:
     above = f"<h3>{_safe(caption)}</h3>" if caption else ""
     return f'<div>{above}<p class="text">{"".join(_span(token, numbers) for token in tokens)}</p></div>'
 
 
-def _span(token: Token, numbers: Mapping[str, str]) -> str:
+def _span(token: PageToken, numbers: Mapping[str, str]) -> str:
     if not token.text or not (token.kind or token.hover):
         return _safe(token.text)
     kind = f' class="{numbers[token.kind]}"' if token.kind else ""

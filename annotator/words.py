@@ -176,6 +176,7 @@ class Parser:
         try:
             from annotator.engine import Engine
 
+            # Whatever goes wrong here, spaCy can do the work.
             engine = Engine(self._nlp, lexical_flags)
             sample = [(text, 0) for text in _SAMPLE]
             pairs = zip(engine.words(sample), self._parse_spacy(sample), strict=True)
@@ -205,9 +206,11 @@ def split(text: str, limit: int = MAX_SEGMENT) -> list[tuple[int, int]]:
     """
     segments = []
     start = 0
+    # A block ends after a run without white space, and is cut further where it is longer than the limit.
     for block_end in [*(match.end() for match in _RUN.finditer(text)), len(text)]:
         while block_end - start > limit:
             stop = start + limit
+            # ``rfind`` gives -1 where it finds nothing. That makes 0, and the next place is tried.
             end = text.rfind("\n", start, stop) + 1 or text.rfind(" ", start, stop) + 1 or stop
             segments.append((start, end))
             start = end
@@ -301,9 +304,11 @@ def _read(doc: Doc, offset: int, codes: _LabelCodes) -> Words:
         forms=[strings[key] for key in distinct.tolist()],
         pos=codes.pos(pos),
         dep=codes.dep(dep),
+        # HEAD counts from the word itself and is negative to the left. The table holds it as uint64, so it is read as
+        # signed.
         head=(np.arange(len(doc)) + head.astype(np.int64)).astype(np.int32),
         ent=ent.astype(np.uint8),
-        ent_start=ent_iob == 3,
+        ent_start=ent_iob == 3,  # in spaCy's IOB code 3 begins an entity, 1 is inside and 2 outside of one
         sent_start=sent_start == 1,
         flags=flags,
         chunks=np.array(chunks, dtype=np.int32).reshape(-1, 2),

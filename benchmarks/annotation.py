@@ -13,7 +13,7 @@ no variant has seen, and puts them through the whole path from text to LabelledT
 (c) first: the engine on text that it sees for the first time;
 (d) known: the engine on the same text again.
 
-CPU time, medians over the rounds; ratios are taken within a round. ``--workers`` repeats (c) and (d) with so many
+CPU time, medians over the rounds; ratios are taken within a round. ``--workers`` repeats (c) and (d) with that many
 processes at once, each on a core of its own, in turns; ``--growth`` watches the memory of one over that many million
 words.
 """
@@ -79,7 +79,7 @@ def take(texts: Iterator[str], tokens: int) -> list[str]:
     raise SystemExit(f"error: the file holds only {characters // CHARACTERS_PER_TOKEN:,} of the {tokens:,} tokens")
 
 
-class PapersWay:
+class PaperPipeline:
     """Appendix A.2.1 as one writes it with spaCy at hand: loops over the tokens of Docs."""
 
     def __init__(self, model: str, tokenizer: SentencePieceTokenizer) -> None:
@@ -124,7 +124,7 @@ class PapersWay:
         return classes
 
 
-class ArrayWay:
+class ArrayPipeline:
     """The path in its three stages, each timed."""
 
     def __init__(self, model: str, tokenizer: SentencePieceTokenizer, engine: str) -> None:
@@ -174,10 +174,12 @@ def timed(function: Callable[[list[str]], int], texts: list[str]) -> tuple[int, 
 
 def measure(args: argparse.Namespace) -> dict[str, object]:
     """The four variants, in turn, each round on new articles."""
-    paper = PapersWay(args.model, SentencePieceTokenizer(args.tokenizer))
+    paper = PaperPipeline(args.model, SentencePieceTokenizer(args.tokenizer))
     paper.tokenizer._table = None  # SentencePiece alone
     # Each with its own table of pieces: the engine's has not seen what another way was given before.
-    stock, engine = (ArrayWay(args.model, SentencePieceTokenizer(args.tokenizer), name) for name in ("spacy", "numba"))
+    stock, engine = (
+        ArrayPipeline(args.model, SentencePieceTokenizer(args.tokenizer), name) for name in ("spacy", "numba")
+    )
     texts = texts_of(args.file)
     warm_up = take(texts, args.warm_up)
     paper(warm_up[: len(warm_up) // 10])
@@ -189,11 +191,11 @@ def measure(args: argparse.Namespace) -> dict[str, object]:
         print(f"round {number + 1} of {args.rounds}", file=sys.stderr)
         chosen = take(texts, -(-args.tokens // args.rounds))
         for name, way in (("paper", paper), ("spacy", stock), ("first", engine), ("known", engine)):
-            if isinstance(way, ArrayWay):
+            if isinstance(way, ArrayPipeline):
                 way.clear()
             count, spent = timed(way, chosen)
             seconds[name].append(spent)
-            if isinstance(way, ArrayWay):
+            if isinstance(way, ArrayPipeline):
                 stages[name].append(way.stages())
         tokens.append(count)
     rates = {name: [n / s for n, s in zip(tokens, values, strict=True)] for name, values in seconds.items()}
@@ -229,7 +231,7 @@ def one_worker(args: argparse.Namespace, number: int, cores: list[int], barrier:
     """Rates of one of several processes, which work in the groups of ``groups`` while the others wait."""
     os.sched_setaffinity(0, {cores[number % len(cores)]})
     start = time.monotonic()
-    engine = ArrayWay(args.model, SentencePieceTokenizer(args.tokenizer), "numba")
+    engine = ArrayPipeline(args.model, SentencePieceTokenizer(args.tokenizer), "numba")
     started = time.monotonic() - start
     texts = texts_of(args.file)
     engine(take(texts, args.warm_up))
@@ -288,7 +290,7 @@ def scale(args: argparse.Namespace) -> dict[str, object]:
 
 def grow(args: argparse.Namespace) -> dict[str, object]:
     """Memory over real text, then over random new words, a tenth at a time."""
-    engine = ArrayWay(args.model, SentencePieceTokenizer(args.tokenizer), "numba")
+    engine = ArrayPipeline(args.model, SentencePieceTokenizer(args.tokenizer), "numba")
     process = psutil.Process()
     limit = round(args.growth * 1e6)
     rows = []
@@ -319,8 +321,8 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=300_000, help="measured, in all rounds (default: %(default)s)")
     parser.add_argument("--warm-up", type=int, default=500_000, help="tokens before, of other articles")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--workers", type=int, nargs="+", help="measure so many processes at once, in turns, instead")
-    parser.add_argument("--growth", type=float, help="watch the memory over so many million words instead")
+    parser.add_argument("--workers", type=int, nargs="+", help="measure this many processes at once, in turns, instead")
+    parser.add_argument("--growth", type=float, help="watch the memory over this many million words instead")
     parser.add_argument("--model", default="en_core_web_sm")
     parser.add_argument("--tokenizer", type=Path, required=True, help="SentencePiece model")
     parser.add_argument("--json", type=Path, help="write the figures here, too")

@@ -15,7 +15,7 @@ those tables:
 - accuracy by loss, factual and other targets (figure 3, left), of the baseline.
 
 JSONL needs ``text``, may have ``id`` and ``title``; with a column ``spans`` of a judge's labels llm-judge takes part.
-A run that is there already is not made again: the same command goes on where it was stopped.
+A run that is there already is not made again: the same command continues where it was stopped.
 """
 
 from __future__ import annotations
@@ -232,7 +232,7 @@ def _table(run: Run, pool: Any, model: Any, judged: bool) -> Any:
     """The table of the held-out targets, classes being spaCy's or the judge's."""
     import torch
 
-    from lacy_stream.evaluate.token_table import joined, token_table
+    from lacy_stream.evaluate.token_table import join_tables, token_table
 
     network, tables = model.model.eval(), []
     device = next(network.parameters()).device
@@ -241,7 +241,7 @@ def _table(run: Run, pool: Any, model: Any, judged: bool) -> Any:
             batch = {key: value.to(device) for key, value in batch.items()}
             logits = network(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
             tables.append(token_table(logits, batch["labels"], batch["token_class"], 32_000))
-    return joined(tables)
+    return join_tables(tables)
 
 
 # --- from tables to figures -------------------------------------------------------------------------------------------
@@ -339,8 +339,8 @@ def draw(found: dict[str, list[dict[str, float]]], baselines: list[Run], out: Pa
     """Figure 5, the calls by class, and figure 3 (left), as PNG."""
     from matplotlib.figure import Figure
 
-    from lacy_stream.evaluate.losses import draw as draw_losses
     from lacy_stream.evaluate.token_table import LOSS_BIN_NAMES, accuracy_by_loss
+    from lacy_stream.evaluate.validation_losses import draw_losses
 
     calling = {method: rows for method, rows in found.items() if method != "baseline"}
     places, names = np.arange(len(calling)), list(calling)

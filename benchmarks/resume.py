@@ -44,7 +44,7 @@ def write(folder: Path) -> None:
 
 
 def resume(folder: Path, pool: AnnotationPool, document: int) -> dict[str, float]:
-    """Seconds, documents read and documents tokenised up to the first batch behind a document."""
+    """Seconds, documents read and documents tokenised up to the first batch after a document."""
     start, before = time.perf_counter(), pool.stats().documents
     corpus = CountingCorpus({"data": Source(local=folder)}, Order("py1e", 17))
     dataset = AnnotatedDataset(corpus, pool, max_seq_len=SEQ_LEN, batch_size=BATCH, lanes=LANES)

@@ -57,7 +57,7 @@ class Variant:
         call_decay: weight decay of the <CALL> row alone; None for that of all weights.
         untied: <CALL> has an output row of its own, which is not an input embedding.
         call_weight: of the loss of a called target, against 1 of the others.
-        ramp_tokens: the call fraction grows from 0 to 15% over the first so many tokens.
+        ramp_tokens: the call fraction grows from 0 to 15% over this many tokens.
         judged: the text is that of the judged documents instead of the articles; llm-judge takes the judge's labels.
     """
 

@@ -22,7 +22,7 @@ PACKAGES: dict[Kind, str] = {
     "algorithms": "algorithms",
 }
 SUFFIXES: dict[Kind, str] = {"scheduler": "Scheduler", "loggers": "Logger"}
-"""What may be left out at the end of a name."""
+"""Endings that may be left out of a name."""
 FOUNDRY = {
     "cosine_with_warmup": "CosineAnnealingWithWarmupScheduler",
     "linear_decay_with_warmup": "LinearWithWarmupScheduler",
@@ -36,13 +36,14 @@ def class_name(kind: Kind, name: str) -> str | None:
     if kind == "scheduler" and name in FOUNDRY:
         return FOUNDRY[name]
     for known in _classes(kind):
-        if _folded(name) in (_folded(known), _folded(_short(kind, known))):
+        if _fold(name) in (_fold(known), _fold(_short(kind, known))):
             return known
     return None
 
 
 def nearest_name(kind: Kind, name: str, ours: tuple[str, ...]) -> str:
     """The name that was probably meant, among Composer's and some of our own, in the same style of writing."""
+    # A name in small letters is compared with names in small letters, so that the advice has the user's style.
     classes = list(_classes(kind))
     if name != name.lower():
         known = [*classes, *ours]
@@ -69,5 +70,5 @@ def _short(kind: Kind, name: str) -> str:
     return name.removesuffix(SUFFIXES.get(kind, "")) or name
 
 
-def _folded(name: str) -> str:
+def _fold(name: str) -> str:
     return name.replace("_", "").lower()

@@ -79,7 +79,7 @@ def replaced_file(path: AnyPath) -> Iterator[Path]:
     try:
         yield partial
         with file_errors(path, "written"):
-            os.replace(partial, path)
+            os.replace(partial, path)  # atomic: a reader sees the old file or the new one
     finally:
         partial.unlink(missing_ok=True)
 
@@ -99,7 +99,7 @@ def new_folder(path: AnyPath) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         with scratch_folder(path.parent, path.name) as scratch:
             yield scratch / path.name
-            os.replace(scratch / path.name, path)
+            os.replace(scratch / path.name, path)  # fails if somebody has filled such a folder in the meantime
 
 
 @contextmanager
@@ -114,7 +114,7 @@ def scratch_folder(folder: AnyPath, name: str) -> Iterator[Path]:
 
 def file_fingerprint(path: AnyPath) -> str:
     """Digest a file, or all files of a folder, by name, size and time of change. The content is not read, since models
-    have gigabytes. A model that was trained or exported again has a new fingerprint all the same.
+    have gigabytes. A model that was trained or exported again still has a new fingerprint.
 
     Returns:
         16 hex digits. For a path that does not exist, such as a hub name, they depend on the name alone.

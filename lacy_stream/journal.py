@@ -33,11 +33,13 @@ class Journal:
 
     def __init__(self, path: str | os.PathLike[str], settings: dict[str, Any]) -> None:
         self.path = Path(path)
+        # As they come back from the file: a tuple becomes a list.
         settings = json.loads(json.dumps(settings))
         with file_errors(path, "written"):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._file = open(self.path, "a", encoding="utf-8")
             data = self.path.read_bytes()
+        # A line is whole if its newline was written.
         whole = data[: data.rfind(b"\n") + 1]
         self.results: list[Any] = []
         try:

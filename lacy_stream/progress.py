@@ -14,7 +14,7 @@ SECONDS = 10
 
 
 class _State(NamedTuple):
-    """What to show: the position and text of the bar, the text of a line at a given time, whether work has ended."""
+    """The position and text of the bar, the text of a line at a given time, and whether the work has ended."""
 
     completed: float
     total: float | None
@@ -40,6 +40,7 @@ def progress(what: str, total: int, done: int = 0, *, together: int = 1) -> Iter
         left = (now - start) / max(finished - done, 1) * (total - finished)
         return f"{finished:,} of {total:,}, {duration(left)} left"
 
+    # The last line counts as said long ago, so that the first items have a line at once.
     with _display(what, total, done, said=-float("inf")) as show:
 
         def advance(count: int) -> None:

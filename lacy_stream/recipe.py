@@ -95,7 +95,7 @@ class GPT2(Section):
     dropout: BelowOne = 0.0
     """Dropout of embeddings, attention and residual branches."""
     vocab_size: Positive | None = None
-    """The number of the tokenizer's pieces + 1, for `<CALL>`; null: so many as that is. A number is only checked."""
+    """The number of the tokenizer's pieces + 1, for `<CALL>`; null: computed. A number is only checked."""
 
     @model_validator(mode="after")
     def _check_heads(self) -> GPT2:
@@ -159,20 +159,22 @@ class Tokenizer(Section):
 
 
 class Annotation(Section):
-    """What finds the facts in the texts. `annotator: null` only tokenises."""
+    """The annotator, which finds the facts in the texts. With `annotator: null`, texts are only tokenised."""
 
     model: str | None = "en_core_web_sm"
     """spaCy pipeline; null: no facts are found by parsing."""
     engine: Literal["auto", "numba", "spacy"] = "auto"
-    """What runs the pipeline: `numba`, our own engine; `spacy`; or `auto`, the first where it can."""
+    """The program that runs the pipeline: `numba`, the engine of this package; `spacy`; or `auto`, `numba` if it
+    can."""
     labeller: str | None = None
-    """What marks the facts in place of the pipeline: the name of an entry point, or `package.module:callable`."""
+    """A labeller that marks the facts in place of the pipeline: the name of an entry point, or
+    `package.module:callable`."""
     num_workers: Annotated[Positive, Field(le=1024)] | None = None
     """Worker processes of each rank; null: as many as the rank has cores."""
     label_cache: str | None = None
     """Folder that keeps the labels of each document, so that nothing is parsed from the second epoch on; null: off."""
     label_cache_limit_gb: PositiveFloat = 20.0
-    """What the label cache may take on disk."""
+    """Gigabytes that the label cache may take on disk."""
 
 
 class Dataset(Source):
@@ -235,7 +237,7 @@ class Loader(Section):
 
 
 class AdamW(Section):
-    """How the gradients change the weights: PyTorch's AdamW."""
+    """The optimizer: PyTorch's AdamW."""
 
     name: Literal["adamw"] = "adamw"
     """PyTorch's AdamW."""
@@ -279,6 +281,7 @@ def _by_name(ours: str) -> Discriminator:
     """Distinguish our own section from any other by its `name`; without one it is ours."""
 
     def kind(value: Any) -> str:
+        # pydantic asks this of a mapping that it validates and of a section that it dumps.
         name = value.get("name", ours) if isinstance(value, Mapping) else getattr(value, "name", ours)
         return "ours" if name == ours else "other"
 
@@ -341,7 +344,7 @@ class GradientClipping(Section):
     """Composer's gradient clipping."""
 
     clipping_type: Literal["norm", "value", "adaptive"] = "norm"
-    """What is clipped: the norm of all gradients, each value, or each norm in proportion to the weights'."""
+    """The clipped quantity: the norm of all gradients, each value, or each norm in proportion to the weights'."""
     clipping_threshold: PositiveFloat = 1.0
     """The largest norm, value or ratio."""
 
@@ -364,7 +367,7 @@ class SpeedMonitor(Section):
     """Batches over which the speed is averaged."""
 
 
-class Empty(Section):
+class EmptySection(Section):
     """A callback without settings: write `lr_monitor: {}`."""
 
 
@@ -373,16 +376,16 @@ class Callbacks(Components):
     `package.module:Class`, with its own arguments, such as `optimizer_monitor: {batch_log_interval: 10}`.
     `callbacks: null` turns all off."""
 
-    nan_monitor: Empty | None = Empty()
+    nan_monitor: EmptySection | None = EmptySection()
     """Stops the run where the loss is not a number."""
 
     speed_monitor: SpeedMonitor | None = None
     """Logs samples, tokens and batches a second."""
-    lr_monitor: Empty | None = None
+    lr_monitor: EmptySection | None = None
     """Logs the learning rate."""
-    memory_monitor: Empty | None = None
+    memory_monitor: EmptySection | None = None
     """Logs the memory of the GPU."""
-    runtime_estimator: Empty | None = None
+    runtime_estimator: EmptySection | None = None
     """Logs the time that the run will still take."""
 
 
@@ -444,17 +447,17 @@ class Recipe(Section):
     data is an endless run of epochs, so an epoch is not a unit of duration."""
 
     run_name: str | None = None
-    """Name of the run, in logs and checkpoints; null: Composer makes one up."""
+    """Name of the run, in logs and checkpoints; null: Composer invents one."""
     seed: Annotated[NotNegative, Field(lt=1 << 32)] = 17
-    """Seed of the weights and of all that is drawn at random."""
+    """Seed of the weights and of everything that is drawn at random."""
     max_seq_len: Annotated[int, Field(strict=True, ge=2)]
     """Tokens in a row."""
     model: Model
-    """The model; `name` says of which family."""
+    """The model; `name` is its family."""
     tokenizer: Tokenizer
     """The tokenizer."""
     annotator: Annotated[Annotation, null_means(model=None)] = Annotation()
-    """What finds the facts; null: nothing does."""
+    """The annotator, which finds the facts; null: there are none."""
     train_loader: Loader
     """The training data."""
     eval_loader: Loader | None = None
@@ -470,7 +473,7 @@ class Recipe(Section):
     loggers: Annotated[Loggers, null_means()] = Loggers()
     """Composer loggers; null: none."""
     max_duration: Duration
-    """When the run ends."""
+    """Duration of the run."""
     global_train_batch_size: Positive
     """Rows in a batch, over all ranks; the number of ranks must divide it."""
     device_train_microbatch_size: Microbatch = "auto"
@@ -506,7 +509,7 @@ class Recipe(Section):
     save_overwrite: bool = False
     """Whether checkpoints of an earlier run in `save_folder` may be replaced."""
     report_folder: str | None = None
-    """Folder for what went wrong: restarts, retries and documents without labels; null: `report` in a local
+    """Folder for the report of faults: restarts, retries and documents without labels; null: `report` in a local
     `save_folder`."""
     load_path: str | None = None
     """Checkpoint to start from; null: a new model."""
@@ -554,6 +557,8 @@ def load_recipe(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> 
     except (yaml.YAMLError, OmegaConfBaseException) as error:
         raise RecipeError(f"recipe {os.fspath(path)!r} {' '.join(overrides)}: {str(error).splitlines()[0]}") from None
     recipe = check_recipe(cast(dict, values))
+    # These checks are about this machine. They are no part of ``check_recipe``, which also reads the recipes in
+    # checkpoints of other machines.
     for problem in _problems_here(recipe):
         raise RecipeError(problem)
     return recipe
@@ -586,17 +591,17 @@ def _read_extended(path: Path) -> Any:
         raise RecipeError(
             f"extends: {name!r} in {str(path)!r} extends {inherited['extends']!r} itself; name a complete recipe"
         )
-    return OmegaConf.create(_merged(inherited, values))
+    return OmegaConf.create(_merge(inherited, values))
 
 
-def _merged(base: Any, values: Any) -> Any:
+def _merge(base: Any, values: Any) -> Any:
     """The values over those of a base. A section with another ``name`` has other keys, so it replaces that of the
     base."""
     if not isinstance(base, dict) or not isinstance(values, dict):
         return values
     if "name" in values and base.get("name", values["name"]) != values["name"]:
         return values
-    return base | {key: _merged(base[key], value) if key in base else value for key, value in values.items()}
+    return base | {key: _merge(base[key], value) if key in base else value for key, value in values.items()}
 
 
 def _read(path: Path) -> dict[Any, Any]:
@@ -639,7 +644,7 @@ def tokenizer_path(name: str) -> Path:
 
 
 def _problems(recipe: Recipe) -> Iterator[str]:
-    """What does not go together in a recipe whose sections are right."""
+    """Yield a message for each pair of keys that contradict one another, in a recipe whose sections are right."""
     warmup = getattr(recipe.scheduler, "t_warmup", None)
     if isinstance(warmup, str) and re.fullmatch(r"[\d_]+(ba|tok|sp)", warmup):
         if _count(warmup) and _unit(warmup) != _unit(recipe.max_duration):
@@ -667,7 +672,7 @@ def _problems(recipe: Recipe) -> Iterator[str]:
 
 
 def _problems_here(recipe: Recipe) -> Iterator[str]:
-    """What keeps a recipe from running on this machine with this number of ranks."""
+    """Yield a message for each reason why a recipe cannot run on this machine with this number of ranks."""
     yield from _unknown_names(recipe)
     for package, logger in {"tensorboard": recipe.loggers.tensorboard, "wandb": recipe.loggers.wandb}.items():
         if logger is not None and importlib.util.find_spec(package) is None:

@@ -77,7 +77,7 @@ def _line(part: dict[str, Any]) -> str:
 
 
 def _kind(field: dict[str, Any]) -> str:
-    """What a key may hold."""
+    """The values that a key may hold."""
     if choices := field.get("anyOf"):
         return " or ".join(dict.fromkeys(_kind(choice) for choice in choices))
     if "$ref" in field or "oneOf" in field:

@@ -68,7 +68,7 @@ def _at_least_one_or_all(value: int) -> int:
 PositiveOrAll = Annotated[int, Field(strict=True), AfterValidator(_at_least_one_or_all)]
 
 
-class _NullMeans(BeforeValidator):
+class _SectionOrNull(BeforeValidator):
     """A validator that shows in the JSON schema: the section or null."""
 
     def __get_pydantic_json_schema__(self, core_schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
@@ -77,7 +77,7 @@ class _NullMeans(BeforeValidator):
 
 def null_means(**values: Any) -> BeforeValidator:
     """Let ``key=null`` turn a section off: null stands for these values."""
-    return _NullMeans(lambda value: values if value is None else value)
+    return _SectionOrNull(lambda value: values if value is None else value)
 
 
 def mistakes(error: ValidationError, schema: type[Section]) -> list[str]:
@@ -88,6 +88,7 @@ def mistakes(error: ValidationError, schema: type[Section]) -> list[str]:
 
 
 def _mistake(detail: Any, schema: type[Section]) -> str:
+    # The names of kinds below are pydantic's types of errors.
     kind, context = detail["type"], detail.get("ctx", {})
     keys, known = _locate(detail["loc"], schema)
     path, value = ".".join(keys), "null" if detail["input"] is None else repr(detail["input"])
@@ -139,6 +140,7 @@ def _nearest_key(keys: list[str], beside: list[str], schema: type[Section]) -> s
     """Find the known key that was probably meant: a similar one in the same section, or one of that name elsewhere."""
     if near := difflib.get_close_matches(keys[-1], beside, n=1, cutoff=0.7):
         return ".".join([*keys[:-1], near[0]])
+    # Last part of a dotted key -> the key. In reverse order, so that of several keys the first in the alphabet stays.
     elsewhere = {path.rpartition(".")[2]: path for path in sorted(_paths(schema), reverse=True)}
     near = difflib.get_close_matches(keys[-1], elsewhere, n=1, cutoff=0.75)
     return elsewhere[near[0]] if near else None

@@ -4,7 +4,7 @@
 
 MODE is vllm or llama.cpp (the two layouts), bare (no log-probabilities), slow (a second each), long (refuses texts) or
 model (a model of transformers in FOLDER, vLLM's layout). Prints its port when it is ready and ends with its standard
-input. Without a model, the most likely token behind a text of n words is WORDS[n % 4].
+input. Without a model, the most likely token after a text of n words is WORDS[n % 4].
 """
 
 from __future__ import annotations

@@ -109,6 +109,8 @@ class Engine:
         self._nominal = np.isin(np.arange(len(Pos)), (Pos.NOUN, Pos.PROPN, Pos.PRON))
 
         both = (pipeline.shared, pipeline.ner_words)
+        # The attributes of both networks, each once. The lexicon keeps them in one table, of which each network reads
+        # its own columns (``own`` below).
         columns = tuple(dict.fromkeys(column for network in both for column in network.columns))
         if "NORM" not in columns or any(len(network.convolutions) != GAP for network in both):
             raise InexactError(f"attributes {columns}")
@@ -171,7 +173,9 @@ class Engine:
         n = len(spelling.word)
         first_word = spelling.first_word
         places = TextPlaces(first_word, first_word[:-1] + GAP * np.arange(1, len(texts) + 1))
+        # There is a gap before each text, and one after the last.
         rows = layers.whole_tiles(n + GAP * (len(texts) + 1))
+        # In the example the words 0, 1, 2 have the rows 4, 5, 10.
         row_of_word = np.arange(n) + np.repeat(places.first_row - first_word[:-1], np.diff(first_word))
         word_of_row = np.full(rows, -1, dtype=np.int32)
         word_of_row[row_of_word] = spelling.word
@@ -212,6 +216,8 @@ class Engine:
         inexact = parse(scorer.features(vectors), scorer.weights, self._parser_moves, places, head, raw_dep)
         if inexact.any():
             raise InexactError(f"text {int(np.argmax(inexact))} of {len(inexact)}: an arc was replaced late")
+        # The order of the next three steps matters: the ruler reads labels without decoration, and noun chunks depend
+        # on the parts of speech and the labels that the ruler has set.
         left_edge = np.empty(n, dtype=np.int32)
         sent_start = np.empty(n, dtype=np.bool_)
         finish_trees(first_word, head, raw_dep, self._label_table, space, left_edge, sent_start)
@@ -231,6 +237,7 @@ class Engine:
         for network in self._networks:
             network.begin(rows)
         table = self._vectors
+        # A run is so short that all its words have a slot at the same time.
         for start in range(0, rows, table.run):
             end = min(start + table.run, rows)
             low, high = max(start - 1, 0), min(end + 1, rows)
@@ -244,6 +251,7 @@ class Engine:
         """The ``Words`` of each text, whose offsets begin at the given code point."""
         lexicon, spelling = self._lexicon, analysis.spelling
         first_word = spelling.first_word
+        # New marks are all zeros, and stand for no text if texts are counted from 1 again.
         if len(self._form_marks) < len(lexicon.forms):
             self._form_marks = np.zeros((1 << len(lexicon.forms).bit_length(), 2), dtype=np.int64)
             self._texts = 0
@@ -254,6 +262,7 @@ class Engine:
         _number_forms(first_word, form_of_word, self._form_marks, self._texts, form, distinct, first_form)
         self._texts += len(offsets)
         forms = lexicon.forms
+        # The forms of text t are names[first_form[t] : first_form[t + 1]], and ``form`` counts within them.
         names = [forms[i] for i in distinct[: first_form[-1]].tolist()]
         start = spelling.start + np.repeat(np.array(offsets, dtype=np.int32), np.diff(first_word))
         end = start + spelling.length
@@ -285,6 +294,7 @@ class Engine:
 
 def _groups(segments: list[tuple[str, int]]) -> list[list[tuple[str, int]]]:
     """Groups of consecutive texts of about ``GROUP_ROWS`` rows, if a word with its space has five code points."""
+    # A text that is longer than a group is a group of its own.
     groups: list[list[tuple[str, int]]] = []
     size = GROUP_ROWS
     for segment in segments:

@@ -134,15 +134,19 @@ def _emit_tile(n_rows: int, n_vectors: int, context: Any, builder: Any, signatur
     _, first, stride, _, panel, _, out_row, out_column = arguments
     int64, int32 = ir.IntType(64), ir.IntType(32)
     vector = ir.VectorType(ir.FloatType(), _LANES)
+    # Offsets of ``gep`` are in float32 numbers and not in bytes.
     undefined = ir.Constant(vector, ir.Undefined)
     zeros = ir.Constant(ir.VectorType(int32, _LANES), [0] * _LANES)
     source, weight, target = (context.make_array(signature.args[i])(context, builder, arguments[i]) for i in (0, 3, 5))
     depth = builder.extract_value(weight.shape, 1)
     width = builder.extract_value(target.shape, 1)
     columns = int64(n_vectors * _LANES)
+    # One pointer to the first number of each row, and one to the first number of the panel: panels [panels, nI,
+    # columns] are contiguous, so that panel p begins p * nI * columns numbers after the first.
     starts = [builder.gep(source.data, [builder.add(first, builder.mul(stride, int64(row)))]) for row in range(n_rows)]
     weights = builder.gep(weight.data, [builder.mul(panel, builder.mul(depth, columns))])
 
+    # The loop tests its condition at the end: nI is at least 1.
     before, loop, after = builder.block, builder.append_basic_block(), builder.append_basic_block()
     builder.branch(loop)
     builder.position_at_end(loop)
@@ -151,6 +155,7 @@ def _emit_tile(n_rows: int, n_vectors: int, context: Any, builder: Any, signatur
     sums = [[builder.phi(vector) for _ in range(n_vectors)] for _ in range(n_rows)]
     row_of_weight = builder.gep(weights, [builder.mul(k, columns)])
     weights_of_k = [_load(builder, row_of_weight, v * _LANES, vector) for v in range(n_vectors)]
+    # A number of the row is put into lane 0, and a shuffle with an index of zeros copies it to all lanes.
     added = []
     for start, row in zip(starts, sums, strict=True):
         one = builder.load(builder.gep(start, [k]), align=4)
@@ -165,6 +170,7 @@ def _emit_tile(n_rows: int, n_vectors: int, context: Any, builder: Any, signatur
     builder.cbranch(builder.icmp_signed("<", following, depth), loop, after)
 
     builder.position_at_end(after)
+    # Columns of the padding are written like the others, so that ``out`` must be as wide as the padded weight.
     for number, row in enumerate(added):
         place = builder.add(builder.mul(builder.add(out_row, int64(number)), width), out_column)
         for v, value in enumerate(row):
@@ -220,6 +226,7 @@ def _maxout_and_norm(row, bias, gain, shift, out):
     square = np.float32(0)
     for j in range(width):
         square += (out[j] - mean) * (out[j] - mean)
+    # Thinc adds the same 1e-8 to the variance.
     scale = np.float32(1) / np.sqrt(square / np.float32(width) + np.float32(1e-8))
     for j in range(width):
         out[j] = (out[j] - mean) * scale * gain[j] + shift[j]
@@ -251,6 +258,8 @@ def convolve(source, panels, bias, gain, shift, target):
             # Word i is row i + 1, so that its window begins at row i, its left neighbour.
             _tile(source, i * width, width, panels, p, product, 0, p * COLUMNS)
         for k in range(ROWS):
+            # The convolution reads neighbours that it also has to replace. So it cannot be done in place, and there are
+            # two buffers.
             former, vector = source[i + k + 1], target[i + k + 1]
             _maxout_and_norm(product[k], bias, gain, shift, vector)
             for j in range(width):
@@ -273,6 +282,8 @@ def sum_products(slots, embedded, products, bias, gain, shift, out):
     third = 3 * width
     row = np.empty(third, dtype=np.float32)
     for i in range(len(slots) - 2):
+        # A word's row of products is [as left neighbour | as itself | as right neighbour]. Of the word on the left its
+        # first third counts, and so on.
         left, own, right = products[slots[i]], products[slots[i + 1]], products[slots[i + 2]]
         left, own, right = left[:third], own[third : 2 * third], right[2 * third :]
         for j in range(third):

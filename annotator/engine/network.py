@@ -55,6 +55,8 @@ class Network:
         rows = layers.whole_tiles(n)
         looked_up = np.zeros((rows, len(self._tables) * self.width), dtype=np.float32)
         for place, table in enumerate(self._tables):
+            # uint32 [n, 4]: a value is hashed to four rows, and their sum is its embedding. So two values that share
+            # one row differ in the others.
             keys = self._hash(np.ascontiguousarray(features[:, table.column]), table.seed) % np.uint32(len(table.rows))
             layers.gather(table.rows, keys, looked_up, place * self.width)
         embedded = np.empty((rows, self.width), dtype=np.float32)

@@ -126,6 +126,8 @@ def _parse_text(features, first_row, weights, moves, heads, labels):
     words = len(heads)
     heads[:] = -1
     labels[:] = 0
+    # Each word is in one of four places: on the stack, among the returned, not yet taken, or done. So neither array can
+    # overflow.
     stack = np.empty(words, dtype=np.int64)  # from the bottom to the top
     returned = np.empty(words, dtype=np.int64)  # what REDUCE put back in front of the buffer; the last is the front
     unshiftable = np.zeros(words, dtype=np.bool_)  # the word was put back, and must not be shifted again
@@ -140,11 +142,14 @@ def _parse_text(features, first_row, weights, moves, heads, labels):
     depth = 0  # words on the stack
     n_returned = 0  # words that were put back in front of the buffer
     next_word = 0  # the first word that was never taken out of the buffer
+    # Each round is one move: read the state, find the moves that are valid, score them if there is a choice, apply the
+    # best.
     while depth > 0 or n_returned > 0 or next_word < words:
         b0, b1 = _front_of_buffer(returned, n_returned, next_word, words)
         s0 = stack[depth - 1] if depth > 0 else -1
         in_buffer = words - next_word + n_returned
         b0_starts = b0 >= 0 and starts[b0]  # a sentence: no arc may reach over its start
+        # As in spaCy, the last word of the buffer is not shifted onto a stack that holds words.
         can_shift = depth == 0 or (in_buffer >= 2 and not b0_starts and not unshiftable[b0])
         can_reduce = depth > 0
         can_attach = depth > 0 and in_buffer > 0 and not b0_starts
@@ -175,6 +180,7 @@ def _parse_text(features, first_row, weights, moves, heads, labels):
         elif move < first_right:
             exact = _attach(s0, b0, heads, newest_left, newest_right, older) and exact
             labels[s0] = label_of_move[move]
+            # The stack has lost a word, so that shifting b0 again cannot lead into a circle.
             unshiftable[b0] = False
             depth -= 1
         else:
@@ -244,6 +250,7 @@ def _best_move(scores, can_shift, can_reduce, can_attach, can_break, break_move)
         scores[REDUCE] = lowest
     if not can_break:
         scores[break_move] = lowest
+    # The end of the range leaves out the padding of ``scores``.
     if can_attach:  # all LEFT and RIGHT moves are valid, or none is
         return _first_highest(scores, 0, break_move + 1)
     move = _first_highest(scores, SHIFT, REDUCE + 1)

@@ -87,6 +87,7 @@ def read_patterns(patterns: list[dict[str, Any]], tags: tuple[str, ...], labels:
     shape = tuple(len(axis) for axis in axes.values())
     pos = np.full(shape, Pos.NONE, dtype=np.uint8)
     rank = np.full(shape, -1, dtype=np.int32)
+    # A word keeps its label unless a pattern sets another one.
     dep = np.broadcast_to(np.arange(shape[2], dtype=np.int32)[:, None], shape).copy()
     first, second, pairs = [], [], []
     for number, entry in enumerate(patterns):
@@ -97,7 +98,7 @@ def read_patterns(patterns: list[dict[str, Any]], tags: tuple[str, ...], labels:
             continue
         for pattern in entry["patterns"]:
             masks = [_mask(token, axes) for token in pattern]
-            index = range(len(masks))[entry["index"]]
+            index = range(len(masks))[entry["index"]]  # -1 is the last word
             if len(masks) == 1:
                 if "POS" in attrs:
                     pos[masks[0]] = Pos[attrs["POS"]]
@@ -136,6 +137,7 @@ def _mask(token: dict[str, Any], axes: dict[str, NDArray[Any]]) -> NDArray[np.bo
     """The combinations for which the pattern of one word holds: bool, broadcastable to the four axes."""
     if not set(token) <= set(_ATTRIBUTES):
         raise UnknownPipelineError(f"the attribute ruler looks at {sorted(token)}")
+    # Each attribute has a mask along its own axis, and ``&`` broadcasts them to all combinations.
     mask = np.ones([1] * len(axes), dtype=np.bool_)
     for place, (name, axis) in enumerate(axes.items()):
         holds = np.array([_holds(token.get(name), value) for value in axis], dtype=np.bool_)
@@ -150,6 +152,7 @@ def _holds(condition: Any, value: Any) -> bool:
     if isinstance(condition, (str, bool)):
         return value == condition
     if isinstance(condition, dict) and set(condition) <= {"IN", "NOT_IN"}:
+        # None is in no list of forms, so that "all others" fails every IN and meets every NOT_IN.
         return value in condition.get("IN", [value]) and value not in condition.get("NOT_IN", [])
     raise UnknownPipelineError(f"condition {condition!r} of the attribute ruler")
 
@@ -174,6 +177,8 @@ def apply_rules(first_word, words, tables, pos, dep):
             s = 1 if space[w] else 0
             pos[w] = pos_table[tag[w], form[w], raw_dep[w], s]
             dep[w] = dep_table[tag[w], form[w], raw_dep[w], s]
+        # Patterns of two words come after those of one, pattern by pattern, so that of two that change a word the later
+        # one decides.
         for p in range(len(pairs)):
             for w in range(begin, end - 1):
                 if not second[p, tag[w + 1], form[w + 1], raw_dep[w + 1], 1 if space[w + 1] else 0]:

@@ -61,6 +61,7 @@ class StateScorer:
             is overwritten by the next call.
         """
         hidden = layers.apply(self._linear, vectors)
+        # A group of one long text gets an array of its own size. The next usual group gets one of the usual size again.
         size = max(len(hidden), self._usual) + 1
         if len(self._out) != size:
             self._out = np.empty((size, self._roles.width), dtype=np.float32)

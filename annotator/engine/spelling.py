@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 
 from annotator.engine.special_cases import NeighbourIndex, copy_tokenizer
 from annotator.engine.spelling_kernels import (
+    ChunkHashTable,
     ChunkList,
-    ChunkTable,
     ChunkWords,
     count_words,
     fill_slots,
@@ -92,7 +92,7 @@ class Lexicon:
     def _clear(self) -> None:
         """Forget everything."""
         self.chunks = self.words = 0
-        self._table = ChunkTable(
+        self._table = ChunkHashTable(
             slots=np.full(4 * _SMALLEST, -1, dtype=np.int32),
             keys=np.zeros((_SMALLEST, 2), dtype=np.uint64),
             uses=np.zeros(_SMALLEST, dtype=np.int32),
@@ -124,11 +124,14 @@ class Lexicon:
 
     def spell(self, texts: list[str]) -> Spelling:
         """Cut texts into words, and enter the words that are new."""
+        # The tables shrink here only, before anything is looked up. So the numbers of chunks and words that a call
+        # hands out hold until the next call.
         if self._tokenised > self._limit:
             self._renew_tokenizers()
         if self.chunks > self._limit:
             self._evict()
         joined = "".join(texts)
+        # UTF-32 has one number for each code point, so that an index into ``codes`` is an offset in the text.
         codes = np.frombuffer(joined.encode("utf-32-le"), dtype=np.uint32)
         ends = np.cumsum([len(text) for text in texts], dtype=np.int64)
         most = len(codes)  # a chunk has at least one code point
@@ -150,6 +153,7 @@ class Lexicon:
         total = count_words(chunks, self._chunk_words, first_word)
         spelling = Spelling(first_word, *np.empty((3, total), dtype=np.int32))
         list_words(chunks, ends, self._chunk_words, spelling)
+        # The words of chunks over whose border a special case may reach are replaced.
         runs = np.empty((most, 3), dtype=np.int32)
         n_runs = list_joined_chunks(chunks, self._edges, self._neighbours.pairs, runs)
         if not n_runs:
@@ -167,6 +171,8 @@ class Lexicon:
         counts = first_of_chunk[chunks.chunk + 1] - first_of_chunk[chunks.chunk]
         word_of_chunk = np.append(0, np.cumsum(counts))
         first_word = spelling.first_word.copy()
+        # The columns (word, start, length) of the result, piece by piece: words that were looked up alternate with
+        # words of runs. ``done`` words of ``spelling`` are dealt with.
         parts = []
         done = 0
         for t, first, last in runs.tolist():
@@ -180,6 +186,7 @@ class Lexicon:
                 made = (self._enter(table[:, 2:]), place[:, 0] + np.int32(begin - begin_of_text[t]), place[:, 1])
             low, high = int(word_of_chunk[first]), int(word_of_chunk[last + 1])
             parts += [tuple(column[done:low] for column in spelling[1:]), made]
+            # All later texts begin that many words later, or earlier.
             first_word[t + 1 :] += len(made[0]) - (high - low)
             done = high
         parts.append(tuple(column[done:] for column in spelling[1:]))
@@ -193,6 +200,7 @@ class Lexicon:
             table = table._replace(keys=_enlarge(table.keys, size), uses=_enlarge(table.uses, size))
             self._chunk_words = self._chunk_words._replace(first=_enlarge(self._chunk_words.first, size + 1))
             self._edges = _enlarge(self._edges, size)
+        # A slot depends on the number of slots, so that every chunk is entered again.
         if 2 * len(table.keys) > len(table.slots):
             table = table._replace(slots=np.full(4 * len(table.keys), -1, dtype=np.int32))
             fill_slots(table, self.chunks)
@@ -201,6 +209,8 @@ class Lexicon:
     def _learn(self, text: str, new: NDArray[np.int32]) -> None:
         """Tokenise new chunks (start, end, whether a space follows) of a text, and enter their words."""
         strings = [text[start:end] for start, end, _ in new.tolist()]
+        # A chunk of white space would run together with the separator, which is white space itself. So it is tokenised
+        # alone.
         together = [i for i, string in enumerate(strings) if not string[0].isspace()]
         spaces = {i: strings[i] for i in range(len(strings)) if strings[i][0].isspace()}
         with self._memory_zone():
@@ -209,10 +219,12 @@ class Lexicon:
                 tables.append(self._tokenise(_SEPARATOR.join(strings[i] for i in together), together, strings))
             tables += [self._tokenise(string, [i], strings) for i, string in spaces.items()]
             owner, start, length, table = (np.concatenate(part) for part in zip(*tables, strict=True))
+            # Back to the order of ``strings``, so that the words of a chunk are neighbours.
             order = np.argsort(owner, kind="stable")
             owner, start, length, table = owner[order], start[order], length[order], table[order]
             if "SPACY" in self.columns:
-                # The tokenizer saw a separator after each chunk. The last word of a chunk is told what really follows.
+                # The tokenizer saw a separator after each chunk. The last word of a chunk gets the flag of what really
+                # follows.
                 last = np.append(owner[1:] != owner[:-1], True)
                 table[last, len(_FIXED) + self.columns.index("SPACY")] = new[owner[last], 2]
             numbers = self._enter(table)
@@ -278,6 +290,8 @@ class Lexicon:
         table = doc.to_array(["IDX", "LENGTH", *_FIXED, *self.columns])
         table = table.reshape(len(doc), -1)
         sizes = np.array([len(strings[i]) for i in owners])
+        # The place of each chunk in the text. A word belongs to the last chunk that begins at or before it, unless it
+        # begins after the end of that chunk: then it is a separator.
         begin = np.cumsum(sizes + len(_SEPARATOR)) - sizes - len(_SEPARATOR)
         place = table[:, 0].astype(np.int64)
         which = np.searchsorted(begin, place, side="right") - 1
@@ -289,6 +303,8 @@ class Lexicon:
 
     def _enter(self, table: NDArray[np.uint64]) -> NDArray[np.int32]:
         """Numbers of words with these attributes, int32 [n]; new words are entered."""
+        # Columns of ``table``: 0 ORTH, 1 LOWER, 2 IS_SPACE, 3 IS_PUNCT, 4 IS_ALPHA, 5 LIKE_NUM, 6 SHAPE (see _FIXED),
+        # and from 7 on the attributes that the networks read.
         strings = self._tokenizer.vocab.strings
         # Words with one spelling may differ: the last word of a chunk has a space after it, or none.
         keys = list(map(tuple, table[:, [0, *range(len(_FIXED), table.shape[1])]].tolist()))
@@ -332,6 +348,7 @@ class Lexicon:
         """
         n = self.chunks
         old = self._chunk_words
+        # Of chunks with equally many uses, the newer ones stay.
         kept = np.sort(np.argsort(self._table.uses[:n], kind="stable")[n - self._limit // 2 :])
         counts = np.diff(old.first[: n + 1])
         entries = np.repeat(np.isin(np.arange(n), kept), counts)  # of the kept chunks, in the arrays of ChunkWords
@@ -340,6 +357,7 @@ class Lexicon:
         old_forms, forms = np.unique(self.form[old_words], return_inverse=True)
         keys, uses, edges = self._table.keys[kept], self._table.uses[kept] // 2, self._edges[kept]
         columns = {name: getattr(self, name)[old_words] for name in ("features", "flags", "space", "named")}
+        # Old number of a word -> new number, -1 for a word that no kept chunk has.
         new_number = np.full(self.words, -1, dtype=np.int64)
         new_number[old_words] = np.arange(len(old_words))
         numbers = {key: int(new_number[old]) for key, old in self._number.items() if new_number[old] >= 0}
@@ -360,7 +378,7 @@ class Lexicon:
             _enlarge(entry_length, size),
         )
         self._edges = _enlarge(edges, size)
-        self._table = ChunkTable(np.full(4 * size, -1, dtype=np.int32), _enlarge(keys, size), _enlarge(uses, size))
+        self._table = ChunkHashTable(np.full(4 * size, -1, dtype=np.int32), _enlarge(keys, size), _enlarge(uses, size))
         fill_slots(self._table, self.chunks)
 
 

@@ -32,7 +32,7 @@ _FACTOR = np.uint64(0xC4CEB9FE1A85EC53)  # both factors are those of the last st
 _LAST_FACTOR = np.uint64(0xFF51AFD7ED558CCD)
 
 
-class ChunkTable(NamedTuple):
+class ChunkHashTable(NamedTuple):
     """A hash table of chunks with open addressing.
 
     The two hashes of a chunk **are** its key: the text of a chunk is not kept, and nothing compares it. Two chunks with
@@ -83,7 +83,7 @@ def find_chunks(codes, ends, table, known, chunks, new):
     Args:
         codes: uint32 [n], the code points of all texts, one text after the other.
         ends: int64 [texts], where each text ends in ``codes``.
-        table: ``ChunkTable`` with room for n more chunks; changed in place.
+        table: ``ChunkHashTable`` with room for n more chunks; changed in place.
         known: number of chunks in the table.
         chunks: ``ChunkList`` with room for n chunks; filled.
         new: int32 [n, 3]; filled with the start, the end (exclusive) and the flag "a space follows" of each chunk that
@@ -169,7 +169,7 @@ def _find_slot(slots, keys, one, two):
 
 @kernel
 def fill_slots(table, known):
-    """Enter the first ``known`` chunks of a ``ChunkTable`` into its slots, which are empty."""
+    """Enter the first ``known`` chunks of a ``ChunkHashTable`` into its slots, which are empty."""
     slots, keys, _ = table
     for chunk in range(known):
         slots[_find_slot(slots, keys, keys[chunk, 0], keys[chunk, 1])] = chunk
@@ -235,6 +235,8 @@ def list_joined_chunks(chunks, edges, pairs, runs):
     n = 0
     for t in range(len(first_of_text) - 1):
         k, end = first_of_text[t], first_of_text[t + 1]
+        # Chunk k begins a run; the inner loop moves k to the run's last chunk. A chunk that joins no neighbour is a run
+        # of one, whose words in the table are right as they are.
         while k < end:
             first = k
             special = edges[chunk_of[k], 0] != 0

@@ -108,7 +108,7 @@ def read_pipeline(nlp: Any) -> PipelineWeights:
     """Read the weights, labels and patterns of a loaded pipeline.
 
     Raises:
-        UnknownPipelineError: the pipeline is built in another way. spaCy can run it all the same.
+        UnknownPipelineError: the pipeline is built in another way. spaCy can still run it.
     """
     try:
         return _read(nlp)
@@ -134,6 +134,7 @@ def _read(nlp: Any) -> PipelineWeights:
     _expect(tagger.model.name == "tok2vec-listener>>with_array(softmax)", f"tagger {tagger.model.name}")
     _expect(tok2vec.model.ops.name == "numpy", f"device {tok2vec.model.ops.name}")
     softmax = tagger.model.layers[1].layers[0]
+    # The engine takes the tag of the highest score, which needs no softmax.
     _expect(not softmax.attrs["softmax_normalize"], "a normalised tagger")
     tags = tuple(tagger.labels)
     listener = parser.model.layers[0]
@@ -178,6 +179,7 @@ def _tok2vec(model: Any, name: str) -> Tok2VecWeights:
     )
     _expect(depth >= 2 and name == expected, f"word vectors {name}")
     windows = {node.attrs["window_size"] for node in leaves if node.name == "expand_window"}
+    # The rows of zeros between two texts must be as many as the convolutions, or else texts would see one another.
     _expect(windows == {1} and model.layers[-1].attrs["pad"] == depth, f"window of {windows} words")
     columns = tuple(leaves[0].attrs["columns"])
     _expect(set(columns) <= set(LEXICAL), f"attributes {columns}")
@@ -186,6 +188,7 @@ def _tok2vec(model: Any, name: str) -> Tok2VecWeights:
     _expect(
         all(node.get_dim("nO") == width for node in (*maxouts, *norms, *tables)) and width % 16 == 0, f"width {width}"
     )
+    # The first maxout is the mixer, the others are convolutions. The index of an ints-getitem is (slice, column).
     layers = [_maxout(maxout, norm) for maxout, norm in zip(maxouts, norms, strict=True)]
     return Tok2VecWeights(
         columns,
@@ -216,13 +219,15 @@ def _transitions(pipe: Any, roles: int) -> TransitionWeights:
     names = [model.name, model.layers[1].name, model.layers[2].name]
     _expect(names == ["parser_model", "precomputable_affine", "linear"], f"{pipe.name} {names}")
     _expect(model.attrs["has_upper"] and not model.attrs["unseen_classes"], f"{pipe.name} without upper layer")
+    # A beam of one is the greedy search of ``parser`` and ``entities``. "Upper" is the layer from the state to the
+    # moves.
     _expect(pipe.cfg["beam_width"] == 1 and not pipe.cfg.get("learn_tokens"), f"settings of {pipe.name}")
     linear = model.layers[0].layers[-1]
     lower, upper = model.layers[1], model.layers[2]
     hidden = lower.get_dim("nO")
     _expect((lower.get_dim("nF"), lower.get_dim("nP")) == (roles, 2), f"state of {pipe.name}")
     weight = lower.get_param("W").transpose(0, 2, 1, 3)  # [F, O, P, I] -> [F, P, O, I]
-    padding = lower.get_param("pad").reshape(roles, hidden, 2).transpose(0, 2, 1)
+    padding = lower.get_param("pad").reshape(roles, hidden, 2).transpose(0, 2, 1)  # [1, F, O, P] -> [F, P, O]
     moves = tuple(pipe.moves.get_class_name(i) for i in range(pipe.moves.n_moves))
     _expect(upper.get_dim("nO") == len(moves), f"moves of {pipe.name}")
     return TransitionWeights(
@@ -241,4 +246,5 @@ def _columns(values: Floats, fill: float = 0.0) -> Floats:
     """Pad the last axis to a multiple of 16."""
     extra = -values.shape[-1] % 16
     widths = [(0, 0)] * (values.ndim - 1) + [(0, extra)]
+    # A score of the padding is 0 or -inf, whatever the vector: its weights are zeros.
     return np.ascontiguousarray(np.pad(values, widths, constant_values=fill), dtype=np.float32)

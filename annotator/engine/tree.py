@@ -80,6 +80,7 @@ def finish_trees(first_word, head, dep, labels, space, left_edge, sent_start):
         if crossing:
             for i in range(words):
                 if decorated[deps[i]]:
+                    # The search sees the new heads of the words before i, but the old edges, as in spaCy.
                     heads[i] = _true_head(i, wanted[deps[i]], heads, deps, lefts, rights, space[begin:end])
                     deps[i] = plain[deps[i]]
             _find_edges(heads, lefts, rights)
@@ -149,6 +150,8 @@ def _true_head(word, wanted, heads, deps, lefts, rights, space):
         below = [heads[word] for _ in range(0)]  # an empty list, of which numba knows the type
         for parent in queue:
             for child in range(lefts[parent], rights[parent] + 1):
+                # As in spaCy, children are looked for within the edges that the parser drew, also where heads have
+                # changed since.
                 if child == parent or heads[child] != parent or space[child] or child == word or seen[child]:
                     continue
                 if deps[child] == wanted:
@@ -183,11 +186,13 @@ def find_noun_chunks(first_word, head, dep, labels, left_edge, nominal, chunks, 
         latest = -1  # last word of the latest chunk
         for i in range(end - begin):
             w = begin + i
+            # A phrase that begins inside the latest chunk would overlap it.
             if not nominal[w] or left_edge[w] <= latest:
                 continue
             heads_chunk = argument[dep[w]]
             if not heads_chunk and dep[w] == conjunct:
                 h = head[w]
+                # To the first conjunct. Heads to the right are not followed, as in spaCy.
                 while dep[begin + h] == conjunct and head[begin + h] < h:
                     h = head[begin + h]
                 heads_chunk = argument[dep[begin + h]]

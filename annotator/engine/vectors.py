@@ -54,6 +54,7 @@ class VectorTable:
         Returns:
             int32 [n].
         """
+        # Only ``Lexicon.spell`` renumbers words, so that the slots of one group hold from run to run.
         if lexicon.changes != self._changes:
             self._forget(lexicon)
         if len(self._slot) < len(lexicon.flags):
@@ -61,6 +62,7 @@ class VectorTable:
             self._uses = _enlarge(self._uses, len(lexicon.flags), 0)
         missing = np.empty(len(rows), dtype=np.int32)
         words, count = _find_missing(rows, self._slot, self._uses, missing)
+        # Either there are enough free slots, or an eviction frees at least half of them, which is enough for one run.
         if count and self._filled + count > self._limit:
             self._evict()
             # Slots that these rows use may be among those that were emptied.
@@ -98,6 +100,7 @@ class VectorTable:
     def _evict(self) -> None:
         """Empty the less used slots down to half of the limit, and halve the counts of uses, so that old uses fade."""
         used = np.flatnonzero(self._word >= 0)
+        # Uses are counted by word and not by slot: a word that comes back has kept its count.
         order = used[np.argsort(self._uses[self._word[used]], kind="stable")]
         dropped = order[: max(len(order) - self._limit // 2, 0)]
         self._slot[self._word[dropped]] = -1
@@ -140,6 +143,7 @@ def _find_missing(rows, slot, uses, missing):
             slot[w] = -2  # listed already, until the end of the call
             missing[count] = w
             count += 1
+    # The marks of this call are taken away: -2 is seen by no other function.
     for i in range(count):
         slot[missing[i]] = -1
     return words, count

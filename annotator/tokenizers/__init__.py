@@ -1,6 +1,6 @@
-"""Tokenizers: ``protocol`` says what is asked of one, ``open_tokenizer`` opens what a path holds.
+"""Tokenizers: ``protocol`` is their interface, and ``open_tokenizer`` opens the tokenizer at a path.
 
-Importing this imports no tokenizer's library.
+Importing this package imports no tokenizer's library.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 
 from annotator.errors import AnnotatorError
-from annotator.tokenizers.files import foreign, is_tokenizer_json, tokenizer_file
+from annotator.tokenizers.files import describe_foreign_file, is_tokenizer_json, tokenizer_file
 from annotator.tokenizers.protocol import Tokenizer
 
 __all__ = ["Tokenizer", "is_tokenizer_json", "open_tokenizer", "tokenizer_file"]
@@ -33,7 +33,7 @@ def open_tokenizer(
         path = tokenizer_file(name)
     except AnnotatorError as error:
         raise type(error)(f"tokenizer: {error}") from None
-    if problem := foreign(path):
+    if problem := describe_foreign_file(path):
         raise AnnotatorError(f"tokenizer: {problem}")
     if is_tokenizer_json(path):
         from annotator.tokenizers.huggingface import HuggingFaceTokenizer

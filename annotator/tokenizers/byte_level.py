@@ -12,7 +12,7 @@ both sides of a border as if the other side were not there, and one step cuts th
   character before it. Where ``\\s+`` is an alternative, each space belongs to a match: then each border is a cut.
 - Digits are cut by what they are alone. BPE works inside what the patterns have cut.
 
-All of this can be read in the file (``inseparable``). An unknown pattern is encoded text by text.
+All of this can be read in the file (``find_obstacle``). An unknown pattern is encoded text by text.
 """
 
 from __future__ import annotations
@@ -23,12 +23,13 @@ from typing import Any
 
 import numpy as np
 
-from annotator.tokenizers.chunk_table import ChunkTable, IdsAndEnds, cut_rows, joined
+from annotator.tokenizers.chunk_table import ChunkTable, IdsAndEnds, cut_rows, join_rows
 
 # More than any library's regular expressions take for white space.
 _BLANK = "\\s\\x00-\\x20\\x7f-\\xa0\\u1680\\u180e\\u2000-\\u200f\\u2028-\\u202f\\u205f-\\u2064\\u3000\\ufeff"
 _BORDER = re.compile(f" (?=[^{_BLANK}])(?<=[^{_BLANK}] )")
 _HOLDS_BORDER = re.compile(f"[^{_BLANK}] ")
+# The same characters as a set, by which the first and the last character of a chunk are checked.
 _BLANKS = frozenset(re.findall(f"[{_BLANK}]", "".join(map(chr, [*range(0x3001), 0xFEFF]))))
 
 _SUFFIX = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
@@ -76,15 +77,17 @@ class ByteLevelTable:
         limit: int = 100_000,
     ) -> None:
         self._encode, self._encode_spelled = encode, encode_spelled
-        # Its chunks are without their first space, and begin and end with what is no white space. A text's first
-        # chunk, which has no space, stands there with one, so that it is not taken for the same chunk inside a text.
+        # Its chunks are stored without their first space. They begin and end with characters other than white space.
+        # The first chunk of a text, which has no space, is stored with one. So it is not taken for the same chunk
+        # inside a text.
         self._table = ChunkTable(limit)
 
     def __len__(self) -> int:
         return len(self._table)
 
     def pieces(self, text: str) -> IdsAndEnds | None:
-        """What ``encode`` gives for a text; None where the pieces of its chunks do not reach its end."""
+        """The ids and ends that ``encode`` gives for a text; None if the pieces of its chunks do not reach its end."""
+        # Most texts have single spaces only, and known words. Then each space is a border, and no expression is needed.
         chunks = text.split(" ")
         chunks[0] = f" {chunks[0]}"
         rows = self._table.recent(chunks)  # if there are all of them, each space is a border
@@ -97,7 +100,7 @@ class ByteLevelTable:
                 unknown = {chunk for chunk, row in zip(chunks, rows, strict=True) if not row}
             found = self._rows(unknown)
             rows = [row or found[chunk] for chunk, row in zip(chunks, rows, strict=True)]
-        ids, ends = joined(rows)  # pyright: ignore
+        ids, ends = join_rows(rows)  # pyright: ignore
         return (ids, ends) if len(ends) and ends[-1] == len(text) else None
 
     def _rows(self, chunks: set[str]) -> dict[str, bytes]:
@@ -112,7 +115,7 @@ class ByteLevelTable:
         return self._alone(first) | (self._together(inner) if inner else {})
 
     def _together(self, chunks: list[str]) -> dict[str, bytes]:
-        """The rows of clean chunks, encoded in one text; where a chunk is not spelled, the halves each on its own."""
+        """The rows of clean chunks, encoded in one text. If its pieces do not spell it, each half is encoded alone."""
         encoded = self._encode_spelled(" " + " ".join(chunks))
         if encoded is not None:
             return cut_rows(chunks, *encoded)
@@ -124,19 +127,21 @@ class ByteLevelTable:
     def _alone(self, chunks: set[str]) -> dict[str, bytes]:
         rows = {}
         for chunk in chunks:
+            # A first chunk is kept with a space and stands in its text without one. All others are kept without and
+            # stand with one.
             ids, ends = self._encode(chunk[1:] if chunk.startswith(" ") else f" {chunk}")
             rows[chunk] = np.stack([ids, np.diff(ends, prepend=np.int32(0))], axis=1).astype(np.int32).tobytes()
         return rows
 
 
 def _is_clean(chunk: str) -> bool:
-    """Whether a chunk of the table begins and ends with what is no white space, but for the space of a first chunk."""
+    """Tell whether a chunk begins and ends with other characters than white space, except for a first chunk's space."""
     first = chunk[1:2] if chunk[:1] == " " else chunk[:1]
     return bool(first) and first not in _BLANKS and chunk[-1] not in _BLANKS
 
 
-def inseparable(spec: dict[str, Any]) -> str:
-    """Why the pieces of a text are not surely those of its chunks, by a tokenizer.json; "" if they are."""
+def find_obstacle(spec: dict[str, Any]) -> str:
+    """The reason why the pieces of a text may differ from those of its chunks, from a tokenizer.json; "" for none."""
     model = spec["model"]
     if model.get("type") != "BPE":
         return f"its model is {model.get('type')}, not BPE"
@@ -163,6 +168,7 @@ def _inseparable_pattern(spec: dict[str, Any]) -> str:
         alternatives = list(_alternatives(pattern))
         if unknown := [one for one in alternatives if one not in _ALTERNATIVES]:
             return f"its pattern is not known to keep to words: {unknown[0]!r}"
+        # With such an alternative each space belongs to a match, so that each border is a cut.
         cuts |= bool({r"\s+", r"\s++"} & set(alternatives))
     return "" if cuts else "it does not split at spaces"
 
@@ -186,6 +192,7 @@ def _alternatives(pattern: str) -> Iterator[str]:
     depth, start, at, in_class = 0, 0, 0, False
     while at < len(pattern):
         character = pattern[at]
+        # An escaped character has no meaning, so it is passed over.
         if character == "\\":
             at += 1
         elif in_class:

@@ -11,15 +11,15 @@ IdsAndEnds = tuple[NDArray[np.int32], NDArray[np.int32]]
 """The ids of a text, and the code point at which each ends: int32 [n] each."""
 
 LONGEST = 40
-"""Code points of the longest chunk that is kept: what is longer comes rarely twice."""
+"""Code points of the longest chunk that is kept. A longer one rarely comes twice."""
 
 
 class ChunkTable:
     """Chunk -> row: int32 [n, 2] as bytes, each piece's id and how many code points it spells.
 
     Args:
-        limit: chunks of a table; there are two. When the new one is full it becomes the old one, which is forgotten
-            when the next is full. What is asked for moves to the new one.
+        limit: chunks in each of two tables, a new one and an old one. When the new one is full, it replaces the old
+            one. Chunks of the old one that are asked for move to the new one.
     """
 
     def __init__(self, limit: int = 100_000) -> None:
@@ -63,11 +63,12 @@ def cut_rows(chunks: list[str], ids: NDArray[np.int32], ends: NDArray[np.int32])
     """
     row = np.stack([ids, np.diff(ends, prepend=np.int32(0))], axis=1).astype(np.int32).tobytes()
     last = np.cumsum([len(chunk) + 1 for chunk in chunks])
+    # A piece takes 8 bytes of a row, two int32. The pieces of a chunk are those that end at or before its own end.
     cuts = (8 * np.searchsorted(ends, last, side="right")).tolist()
     return {chunk: row[a:b] for chunk, a, b in zip(chunks, [0, *cuts], cuts, strict=False)}
 
 
-def joined(rows: list[bytes]) -> IdsAndEnds:
+def join_rows(rows: list[bytes]) -> IdsAndEnds:
     """The pieces of a text from the rows of its chunks."""
     ids, widths = np.frombuffer(b"".join(rows), dtype=np.int32).reshape(-1, 2).T  # pyright: ignore
     return ids.copy(), np.cumsum(widths, dtype=np.int32)

@@ -1,4 +1,4 @@
-"""The name of a tokenizer -> its file, and what kind of file that is."""
+"""The name of a tokenizer -> its file, and the kind of that file."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from annotator.packages import package_file
 
 SENTENCEPIECE, TOKENIZER_JSON = "tokenizer.model", "tokenizer.json"
 
-_TIKTOKEN_LINE = re.compile(rb"[A-Za-z0-9+/]+=* \d+\r?\n")
+_TIKTOKEN_LINE = re.compile(rb"[A-Za-z0-9+/]+=* \d+\r?\n")  # a token in base64, and its rank
 _WAYS = (
     "Give a SentencePiece model, a tokenizer.json, or a folder with one of them; `pip install mistral-common` brings "
     "package:mistral_common/data/tokenizer.model.v1"
@@ -47,7 +47,7 @@ def tokenizer_file(name: str | os.PathLike[str]) -> Path:
 
 def _in_folder(folder: Path) -> Path:
     model, fast = folder / SENTENCEPIECE, folder / TOKENIZER_JSON
-    if model.is_file() and not (fast.is_file() and foreign(model)):
+    if model.is_file() and not (fast.is_file() and describe_foreign_file(model)):
         return model
     if fast.is_file():
         return fast
@@ -57,8 +57,8 @@ def _in_folder(folder: Path) -> Path:
 
 
 def is_tokenizer_json(path: str | os.PathLike[str]) -> bool:
-    """Whether a tokenizer's file is a tokenizer.json of Hugging Face, by its first character: no SentencePiece model
-    begins with a brace.
+    """Tell by the first character whether a tokenizer's file is a tokenizer.json: no SentencePiece model begins with a
+    brace.
 
     Raises:
         OSError: the file cannot be read.
@@ -67,9 +67,9 @@ def is_tokenizer_json(path: str | os.PathLike[str]) -> bool:
         return file.read(1) == b"{"
 
 
-def foreign(path: Path) -> str:
-    """What is wrong with a file that is known to be neither a SentencePiece model nor a tokenizer.json, and the way
-    out; "" where it may be one."""
+def describe_foreign_file(path: Path) -> str:
+    """Say what a file is that is neither a SentencePiece model nor a tokenizer.json, and the way out; "" if it may be
+    one of them."""
     with open(path, "rb") as file:
         head = file.read(1024)
     if head.startswith(b"GGUF"):

@@ -18,16 +18,16 @@ from tokenizers import processors
 
 from annotator.errors import AnnotatorError
 from annotator.records import Pieces
-from annotator.tokenizers.byte_level import ByteLevelTable, inseparable
+from annotator.tokenizers.byte_level import ByteLevelTable, find_obstacle
 from annotator.tokenizers.chunk_table import IdsAndEnds
-from annotator.tokenizers.rows import as_row, cut
+from annotator.tokenizers.rows import as_row, cut_row
 from annotator.tokenizers.spelling import REPLACEMENT, Spellings, offsets_of
 from annotator.tokenizers.tokenizer_json import read_spec, read_special_ids, spell, unused_settings
 
 log = logging.getLogger(__name__)
 
 COMPANIONS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja")
-"""What belongs to a tokenizer.json and lies beside it."""
+"""Files that belong to a tokenizer.json, in the same folder."""
 
 
 class HuggingFaceTokenizer:
@@ -42,7 +42,7 @@ class HuggingFaceTokenizer:
         split_special_tokens: whether the name of a special token in a text is spelled out, or becomes the token.
 
     Raises:
-        AnnotatorError: the file is damaged, is no tokenizer.json, cannot spell usual texts, or has no such piece.
+        AnnotatorError: the file is damaged, is not a tokenizer.json, cannot spell usual texts, or has no such piece.
     """
 
     def __init__(self, path: Path, eos_token: str | None = None, split_special_tokens: bool = True) -> None:
@@ -58,8 +58,9 @@ class HuggingFaceTokenizer:
             ) from None
         self._library.no_truncation()
         self._library.no_padding()
+        # The library's switch by which names of special tokens in a text are encoded as text.
         self._library.encode_special_tokens = split_special_tokens
-        # In the place of a template, which may add tokens, and of what takes spaces out of the offsets.
+        # This replaces the file's own post-processor, which may add tokens or take spaces out of the offsets.
         self._library.post_processor = processors.ByteLevel(trim_offsets=False)  # pyright: ignore
         self._split_special_tokens = split_special_tokens
         self._vocabulary = self._library.get_vocab(with_added_tokens=True)
@@ -67,7 +68,7 @@ class HuggingFaceTokenizer:
         special = read_special_ids(path, self._vocabulary, eos_token)
         self.eos_id, self.bos_id = special.eos, special.bos
         self.sha256 = hashlib.sha256(data).hexdigest()
-        why = inseparable(spec)
+        why = find_obstacle(spec)
         self._table = None if why else ByteLevelTable(self._encode_whole, self._encode_spelled)
         if unused := unused_settings(spec):
             _say_once(
@@ -78,7 +79,7 @@ class HuggingFaceTokenizer:
 
     @property
     def identity(self) -> dict[str, str]:
-        """All that the pieces of a text, and the cuts of a row, depend on."""
+        """Everything on which the pieces of a text and the cuts of a row depend, by name."""
         return self._identity
 
     @cached_property
@@ -97,7 +98,7 @@ class HuggingFaceTokenizer:
 
     @property
     def files(self) -> list[Path]:
-        """The tokenizer.json, and what belongs to it beside it."""
+        """The tokenizer.json and its ``COMPANIONS``."""
         return [self._path, *(file for name in COMPANIONS if (file := self._path.parent / name).is_file())]
 
     @property
@@ -122,7 +123,7 @@ class HuggingFaceTokenizer:
         return names
 
     def spellings(self) -> list[bytes | None]:
-        """What each id spells, in UTF-8; None for ids that no text has (control, unknown, hole)."""
+        """The spelling of each id in UTF-8; None for ids that no text has (control, unknown, hole)."""
         none = self._spellings.control | self._holes
         none[self._unknown] = True
         return [None if gone else spelled for spelled, gone in zip(self._spellings.spelling, none, strict=True)]
@@ -130,8 +131,8 @@ class HuggingFaceTokenizer:
     def encode(self, text: str) -> Pieces:
         """The pieces of a whole text.
 
-        Where the pieces do not spell the text, since it was normalised, their places are those that the library says.
-        White space that was dropped belongs to the piece before it, but for the space before a piece.
+        If normalisation has changed the text, so that the pieces do not spell it, their places are the library's. White
+        space that was dropped belongs to the piece before it, except for the space before a piece.
         """
         found = self._table.pieces(text) if self._table is not None and text else None
         ids, ends = self._encode_whole(text) if found is None else found
@@ -144,7 +145,7 @@ class HuggingFaceTokenizer:
             AnnotatorError: not a row of integers; an id that the tokenizer does not have, with its position; or a
                 tokenizer whose ids cannot be read.
         """
-        return self._read(self._checked(ids))
+        return self._read(self._check_row(ids))
 
     def segments(self, ids: NDArray[np.integer]) -> list[Pieces]:
         """Cut a row of ids after each end-of-document id and before each beginning-of-document id, and decode each
@@ -156,8 +157,9 @@ class HuggingFaceTokenizer:
         Raises:
             AnnotatorError: as ``decode``.
         """
+        # One id for both ends a document, as between the documents of a packed row.
         before = -1 if self.bos_id == self.eos_id else self.bos_id
-        return [self._read(part) for part in cut(self._checked(ids), after=self.eos_id, before=before)]
+        return [self._read(part) for part in cut_row(self._check_row(ids), after=self.eos_id, before=before)]
 
     def _read(self, ids: NDArray[np.int32]) -> Pieces:
         text, end = self._spellings.read(ids)
@@ -175,24 +177,25 @@ class HuggingFaceTokenizer:
         return None if ends is None else (ids, ends)
 
     def _spelled_ends(self, ids: NDArray[np.int32], text: str) -> NDArray[np.int32] | None:
-        """Where each piece ends, int32 [n]; None if the pieces do not spell the text."""
+        """The end of each piece, int32 [n]; None if the pieces do not spell the text."""
         if self._unread:
             return None
         spelled, ends = self._in_text.read(ids)
         return ends.astype(np.int32) if spelled == text else None
 
-    def _checked(self, ids: NDArray[np.integer]) -> NDArray[np.int32]:
+    def _check_row(self, ids: NDArray[np.integer]) -> NDArray[np.int32]:
         if self._unread:
             raise AnnotatorError(f"the tokenizer {self._path} cannot read rows of ids: {self._unread}. Use raw text.")
         row = as_row(ids)
         outside = (row < 0) | (row >= self.vocab_size)
+        # Only ids in range can be looked up among the holes.
         outside[~outside] = self._holes[row[~outside]]
         if outside.any():
             raise AnnotatorError(self._not_an_id(row, np.flatnonzero(outside)))
         return row.astype(np.int32)
 
     def _not_an_id(self, row: NDArray[np.integer], outside: NDArray[np.intp]) -> str:
-        """What is wrong with a row with ids, at the positions ``outside``, that the tokenizer does not have."""
+        """The message about a row that has unknown ids at the positions ``outside``."""
         id, first = row[outside[0]], outside[0]
         place = f"token id {id} at position {first}"
         if id < 0 or (len(outside) > 1 and (row[first:] == id).all()):
@@ -231,12 +234,12 @@ class HuggingFaceTokenizer:
 
     @cached_property
     def _spellings(self) -> Spellings:
-        """What ids spell in a row."""
+        """The spellings of ids in a row."""
         return self._spelled_by(control_names=False)
 
     @cached_property
     def _in_text(self) -> Spellings:
-        """What the ids of a text spell: a special token is in a text by its name only."""
+        """The spellings of the ids of a text, in which a special token stands by its name."""
         return self._spellings if self._split_special_tokens else self._spelled_by(control_names=True)
 
     def _spelled_by(self, control_names: bool) -> Spellings:
@@ -268,7 +271,7 @@ def _say_once(message: str) -> None:
 
 
 def _total_ends(offsets: NDArray[np.int32], text: str) -> NDArray[np.int32]:
-    """Where each piece ends, int32 [n], so that the pieces cover the text in order, from the library's offsets.
+    """The end of each piece, int32 [n], from the library's offsets: the pieces cover the text in order.
 
     Pieces inside one character all have its place: only the last of them keeps its width.
     """
@@ -277,8 +280,9 @@ def _total_ends(offsets: NDArray[np.int32], text: str) -> NDArray[np.int32]:
     start, end = offsets.T.copy()
     inner = np.append(end[1:] == end[:-1], False)
     end[inner] = np.minimum(start, end)[inner]
-    # What was dropped before a piece belongs to the piece before it, but for spaces.
+    # Text that was dropped before a piece belongs to the piece before it, except for spaces.
     inked = np.flatnonzero(np.frombuffer(text.encode("utf-32-le"), np.uint32) != 0x20)
+    # ``before`` counts the code points other than spaces before each piece but the first.
     before = np.searchsorted(inked, start[1:])
     end[:-1] = np.maximum(end[:-1], np.where(before > 0, inked[before - 1] + 1, 0) if len(inked) else 0)
     end[-1] = len(text)

@@ -1,8 +1,8 @@
 """The table of chunks for SentencePiece. A chunk is a run of spaces and the word after it.
 
-Most SentencePiece models of BPE have no piece that goes on with a space behind another character. Then no merge
-reaches into the place before a space: the pieces of a text are those of its chunks, one after the other. Whether a
-model is of that kind can be read in its file (``separable``).
+In most SentencePiece models of BPE, a piece has spaces at its beginning only. Then no merge crosses the border before a
+space, and the pieces of a text are those of its chunks, one after the other. ``is_separable`` reads in a model's file
+whether that holds.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from annotator.tokenizers.chunk_table import ChunkTable, IdsAndEnds, cut_rows, joined
+from annotator.tokenizers.chunk_table import ChunkTable, IdsAndEnds, cut_rows, join_rows
 
 _SPACE = "\u2581"  # stands for U+0020 in SentencePiece's vocabularies
 _CHUNK = re.compile(" +[^ ]*")
@@ -45,7 +45,7 @@ class PieceTable:
         return len(self._table)
 
     def pieces(self, text: str) -> IdsAndEnds | None:
-        """What ``encode`` gives for a text."""
+        """The ids and ends that ``encode`` gives for a text."""
         chunks = _chunks(text)
         rows = self._table.recent(chunks)
         if not all(rows):
@@ -54,14 +54,14 @@ class PieceTable:
             if found is None:
                 return self._encode(text)
             rows = [found[chunk] if row is None else row for chunk, row in zip(chunks, rows, strict=True)]
-        ids, ends = joined(rows)  # pyright: ignore
+        ids, ends = join_rows(rows)  # pyright: ignore
         return ids, ends - np.int32(1)  # without the space before the text
 
     def _rows(self, chunks: set[str]) -> dict[str, bytes] | None:
         """The rows of chunks; None where pieces do not spell a chunk."""
-        # Spaces at the end of the text have to stay there: they would go together with those of another chunk.
+        # A chunk of spaces alone goes to the end of the text: elsewhere its spaces would join those of the next chunk.
         unseen = sorted(chunks, key=lambda chunk: not chunk.strip(" "))
-        # SentencePiece puts no space before nothing: blank text is encoded after something.
+        # SentencePiece puts no space before a text of spaces alone, so such a text begins with a letter.
         if blank := not unseen[0].strip(" "):
             unseen.insert(0, "a")
         encoded = self._encode(" ".join(unseen))
@@ -72,18 +72,18 @@ class PieceTable:
 
 
 def _chunks(text: str) -> list[str]:
-    """The chunks of a text behind a space, without the first space of each."""
+    """The chunks of a text before which a space was put, each without its first space."""
     chunks = text.split(" ") if text else []
     if "" in chunks:  # several spaces in a row, or one at an end
         return [chunk[1:] for chunk in _CHUNK.findall(f" {text}")]
     return chunks
 
 
-def separable(model: bytes) -> bool:
-    """Whether the pieces of each text are those of its chunks, and spell it, by the model's file.
+def is_separable(model: bytes) -> bool:
+    """Tell from a model's file whether the pieces of every text are those of its chunks, and spell it.
 
-    That is so if it is a BPE model that puts a space before each text, changes nothing else, spells what it does not
-    know in bytes, and has spaces at the beginning of pieces only.
+    That holds for a BPE model that puts a space before each text, changes nothing else, spells unknown characters in
+    bytes, and has spaces at the beginning of pieces only.
     """
     trainer: dict[int, Any] = {}
     normalizer: dict[int, Any] = {}
@@ -110,6 +110,8 @@ def separable(model: bytes) -> bool:
     )
 
 
+# Two of the file's many fields are needed. The generated code of sentencepiece asks for another version of protobuf
+# than the environment has, so the messages are read here.
 def _fields(message: bytes) -> Iterator[tuple[int, Any]]:
     """Number and value of each field of a message of Protocol Buffers: int, or bytes (also of a nested message)."""
     at = 0
@@ -119,6 +121,7 @@ def _fields(message: bytes) -> Iterator[tuple[int, Any]]:
         if kind == 0:
             value, at = _varint(message, at)
         else:
+            # Wire types: 0 is a varint, 1 has eight bytes, 5 has four, and 2 has its length before it.
             size, at = (8, at) if kind == 1 else (4, at) if kind == 5 else _varint(message, at)
             value = message[at : at + size]
             at += size
@@ -128,6 +131,7 @@ def _fields(message: bytes) -> Iterator[tuple[int, Any]]:
 def _varint(message: bytes, at: int) -> tuple[int, int]:
     value = shift = 0
     while True:
+        # Seven bits a byte, the lowest first. The highest bit says that another byte follows.
         byte = message[at]
         value |= (byte & 0x7F) << shift
         at, shift = at + 1, shift + 7

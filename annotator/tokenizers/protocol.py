@@ -1,4 +1,4 @@
-"""What the annotator and the stream ask of a tokenizer, of whatever kind."""
+"""The interface of a tokenizer, as the annotator and the stream use it."""
 
 from __future__ import annotations
 
@@ -50,13 +50,13 @@ class Tokenizer(Protocol):
         ...
 
     def spellings(self) -> list[bytes | None]:
-        """What each id spells, in UTF-8, with spaces as spaces; None for ids that no text has (control, unknown,
+        """The spelling of each id in UTF-8, with spaces as spaces; None for ids that no text has (control, unknown,
         hole)."""
         ...
 
     def encode(self, text: str) -> Pieces:
-        """The pieces of a whole text. Nothing is put before or after it, and names of control pieces are text (but for
-        a tokenizer.json that was opened with ``split_special_tokens=False``).
+        """The pieces of a whole text. Nothing is put before or after it. Names of control pieces are text, except for a
+        tokenizer.json that was opened with ``split_special_tokens=False``.
 
         Raises:
             ValueError: the text cannot be aligned with its pieces.

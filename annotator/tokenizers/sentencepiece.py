@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from annotator.errors import AnnotatorError
 from annotator.records import Pieces
-from annotator.tokenizers.piece_table import PieceTable, separable
-from annotator.tokenizers.rows import as_row, cut
+from annotator.tokenizers.piece_table import PieceTable, is_separable
+from annotator.tokenizers.rows import as_row, cut_row
 from annotator.tokenizers.spelling import REPLACEMENT, Spellings, offsets_of
 
 Encode = Callable[[str], tuple[list[int], list[tuple[int, int]]]]
@@ -42,12 +42,13 @@ class SentencePieceTokenizer:
         except RuntimeError as error:
             raise AnnotatorError(f"tokenizer: {path} is not a SentencePiece model.") from error
         self._encode = _encoder_with_offsets(self._sp)
-        self._table = PieceTable(self._encode_spelled) if separable(data) else None
+        self._table = PieceTable(self._encode_spelled) if is_separable(data) else None
         self.adds_space = self._sp.encode("a", out_type=str)[0].startswith(_SPACE)
         self.sha256 = hashlib.sha256(data).hexdigest()
         self.identity = {"tokenizer": self.sha256, "sentencepiece": sentencepiece.__version__}
         self.eos_id = self._sp.eos_id()
         if eos_token is not None:
+            # An unknown name gives the id of the unknown piece, so the name is compared.
             self.eos_id = self._sp.piece_to_id(eos_token)
             if self._sp.id_to_piece(self.eos_id) != eos_token:
                 raise AnnotatorError(f"tokenizer: eos_token {eos_token!r} is no piece of {path}.")
@@ -77,7 +78,7 @@ class SentencePieceTokenizer:
         return [self._sp.get_score(id) for id in range(self.vocab_size)]
 
     def spellings(self) -> list[bytes | None]:
-        """What each id spells, in UTF-8, with spaces as spaces; None for ids that no text has (control, unknown)."""
+        """The spelling of each id in UTF-8, with spaces as spaces; None for ids that no text has (control, unknown)."""
         spelling = self._spellings.spelling
         none = self._spellings.control | np.array([self._sp.is_unknown(id) for id in range(self.vocab_size)])
         return [None if gone else spelled for spelled, gone in zip(spelling, none.tolist(), strict=True)]
@@ -98,16 +99,16 @@ class SentencePieceTokenizer:
     def decode(self, ids: NDArray[np.int32]) -> Pieces:
         """The text that the ids of one text, or of a part of one, spell.
 
-        Control pieces spell nothing, an unknown piece one U+FFFD. Byte pieces spell UTF-8 together: the last byte of
-        a character has its width, and a byte that belongs to no character is one U+FFFD. Where the tokenizer puts a
-        space before each text, one space at the beginning is dropped. So ``decode(encode(text).ids)`` has the text
-        again where normalisation leaves it alone, and a part from the middle of a text loses the space before its
-        first word: its first piece is then narrower by one.
+        Control pieces spell nothing, and an unknown piece spells one U+FFFD. Byte pieces spell UTF-8 together: the last
+        byte of a character has its width, and a byte that belongs to no character is one U+FFFD. If the tokenizer puts
+        a space before each text, one space at the beginning is dropped. So ``decode(encode(text).ids)`` has the same
+        text, unless normalisation changed it. A part from the middle of a text loses the space before its first word,
+        so that its first piece is narrower by one.
 
         Raises:
             AnnotatorError: not a row of integers, or an id that the tokenizer does not have, with its position.
         """
-        return self._read(self._checked(ids))
+        return self._read(self._check_row(ids))
 
     def segments(self, ids: NDArray[np.integer]) -> list[Pieces]:
         """Cut a row of ids after each end-of-sequence id, and decode each segment on its own.
@@ -118,8 +119,8 @@ class SentencePieceTokenizer:
         Raises:
             AnnotatorError: as ``decode``.
         """
-        row = self._checked(ids)
-        return [self._read(part) for part in cut(row, after=self.eos_id)]
+        row = self._check_row(ids)
+        return [self._read(part) for part in cut_row(row, after=self.eos_id)]
 
     def _pieces(self, text: str, ids: NDArray[np.int32], offsets: NDArray[np.int32]) -> Pieces:
         return Pieces(text, ids, offsets, self._spellings.control[ids])
@@ -142,7 +143,7 @@ class SentencePieceTokenizer:
             return bytes([int(piece[1:-1], 16)])  # <0xEA>
         return (REPLACEMENT if self._sp.is_unknown(id) else piece.replace(_SPACE, " ")).encode()
 
-    def _checked(self, ids: NDArray[np.integer]) -> NDArray[np.int32]:
+    def _check_row(self, ids: NDArray[np.integer]) -> NDArray[np.int32]:
         row = as_row(ids)
         outside = np.flatnonzero((row < 0) | (row >= self.vocab_size))
         if len(outside):
@@ -153,7 +154,7 @@ class SentencePieceTokenizer:
         return row.astype(np.int32)
 
     def _encode_spelled(self, text: str) -> tuple[NDArray[np.int32], NDArray[np.int32]] | None:
-        """Ids, and the end of each, if each piece stands where it is spelled; None if something was normalised away."""
+        """The ids and the end of each, if the pieces spell the text; None if normalisation has changed it."""
         ids = np.array(self._sp.encode(text), dtype=np.int32)
         spelled, end = self._spellings.read(ids)
         return (ids, end.astype(np.int32)) if spelled == text else None
@@ -187,6 +188,7 @@ def _total_offsets(offsets: NDArray[np.int32], text: str) -> NDArray[np.int32]:
     """
     if not len(offsets):
         return offsets
+    # The last piece takes what was dropped at the end, and no piece begins after the end of the one before it.
     end = offsets[:, 1].copy()
     end[-1] = len(text)
     start = np.minimum(offsets[:, 0], np.append(np.int32(0), end[:-1]))

@@ -1,4 +1,4 @@
-"""What the ids of a vocabulary spell: ids -> text, and where each id ends in it."""
+"""The spellings of a vocabulary: ids -> their text, and the place where each id ends in it."""
 
 from __future__ import annotations
 
@@ -39,10 +39,11 @@ class Spellings:
         """
         data = b"".join(self.spelling[ids].tolist())
         end = np.cumsum(self.size[ids])
+        # Only the first id that spells something counts. ``[:1]`` is empty where there is none.
         if self.spaced[ids[~self.control[ids]][:1]].any():
             data = data[1:]
             end = np.maximum(end - 1, 0)
-        return _decoded(data, end)
+        return _decode(data, end)
 
 
 def offsets_of(end: NDArray[np.integer]) -> NDArray[np.int32]:
@@ -53,7 +54,7 @@ def offsets_of(end: NDArray[np.integer]) -> NDArray[np.int32]:
     return offsets
 
 
-def _decoded(data: bytes, places: NDArray[np.int64]) -> tuple[str, NDArray[np.int64]]:
+def _decode(data: bytes, places: NDArray[np.int64]) -> tuple[str, NDArray[np.int64]]:
     """UTF-8 -> text, each byte that is not part of a character as one U+FFFD; and for each place in the bytes the
     number of characters that end at or before it."""
     if data.isascii():
@@ -61,17 +62,19 @@ def _decoded(data: bytes, places: NDArray[np.int64]) -> tuple[str, NDArray[np.in
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError:
-        return _decoded_with_strays(data, places)
+        return _decode_with_strays(data, places)
     begins = (np.frombuffer(data, np.uint8) & 0xC0) != 0x80  # each byte but the second to fourth of a character
     begun = np.zeros(len(data) + 1, np.int64)  # characters that begin before each place
     np.cumsum(begins, out=begun[1:])
+    # At a place inside a character, the character that has begun there has not ended.
     return text, begun[places] - ~np.append(begins, True)[places]
 
 
-def _decoded_with_strays(data: bytes, places: NDArray[np.int64]) -> tuple[str, NDArray[np.int64]]:
+def _decode_with_strays(data: bytes, places: NDArray[np.int64]) -> tuple[str, NDArray[np.int64]]:
     text = data.decode("utf-8", "surrogateescape")
     code_points = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
     astray = (code_points >= 0xDC80) & (code_points <= 0xDCFF)  # bytes; a surrogate itself is no valid UTF-8
+    # Bytes of each character in UTF-8.
     size = np.where(astray, 1, 1 + (code_points >= 0x80) + (code_points >= 0x800) + (code_points >= 0x10000))
     text = np.where(astray, np.uint32(ord(REPLACEMENT)), code_points).tobytes().decode("utf-32-le")
     return text, np.searchsorted(np.cumsum(size), places, side="right")

@@ -1,4 +1,4 @@
-"""A tokenizer.json and the config files beside it: what is read of them, and what is refused."""
+"""Reads a tokenizer.json and the config files beside it, and refuses those that cannot be used."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def read_spec(path: Path, data: bytes) -> dict[str, Any]:
 
 
 def _check_bytes(path: Path, spec: dict[str, Any]) -> None:
-    """A BPE model drops what it has no piece for, without a trace, where it has no unknown piece."""
+    """Refuse a BPE model that would silently drop characters: it has neither their bytes nor an unknown piece."""
     model = spec["model"]
     if model.get("type", "BPE") != "BPE" or model.get("unk_token") or model.get("byte_fallback"):
         return
@@ -99,7 +99,7 @@ def _is_byte_level(spec: dict[str, Any]) -> bool:
     return any(step["type"] == "ByteLevel" for step in parts)
 
 
-# Of the characters that Unicode has assigned so far, but for control characters.
+# The bytes in the UTF-8 of all characters that Unicode has assigned so far, without control characters.
 _NEEDED_BYTES = [0x09, 0x0A, *range(0x20, 0x7F), *range(0x80, 0xC0), *range(0xC2, 0xF1)]
 
 
@@ -111,7 +111,7 @@ def _byte_of() -> dict[str, int]:
 
 
 def spell(spec: dict[str, Any]) -> Callable[[str], bytes] | None:
-    """What spells a piece, in UTF-8, by the decoder of a tokenizer.json; None where it is not known.
+    """The function that spells a piece in UTF-8, by the decoder of a tokenizer.json; None if the decoder is unknown.
 
     A piece of WordPiece that begins a word has the space before it.
     """
@@ -147,22 +147,24 @@ def read_special_ids(path: Path, vocabulary: Mapping[str, int], eos_token: str |
             tokenizer_config.json, special_tokens_map.json, config.json.
 
     Raises:
-        AnnotatorError: the tokenizer has no such piece, or a file beside it is no JSON.
+        AnnotatorError: the tokenizer has no such piece, or a file beside it is not JSON.
     """
     files = {name: _beside(path, name) for name in ("tokenizer_config.json", "special_tokens_map.json", "config.json")}
     if eos_token is None:
-        return SpecialIds(_named(files, vocabulary, "eos"), _named(files, vocabulary, "bos"))
+        return SpecialIds(_find_id(files, vocabulary, "eos"), _find_id(files, vocabulary, "bos"))
     if eos_token not in vocabulary:
         raise AnnotatorError(f"tokenizer: eos_token {eos_token!r} is no piece of {path}.{_candidates(vocabulary)}")
-    return SpecialIds(vocabulary[eos_token], _named(files, vocabulary, "bos"))
+    return SpecialIds(vocabulary[eos_token], _find_id(files, vocabulary, "bos"))
 
 
-def _named(files: Mapping[str, dict[str, Any]], vocabulary: Mapping[str, int], kind: str) -> int:
+def _find_id(files: Mapping[str, dict[str, Any]], vocabulary: Mapping[str, int], kind: str) -> int:
     for name in ("tokenizer_config.json", "special_tokens_map.json"):
+        # The token is named by a string, or by a mapping that holds it.
         token = files[name].get(f"{kind}_token")
         token = token.get("content") if isinstance(token, dict) else token
         if isinstance(token, str) and token in vocabulary:
             return vocabulary[token]
+    # A model may have several ids that end a text. The first one stands between documents.
     id = files["config.json"].get(f"{kind}_token_id")
     id = id[0] if isinstance(id, list) and id else id
     return id if isinstance(id, int) and id in vocabulary.values() else -1
@@ -180,7 +182,5 @@ def _beside(path: Path, name: str) -> dict[str, Any]:
     except FileNotFoundError:
         return {}
     except ValueError as error:
-        raise AnnotatorError(
-            f"tokenizer: {path.parent / name} is damaged: {error}. Mend it, or take it away."
-        ) from None
+        raise AnnotatorError(f"tokenizer: {path.parent / name} is damaged: {error}. Repair it, or remove it.") from None
     return content if isinstance(content, dict) else {}

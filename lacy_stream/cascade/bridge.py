@@ -48,7 +48,7 @@ def pieces_of(candidate: Candidate, before: str, vocabulary: Vocabulary) -> list
         return None
     try:
         text = spelling.decode()
-    except UnicodeDecodeError:
+    except UnicodeDecodeError:  # a part of a character
         return None
     if before.endswith(" ") and text.startswith(" "):
         text = text[1:]

@@ -101,6 +101,8 @@ class BatchDecoder:
             padding_B1 = torch.tensor([[width - len(ids)] for ids in new.values()], device=device)
             steps_T, read_B1 = torch.arange(width, device=device), torch.tensor([[n] for n in self._read.values()])
             self._mask_BT = torch.cat([self._mask_BT, (steps_T >= padding_B1).long()], dim=1)
+            # The first new id of a row has the position after those that were read. Padding comes before it, and is
+            # masked.
             positions_BT = (read_B1.to(device) + steps_T - padding_B1).clamp(min=0)
             places = {"attention_mask": self._mask_BT, "position_ids": positions_BT}
         out = self._model(input_ids=ids_BT, past_key_values=self._cache, use_cache=True, **places)
@@ -136,7 +138,7 @@ def _common(a: Sequence[int], b: Sequence[int]) -> int:
     return len(os.path.commonprefix([a, b]))  # type: ignore[list-item]  # works on any sequences
 
 
-def penalised(logits_V: Tensor, ids: Sequence[int], penalty: float) -> Tensor:
+def apply_repetition_penalty(logits_V: Tensor, ids: Sequence[int], penalty: float) -> Tensor:
     """Apply the repetition penalty of transformers.
 
     Args:

@@ -82,6 +82,7 @@ class RandomScore:
     """
 
     def __init__(self, seed: int, number: int = 0) -> None:
+        # Each text draws from a generator of its own, so that a resumed run draws the same.
         self._seed, self._random = seed, random.Random(seed * 1_000_003 + number)
 
     def __call__(self, logits_V: Tensor, proposal: int, text: str) -> float:

@@ -16,6 +16,7 @@ TOP_LOGPROBS = 20
 """Number of candidates to ask for: vLLM's default limit."""
 TIMEOUT_S = 60.0
 RETRIES = 4
+# How chat models spell their special tokens: <|im_end|>, </s>, <eos>, [INST] and the like.
 _SPECIAL = re.compile(r"<\|.*\|>|</?s>|<(bos|eos|pad|unk|end_of_turn|start_of_turn)>|\[(INST|/INST)\]")
 
 

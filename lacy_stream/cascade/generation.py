@@ -20,7 +20,7 @@ from torch import Tensor
 
 from annotator import Annotator
 from lacy_stream.cascade.bridge import first_expressible
-from lacy_stream.cascade.decoder import BatchDecoder, penalised, takes_batches
+from lacy_stream.cascade.decoder import BatchDecoder, apply_repetition_penalty, takes_batches
 from lacy_stream.cascade.delegation import Score, open_score
 from lacy_stream.cascade.partner import Partner, PromptError, Session
 from lacy_stream.cascade.settings import Decoding, Delegation
@@ -36,8 +36,8 @@ class Token(NamedTuple):
     """One token of a generated text."""
 
     text: str
-    """What the token adds to the text. If a character is spelled in several tokens, its last token adds the character,
-    and the others add nothing."""
+    """The text that the token adds. If a character is spelled in several tokens, its last token adds the character, and
+    the others add nothing."""
     writer: str
     """MODEL or PARTNER."""
     score: float | None = None
@@ -77,7 +77,7 @@ class Prompt(NamedTuple):
 
     text: str
     preamble: str = ""
-    """What the partner reads before the text, such as an article. The small model does not read it."""
+    """Text that the partner reads first, such as an article. The small model does not read it."""
 
 
 OnToken = Callable[[int, Token], None]
@@ -152,7 +152,7 @@ def _generations(
 
 @dataclass
 class _CallPolicy:
-    """How all texts of a run decide about calls."""
+    """The way in which all texts of a run decide about calls."""
 
     partner: Partner
     same_vocabulary: bool
@@ -178,7 +178,7 @@ class _CallPolicy:
 
 @dataclass
 class _Cascade:
-    """What all texts of a run share."""
+    """The model and the settings that all texts of a run share."""
 
     model: CallingModel
     vocabulary: Vocabulary
@@ -209,6 +209,7 @@ class _Cascade:
         In each pass the small model reads the new tokens of all unfinished texts, and each text takes one decision.
         """
         texts = {number: _Text(self, prompt, number, on_token) for number, prompt in enumerate(batch, start=first)}
+        # The texts' own lists, which grow while the texts are written.
         rows = {number: text.row for number, text in texts.items() if text.wants()}
         decoder = BatchDecoder(self.model.model, rows, reuse=self.reuse)
         while rows:
@@ -219,7 +220,7 @@ class _Cascade:
 
 
 class _Decision(NamedTuple):
-    """What is written at one position: the ids of one token of the small model, or of one call."""
+    """The outcome at one position: the ids of one token of the small model, or of one call."""
 
     ids: list[int]
     writer: str
@@ -247,7 +248,7 @@ class _Text:
         self._so_far = prompt.text
         """The prompt and all that was written after it, with U+FFFD for bytes that are not a character."""
         self.row: list[int] = []
-        """What the small model reads. The end-of-text token stands before the first token, as in training."""
+        """The ids that the small model reads. The end-of-text token stands before the first token, as in training."""
         try:
             self.row = _first_row(prompt.text, self._vocabulary, self._model)
         except PromptError as error:
@@ -283,6 +284,7 @@ class _Text:
         self._fallbacks += decision.fallback
         self._finish = self._append(decision)
         if self._calls is not None and self._finish != "end":
+            # The end of a text is no token of it, so a decision for it is not counted.
             called = len(decision.ids) if decision.writer == PARTNER else 0
             self._calls.threshold.update(decision.score, len(decision.ids), called)
 
@@ -317,7 +319,7 @@ class _Text:
 
     def _best(self, logits_V: Tensor) -> int:
         """The small model's own token: the most likely one after the repetition penalty, but never <CALL>."""
-        scores_V = penalised(logits_V, self.row, self._cascade.repetition_penalty)
+        scores_V = apply_repetition_penalty(logits_V, self.row, self._cascade.repetition_penalty)
         if self._model.call_token_id is not None:
             scores_V = scores_V.clone()
             scores_V[self._model.call_token_id :] = -torch.inf  # with the rows that pad the vocabulary
@@ -328,6 +330,7 @@ class _Text:
         if not same_vocabulary:
             found = first_expressible(session.propose(self._so_far), self._so_far, self._vocabulary)
             return None if found is None else found[1]
+        # Without the end-of-text token in the first place: the partner begins a text in its own way.
         for candidate in session.propose(self._so_far, self.row[1:]):
             # With the same vocabulary the end of text can be expressed, too.
             token, is_end = candidate.token, candidate.token == self._model.eos_id
@@ -367,6 +370,7 @@ def _first_row(prompt: str, vocabulary: Vocabulary, model: CallingModel) -> list
         prompt.encode()
     except UnicodeEncodeError as error:
         raise PromptError(f"the prompt holds a lone surrogate at code point {error.start}") from None
+    # One position must be left to write.
     ids = vocabulary.encode(prompt)
     if len(ids) + 1 >= model.max_seq_len:
         raise PromptError(f"the prompt has {len(ids)} tokens, and {model.name} has a context of {model.max_seq_len}")

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 
 from annotator.packages import package_file
 from lacy_stream.cascade.bridge import Candidate
-from lacy_stream.cascade.decoder import Decoder, penalised
+from lacy_stream.cascade.decoder import Decoder, apply_repetition_penalty
 from lacy_stream.cascade.partner import PartnerError, PromptError
 from lacy_stream.cascade.vocabulary import TransformersVocabulary, Vocabulary
 from lacy_stream.errors import UsageError
@@ -90,12 +90,14 @@ class TransformersSession:
         """
         partner = self._partner
         spaced = ids is None and text.endswith(" ") and text[-2:] != "  " and not partner.splits_spaces
+        # The whole text is encoded at each call, since a new word may change the pieces of the one before it. The
+        # decoder reads only what differs from the row of the last call.
         row = self._start + (partner.vocabulary.encode(text[:-1] if spaced else text) if ids is None else list(ids))
         if partner.context is not None and len(row) > partner.context:
             raise PromptError(f"{len(row)} tokens, and the partner {partner.name} has a context of {partner.context}")
         if not row:
             raise PromptError(f"the partner {partner.name} has nothing to read: the text is empty")
-        logits_V = penalised(self._decoder.logits(row), row, partner.penalty)
+        logits_V = apply_repetition_penalty(self._decoder.logits(row), row, partner.penalty)
         if spaced:
             logits_V = logits_V.masked_fill(~partner.begin_with_space_V[: len(logits_V)], -torch.inf)
         return logits_V, spaced

@@ -87,7 +87,7 @@ def as_prompt(text: str, title: str | None, articles: Articles | None, template:
     return with_article(text, title, articles, **({"template": template} if template else {}))
 
 
-def styled(token: Token, colour: bool) -> Text:
+def style_token(token: Token, colour: bool) -> Text:
     """Format a token for the terminal. Tokens of the partner are red, or in ⟦ ⟧ without colour."""
     text = printable(token.text)
     if token.writer != PARTNER or not text:
@@ -97,7 +97,7 @@ def styled(token: Token, colour: bool) -> Text:
     return Text.assemble(space, (ink, PARTNER_STYLE)) if colour else Text(f"{space}⟦{ink}⟧")
 
 
-def to_html(generations: Iterable[Generation]) -> str:
+def generations_to_html(generations: Iterable[Generation]) -> str:
     """Make a page of all texts. The partner's tokens are marked, and adjacent ones share a mark."""
     pages = []
     for number, generation in enumerate(generations, start=1):
@@ -106,15 +106,15 @@ def to_html(generations: Iterable[Generation]) -> str:
     return page.token_page("lacy-stream: the partner's tokens", pages, {"the partner's": "background: #ff9a9a"})
 
 
-def _page_tokens(generation: Generation) -> Iterator[page.Token]:
-    yield page.Token(generation.prompt)
+def _page_tokens(generation: Generation) -> Iterator[page.PageToken]:
+    yield page.PageToken(generation.prompt)
     for writer, tokens in itertools.groupby(generation.tokens, key=lambda token: token.writer):
         text = "".join(token.text for token in tokens)
         ink = text.lstrip() if writer == PARTNER else ""
-        yield page.Token(text[: len(text) - len(ink)])
-        yield page.Token(ink, "the partner's")
+        yield page.PageToken(text[: len(text) - len(ink)])
+        yield page.PageToken(ink, "the partner's")
 
 
 def write_page(generations: Iterable[Generation], path: str | os.PathLike[str]) -> None:
-    """Write the page of ``to_html``."""
-    write_text(path, to_html(generations), errors="replace")
+    """Write the page of ``generations_to_html``."""
+    write_text(path, generations_to_html(generations), errors="replace")

@@ -14,7 +14,15 @@ from annotator.terminal import printable
 from lacy_stream.cascade.articles import TEMPLATE, Articles
 from lacy_stream.cascade.generation import Generation, OnToken, Prompt, Token, generate
 from lacy_stream.cascade.open import open_partner
-from lacy_stream.cascade.output import PARTNER_STYLE, as_prompt, from_record, read_prompts, record, styled, write_page
+from lacy_stream.cascade.output import (
+    PARTNER_STYLE,
+    as_prompt,
+    from_record,
+    read_prompts,
+    record,
+    style_token,
+    write_page,
+)
 from lacy_stream.cascade.settings import GenerateOptions
 from lacy_stream.files import read_text
 from lacy_stream.journal import Journal, JournalError
@@ -113,9 +121,10 @@ def _display(console: Console, prompts: Sequence[Prompt], done: int, options: Ge
         if number not in started:
             started.add(number)
             console.print(Text(printable(prompts[number].text), style="dim"), end="", soft_wrap=True)
-        console.print(styled(token, console.is_terminal), end="", soft_wrap=True)
+        console.print(style_token(token, console.is_terminal), end="", soft_wrap=True)
         sys.stdout.flush()
 
+    # Texts are finished in the order of their prompts.
     numbers = itertools.count(done)
 
     def on_text(generation: Generation) -> None:

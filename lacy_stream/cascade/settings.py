@@ -11,9 +11,9 @@ from lacy_stream.files import file_fingerprint
 from lacy_stream.objective.methods import RANKS, Rank
 
 DelegationMethod = Literal["call", "random", "ilacy-logprob", "ilacy-entropy"]
-"""What decides which tokens are delegated, see docs/cascade.md."""
+"""Ways to decide which tokens are delegated, see docs/cascade.md."""
 Estimator = Literal["tracking", "paper"]
-"""How the threshold of the calls is estimated, see ``thresholds``."""
+"""Ways to estimate the threshold of the calls, see ``thresholds``."""
 
 DELEGATION_METHODS: tuple[DelegationMethod, ...] = get_args(DelegationMethod)
 ESTIMATORS: tuple[Estimator, ...] = get_args(Estimator)
@@ -23,7 +23,7 @@ MANY_TEXTS = 8
 
 @dataclass(frozen=True)
 class Delegation:
-    """What the small model delegates.
+    """The settings of delegation: which tokens the small model delegates, and how many.
 
     Raises:
         UsageError: a value is not one of the known ones or out of range.
@@ -63,7 +63,7 @@ class Delegation:
 
 @dataclass(frozen=True)
 class Decoding:
-    """How texts are written.
+    """The settings of decoding.
 
     Raises:
         UsageError: a value is out of range.
@@ -97,8 +97,8 @@ def flat_settings(delegation: Delegation, decoding: Decoding) -> dict[str, objec
 
 @dataclass(frozen=True)
 class GenerateOptions:
-    """What a run of `lacy-stream generate` is told. Texts are shown as they grow where they are written one at a time,
-    and otherwise when they are finished.
+    """The options of a run of `lacy-stream generate`. If texts are written one at a time, they are shown as they grow.
+    Otherwise they are shown when they are finished.
 
     Raises:
         UsageError: values that do not fit together.
@@ -147,7 +147,7 @@ class GenerateOptions:
             raise UsageError("--prompts needs --out FILE, where its texts are kept")
 
     def settings(self) -> dict[str, object]:
-        """What the texts depend on, besides the prompts."""
+        """The settings on which the texts depend, besides the prompts."""
         files = {"knowledge": self.knowledge, "template": self.template}
         prints = {name: file and file_fingerprint(file) for name, file in files.items()}
         texts = {"model": file_fingerprint(self.model), "partner": self.partner, "title": self.title}

@@ -62,6 +62,7 @@ class TrackingThreshold:
         self._prompt.extend(scores)
 
     def value(self) -> float:
+        # Each missing token lowers the threshold a little, and each surplus one raises it.
         level = self._rate + self._missing / CORRECTION
         return _quantile([*self._prompt, *self._scores], level) if self._rate > 0 else np.inf
 

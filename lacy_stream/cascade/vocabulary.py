@@ -50,6 +50,7 @@ class Vocabulary:
             if ids[: len(start)] != start:
                 return None
             ids = ids[len(start) :]
+        # An unknown piece, or a character that was normalised, shows in the spelling.
         spelled = [self.spellings[id] for id in ids]
         return ids if None not in spelled and b"".join(s or b"" for s in spelled) == text.encode() else None
 
@@ -97,6 +98,7 @@ class TransformersVocabulary(Vocabulary):
             raise UsageError(
                 f"{tokenizer.name_or_path}: a tokenizer that decodes with {sorted(parts)} is not supported"
             )
+        # Added tokens are spelled as they are. Only the pieces of the model itself are encoded in its alphabet.
         special = {id for id, token in tokenizer.added_tokens_decoder.items() if token.special}
         added = tokenizer.added_tokens_decoder
         self.spellings = [None] * len(tokenizer)

@@ -6,7 +6,7 @@ import argparse
 from dataclasses import dataclass
 from typing import Annotated
 
-from lacy_stream.cli.options import Commands, add_command, add_options, parsed
+from lacy_stream.cli.options import Commands, add_command, add_options, parse_options
 from lacy_stream.evaluate.settings import ShowCallsOptions
 
 SHOW_CALLS = """\
@@ -28,7 +28,7 @@ train_loader.accept_changes: true. A checkpoint is a pickle, which can run code:
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """What `export` is told."""
+    """The options of `export`."""
 
     checkpoint: Annotated[str, "CHECKPOINT"]
     """File in the run's save_folder, such as latest-rank0.pt."""
@@ -39,7 +39,7 @@ class ExportOptions:
 
 @dataclass(frozen=True)
 class AddCallOptions:
-    """What `add-call` is told."""
+    """The options of `add-call`."""
 
     checkpoint: Annotated[str, "CHECKPOINT"]
     """File in the run's save_folder, such as latest-rank0.pt."""
@@ -76,7 +76,7 @@ def add_show_calls(commands: Commands) -> None:
 def _show_calls(args: argparse.Namespace) -> int:
     from lacy_stream.evaluate.show_calls import show_calls
 
-    show_calls(parsed(ShowCallsOptions, args))
+    show_calls(parse_options(ShowCallsOptions, args))
     return 0
 
 
@@ -95,7 +95,7 @@ def add_export(commands: Commands) -> None:
 def _export(args: argparse.Namespace) -> int:
     from lacy_stream.train.export import export
 
-    options = parsed(ExportOptions, args)
+    options = parse_options(ExportOptions, args)
     written = export(options.checkpoint, options.out)
     print(f"{options.out}: {written.model.num_parameters():,} parameters, <CALL> = {written.call_token_id}")
     return 0
@@ -117,7 +117,7 @@ def _add_call(args: argparse.Namespace) -> int:
     from annotator.tokenizers import open_tokenizer
     from lacy_stream.train.add_call import add_call
 
-    options = parsed(AddCallOptions, args)
+    options = parse_options(AddCallOptions, args)
     done = add_call(
         options.checkpoint,
         options.out,

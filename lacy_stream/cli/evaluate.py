@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from lacy_stream.cascade.settings import Delegation
-from lacy_stream.cli.options import DEVICE, Commands, add_command, add_options, choose_device, parsed
+from lacy_stream.cli.options import DEVICE, Commands, add_command, add_options, choose_device, parse_options
 from lacy_stream.errors import UsageError
 from lacy_stream.evaluate.settings import (
     AcceptabilityOptions,
@@ -25,7 +25,7 @@ from lacy_stream.evaluate.settings import (
 from lacy_stream.files import file_errors
 
 if TYPE_CHECKING:
-    from lacy_stream.evaluate.biographies import Biography, Cascade
+    from lacy_stream.evaluate.biographies import Biography, CascadeSettings
     from lacy_stream.evaluate.factscore import FactChecker
     from lacy_stream.evaluate.judge import Judge
 
@@ -118,7 +118,7 @@ def _add(
         if missing:
             raise UsageError(f"this evaluation needs {', '.join(missing)}: pip install 'lacy-stream[evaluate]'")
         choose_device(args)
-        options = parsed(kind, args)
+        options = parse_options(kind, args)
         with file_errors(options.out, "written"):
             os.makedirs(options.out, exist_ok=True)
         run(options)
@@ -134,7 +134,7 @@ def _add(
 
 
 def _losses(options: LossesOptions) -> None:
-    from lacy_stream.evaluate.losses import evaluate_losses
+    from lacy_stream.evaluate.validation_losses import evaluate_losses
 
     evaluate_losses(options)
 
@@ -186,15 +186,15 @@ def _fact_checker(options: FactscoreOptions) -> FactChecker:
     return FactChecker(judge, knowledge, demonstrations, options.judging.threads, checking.gamma)
 
 
-def _cascade(options: FactscoreOptions, delegation: Delegation) -> Cascade:
-    from lacy_stream.evaluate.biographies import Cascade
+def _cascade(options: FactscoreOptions, delegation: Delegation) -> CascadeSettings:
+    from lacy_stream.evaluate.biographies import CascadeSettings
 
     writing = options.writing
     articles = options.checking.knowledge if writing.rag else None
-    return Cascade(writing.partner, delegation, options.decoding, articles, writing.template)
+    return CascadeSettings(writing.partner, delegation, options.decoding, articles, writing.template)
 
 
-def _texts(label: str, path: str, cascade: Cascade, options: FactscoreOptions) -> list[Biography]:
+def _texts(label: str, path: str, cascade: CascadeSettings, options: FactscoreOptions) -> list[Biography]:
     """The biographies of a model: those of a file, or new ones."""
     from lacy_stream.evaluate.biographies import read_biographies, read_names, write_biographies
 
@@ -219,12 +219,12 @@ def _sweep(options: SweepOptions) -> None:
     from dataclasses import replace
 
     from lacy_stream.evaluate.models import labels, training_notes
-    from lacy_stream.evaluate.sweep import Run, evaluate_sweep, run_label
+    from lacy_stream.evaluate.sweep import SweepEntry, evaluate_sweep, run_label
 
-    def runs(models: Mapping[str, str], delegations: list[Delegation]) -> list[Run]:
+    def runs(models: Mapping[str, str], delegations: list[Delegation]) -> list[SweepEntry]:
         cascades = [_cascade(options, delegation) for delegation in delegations]
         return [
-            Run(label, cascade, _texts(run_label(label, cascade), path, cascade, options))
+            SweepEntry(label, cascade, _texts(run_label(label, cascade), path, cascade, options))
             for label, path in models.items()
             for cascade in cascades
         ]

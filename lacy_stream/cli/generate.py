@@ -5,7 +5,15 @@ from __future__ import annotations
 import argparse
 
 from lacy_stream.cascade.settings import MANY_TEXTS, GenerateOptions
-from lacy_stream.cli.options import DEVICE, Commands, Parser, add_command, add_options, choose_device, parsed
+from lacy_stream.cli.options import (
+    DEVICE,
+    CommandParser,
+    Commands,
+    add_command,
+    add_options,
+    choose_device,
+    parse_options,
+)
 
 GENERATE = """\
 Continue prompts with a small model. A larger model, the partner, writes the tokens where the small one calls.
@@ -39,7 +47,7 @@ def add_generate(commands: Commands) -> None:
     )
 
 
-def _add_options(parser: Parser) -> None:
+def _add_options(parser: CommandParser) -> None:
     defaults = {"device": DEVICE, "batch_size": BATCH_SIZE}
     add_options(parser, GenerateOptions, positional=("model",), repeated=("prompt",), defaults=defaults)
 
@@ -48,7 +56,7 @@ def _generate(args: argparse.Namespace) -> int:
     if "prompts" in args and "batch_size" not in args:
         args.batch_size = MANY_TEXTS
     choose_device(args)
-    options = parsed(GenerateOptions, args)
+    options = parse_options(GenerateOptions, args)
     from lacy_stream.cascade.run import run
 
     return 1 if run(options) else 0

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from lacy_stream.cli.checkpoints import add_add_call, add_export, add_show_calls
 from lacy_stream.cli.evaluate import add_evaluate
 from lacy_stream.cli.generate import add_generate
-from lacy_stream.cli.options import Parser
+from lacy_stream.cli.options import CommandParser
 from lacy_stream.cli.prepare import add_knowledge, add_prepare
 from lacy_stream.errors import run_command
 
@@ -50,8 +50,8 @@ class _Version(argparse.Action):
         parser.exit()
 
 
-def _parser() -> Parser:
-    parser = Parser(prog="lacy-stream", description=DESCRIPTION)
+def _parser() -> CommandParser:
+    parser = CommandParser(prog="lacy-stream", description=DESCRIPTION)
     parser.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     add_prepare(commands)

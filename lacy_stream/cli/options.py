@@ -24,14 +24,14 @@ NAMES = {"method": "delegate"}
 """Fields whose option has another name."""
 
 
-class Parser(argparse.ArgumentParser):
+class CommandParser(argparse.ArgumentParser):
     """A parser that is filled when it is used, so that the other commands cost no time.
 
     Args:
         fill: adds the arguments.
     """
 
-    def __init__(self, fill: Callable[[Parser], None] | None = None, **settings: Any) -> None:
+    def __init__(self, fill: Callable[[CommandParser], None] | None = None, **settings: Any) -> None:
         super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, **settings)
         self._fill = fill
 
@@ -57,14 +57,14 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: error: {message}\nSee `{self.prog} --help`.\n")
 
 
-Commands = argparse._SubParsersAction  # of Parser
+Commands = argparse._SubParsersAction  # of CommandParser
 
 
 def add_command(
     commands: Commands,
     name: str,
     run: Callable[[argparse.Namespace], int],
-    fill: Callable[[Parser], None],
+    fill: Callable[[CommandParser], None],
     *,
     help: str,
     description: str,
@@ -142,6 +142,8 @@ def _options(kind: type, base: Any = MISSING, group: str = "") -> Iterator[_Opti
 
 def _docstrings(kind: type) -> dict[str, str]:
     """Field -> the string below it in the source."""
+    # Python keeps no docstrings of fields, so they are read from the source. Base classes come first, as their fields
+    # do.
     docs = {}
     for one in reversed(kind.__mro__[:-1]):
         (body,) = (node.body for node in ast.parse(textwrap.dedent(inspect.getsource(one))).body)  # type: ignore[attr-defined]
@@ -152,7 +154,7 @@ def _docstrings(kind: type) -> dict[str, str]:
 
 
 def _settings(option: _Option, default: str | None, positional: bool) -> dict[str, Any]:
-    """What ``add_argument`` is told. A default is left to the dataclass."""
+    """The keywords for ``add_argument``. A default is left to the dataclass."""
     kind, placeholder, many = _value(option.hint)
     hidden = option.default in (MISSING, None, "", ()) or option.default is False
     shown = default or ("" if hidden else _text(option.default))
@@ -171,6 +173,7 @@ def _settings(option: _Option, default: str | None, positional: bool) -> dict[st
 
 def _value(hint: Any) -> tuple[Any, str, bool]:
     """The type of one value, its placeholder or "", and whether there are several."""
+    # ``tuple[Annotated[str, "FILE"], ...] | None`` is peeled from the outside: (str, "FILE", True).
     placeholder, many = "", False
     while (origin := get_origin(hint)) in (Annotated, Union, UnionType, tuple):
         many |= origin is tuple
@@ -216,7 +219,7 @@ PLACEHOLDERS = {str: "NAME", int: "N", float: "F"}
 # ---------------------------------------------------------------- command line -> dataclass
 
 
-def parsed(kind: type[Settings], args: argparse.Namespace, **values: Any) -> Settings:
+def parse_options(kind: type[Settings], args: argparse.Namespace, **values: Any) -> Settings:
     """The dataclass that a command line describes.
 
     Args:
@@ -225,10 +228,10 @@ def parsed(kind: type[Settings], args: argparse.Namespace, **values: Any) -> Set
     Raises:
         UsageError: the dataclass refuses a value.
     """
-    return _built(kind, MISSING, vars(args) | values)
+    return _build(kind, MISSING, vars(args) | values)
 
 
-def _built(kind: Any, base: Any, values: Mapping[str, Any]) -> Any:
+def _build(kind: Any, base: Any, values: Mapping[str, Any]) -> Any:
     """A dataclass of the values, and of what ``base`` has in the other fields."""
     given, hints = {}, get_type_hints(kind)
     for field in fields(kind):
@@ -237,7 +240,7 @@ def _built(kind: Any, base: Any, values: Mapping[str, Any]) -> Any:
             given[field.name] = tuple(value) if isinstance(value, list) else value
         elif is_dataclass(hints[field.name]):
             default = field.default if base is MISSING else getattr(base, field.name)
-            given[field.name] = _built(hints[field.name], default, values)
+            given[field.name] = _build(hints[field.name], default, values)
     return kind(**given) if base is MISSING else replace(base, **given)
 
 

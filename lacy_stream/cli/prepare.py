@@ -6,7 +6,7 @@ import argparse
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
-from lacy_stream.cli.options import Commands, Parser, add_command, add_options, parsed
+from lacy_stream.cli.options import CommandParser, Commands, add_command, add_options, parse_options
 from lacy_stream.prepare.settings import ReadOptions, ShardOptions
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ folders, hub names such as wikimedia/wikipedia), or FActScore's own .db file.
 
 @dataclass(frozen=True)
 class PrepareOptions:
-    """What `prepare` is told."""
+    """The options of `prepare`."""
 
     sources: tuple[Annotated[str, "SOURCE"], ...]
     """Files, folders or hub names, as many as you like."""
@@ -88,7 +88,7 @@ def add_prepare(commands: Commands) -> None:
     )
 
 
-def _add_options(parser: Parser) -> None:
+def _add_options(parser: CommandParser) -> None:
     defaults = {"title_column": "title, in the sources that have it", "size_limit": "64mb"}
     add_options(parser, PrepareOptions, positional=("sources",), defaults=defaults)
 
@@ -97,12 +97,16 @@ def _prepare(args: argparse.Namespace) -> int:
     from lacy_stream.prepare.convert import prepare
     from lacy_stream.progress import source_progress
 
-    told = parsed(PrepareOptions, args)
+    arguments = parse_options(PrepareOptions, args)
     with source_progress(args.prog) as on_progress:
         summary = prepare(
-            told.sources, told.out, options=told.options, overwrite=told.overwrite, on_progress=on_progress
+            arguments.sources,
+            arguments.out,
+            options=arguments.options,
+            overwrite=arguments.overwrite,
+            on_progress=on_progress,
         )
-    _print_summary(summary, told.out)
+    _print_summary(summary, arguments.out)
     return 0
 
 
@@ -133,7 +137,7 @@ def _print_summary(summary: Summary, out: str) -> None:
 
 
 def _print_labels(console: Console, summary: Summary) -> None:
-    """What happened to labels that came with the documents."""
+    """Print how many of the labels that came with the documents were found."""
     from rich.table import Table
 
     if summary.calls:
@@ -151,7 +155,7 @@ def _print_labels(console: Console, summary: Summary) -> None:
 
 @dataclass(frozen=True)
 class KnowledgeOptions:
-    """What `knowledge build` is told."""
+    """The options of `knowledge build`."""
 
     sources: tuple[Annotated[str, "SOURCE"], ...]
     """Files, folders or hub names of articles, as many as you like."""
@@ -177,7 +181,7 @@ def add_knowledge(commands: Commands) -> None:
     )
 
 
-def _add_knowledge_options(parser: Parser) -> None:
+def _add_knowledge_options(parser: CommandParser) -> None:
     without = ("id_column", "spans_column", "inline_calls")
     defaults = {"title_column": "title"}
     add_options(parser, KnowledgeOptions, positional=("sources",), without=without, defaults=defaults)
@@ -187,14 +191,14 @@ def _knowledge(args: argparse.Namespace) -> int:
     from lacy_stream.prepare.knowledge import build
     from lacy_stream.progress import source_progress
 
-    told = parsed(KnowledgeOptions, args)
+    arguments = parse_options(KnowledgeOptions, args)
     with source_progress(args.prog) as on_progress:
-        built = build(told.sources, told.out, options=told.options, on_progress=on_progress)
-    _print_built(built, told.out)
+        built = build(arguments.sources, arguments.out, options=arguments.options, on_progress=on_progress)
+    _print_build(built, arguments.out)
     return 0
 
 
-def _print_built(built: BuildSummary, out: str) -> None:
+def _print_build(built: BuildSummary, out: str) -> None:
     from rich.console import Console
 
     from annotator.terminal import printable

@@ -65,7 +65,7 @@ Proposal: {proposal}    Original: {reference}
 
 @dataclass(frozen=True)
 class Proposal:
-    """What a model proposes for one token."""
+    """A token of a document, and the token that a model proposes in its place."""
 
     start: int
     """Place where the token begins, in code points of the document's text."""
@@ -120,12 +120,13 @@ def propose(model: CallingModel, annotator: Annotator, document: Document) -> li
     row_1T = torch.from_numpy(np.append(model.eos_id, ids))[None].long()
     class_1T = torch.from_numpy(np.append(FactClass.GRAMMATICAL, classes))[None]
     logits_1TV = model.model(input_ids=row_1T.to(model.model.device)).logits.float().cpu()
+    # The table has the targets of the row. The row begins with the end of text, so entry i is token i of the document.
     table = token_table(logits_1TV, row_1T, class_1T, annotator.vocab_size)
     return [
         Proposal(
             start=int(labelled.offsets[i, 0]),
-            reference=_spelled(annotator.tokenizer, ids[i - 1], ids[i]),
-            proposal=_spelled(annotator.tokenizer, ids[i - 1], table.proposal[i]),
+            reference=_spell_piece(annotator.tokenizer, ids[i - 1], ids[i]),
+            proposal=_spell_piece(annotator.tokenizer, ids[i - 1], table.proposal[i]),
             loss=float(table.loss[i]),
             factual=bool(classes[i] == FactClass.FACTUAL),
             correct=bool(table.correct[i]),
@@ -134,7 +135,7 @@ def propose(model: CallingModel, annotator: Annotator, document: Document) -> li
     ]
 
 
-def _spelled(tokenizer: Tokenizer, before: int, id: int) -> str:
+def _spell_piece(tokenizer: Tokenizer, before: int, id: int) -> str:
     """The text that a piece adds after another piece."""
     text, start = (tokenizer.decode(np.array(ids, np.int32)).text for ids in ([before, id], [before]))
     return text[len(start) :]
@@ -143,7 +144,7 @@ def _spelled(tokenizer: Tokenizer, before: int, id: int) -> str:
 def score_documents(
     label: str, path: str, texts: str | None, count: int, pipeline: str, device: str
 ) -> list[ScoredDocument]:
-    """Compute what a model proposes for the first documents of a file, or of the held-out data of its run.
+    """Compute a model's proposals for the first documents of a file, or of the held-out data of its run.
 
     Args:
         label: name of the model in messages.
@@ -183,7 +184,7 @@ def question(text: str, proposal: Proposal) -> str:
     return QUESTION.format(context=context, proposal=proposed, reference=reference)
 
 
-def parse_verdict(answer: str) -> bool | None:
+def parse_acceptability(answer: str) -> bool | None:
     """Read the last verdict of an answer, or an answer that is only a digit; None if there is neither."""
     said = re.findall(r"verdict\W*([01])\b", answer, re.IGNORECASE) or re.findall(r"^\W*([01])\W*$", answer)
     return said[-1] == "1" if said else None
@@ -198,7 +199,7 @@ def judge_proposal(text: str, proposal: Proposal, judge: Judge) -> Proposal:
     if proposal.correct:
         return replace(proposal, acceptable=True)
     answer = judge.ask(question(text, proposal), VERDICT_TOKENS)
-    verdict = None if answer is None else parse_verdict(answer)
+    verdict = None if answer is None else parse_acceptability(answer)
     why = "" if verdict is not None else "no answer" if answer is None else f"unclear: {answer[-200:]!r}"
     return replace(proposal, acceptable=verdict, why=why)
 
@@ -255,7 +256,7 @@ def _percent(values: Sequence[bool]) -> float | None:
     return 100 * sum(values) / len(values) if values else None
 
 
-def draw(path: Path, binned: Mapping[str, Sequence[Bin]]) -> None:
+def draw_acceptability(path: Path, binned: Mapping[str, Sequence[Bin]]) -> None:
     """Draw figure 3: accuracy on the left, acceptability on the right, and a row for each model."""
     from matplotlib.figure import Figure
 
@@ -315,7 +316,7 @@ def evaluate_acceptability(
             f"before, {judge.counts['retried']:,} retries, {judge.counts['failed']:,} failed.",
         ],
     )
-    draw(Path(out) / "acceptability.png", binned)
+    draw_acceptability(Path(out) / "acceptability.png", binned)
     models = [
         {
             "model": label,

@@ -36,15 +36,15 @@ class Biography:
 
 
 @dataclass(frozen=True)
-class Cascade:
-    """How a model writes, and with which partner."""
+class CascadeSettings:
+    """The settings of a cascade that writes biographies."""
 
     partner: str | None = None
     """Name of the partner, see ``open_partner``; None for no calls."""
     delegation: Delegation = Delegation()
-    """What is delegated."""
+    """The tokens that the model delegates."""
     decoding: Decoding = Decoding(batch_size=MANY_TEXTS)
-    """How the texts are written."""
+    """The way in which the texts are written."""
     articles: str | None = None
     """Store from which the partner reads the person's article first (RAG, appendix A.5); None for no articles."""
     template: str | None = None
@@ -56,7 +56,7 @@ class Cascade:
         return files | flat_settings(self.delegation, self.decoding)
 
     def settings(self) -> dict[str, Any]:
-        """What the texts depend on, as JSON values, with fingerprints in place of files."""
+        """All settings on which the texts depend, as JSON values. Files are given by their fingerprints."""
         files = {"articles": self.articles, "template": self.template}
         return self.record() | {name: file and file_fingerprint(file) for name, file in files.items()}
 
@@ -122,7 +122,7 @@ def _biography(name: str, text: str, call_rate: float | None, skipped: str) -> B
 
 
 def write_biographies(
-    label: str, path: str, names: Sequence[str], cascade: Cascade, journal: str | os.PathLike[str], device: str
+    label: str, path: str, names: Sequence[str], cascade: CascadeSettings, journal: str | os.PathLike[str], device: str
 ) -> list[Biography]:
     """Let a model write about each name. Texts in the journal are not written again. They count for the threshold of
     the calls, so the other texts are those of an uninterrupted run.
@@ -160,7 +160,7 @@ def write_biographies(
     return [_biography(name, g.text, g.call_rate, g.skipped) for name, g in zip(names, done, strict=False)]
 
 
-def _prompts(names: Sequence[str], cascade: Cascade) -> list[Prompt]:
+def _prompts(names: Sequence[str], cascade: CascadeSettings) -> list[Prompt]:
     from lacy_stream.cascade.articles import TEMPLATE, with_article
     from lacy_stream.cascade.generation import Prompt
 
@@ -173,7 +173,7 @@ def _prompts(names: Sequence[str], cascade: Cascade) -> list[Prompt]:
 
 
 def _generate(
-    path: str, prompts: Sequence[Prompt], cascade: Cascade, done: Sequence[Generation], device: str
+    path: str, prompts: Sequence[Prompt], cascade: CascadeSettings, done: Sequence[Generation], device: str
 ) -> Iterator[Generation]:
     from lacy_stream.cascade import generate, open_partner
     from lacy_stream.train.checkpoint import load_model

@@ -70,7 +70,7 @@ class JudgedBiography:
 
 
 @dataclass(frozen=True)
-class Score:
+class FactScore:
     """FActScore over the biographies that have verdicts. Shares are in percent; None if nothing was counted."""
 
     score: float | None
@@ -168,7 +168,7 @@ def length_penalty(facts: int, gamma: int = GAMMA) -> float:
     return 1.0 if facts > gamma else math.exp(1 - gamma / facts)
 
 
-def aggregate(judged: Sequence[JudgedBiography], gamma: int = GAMMA) -> Score:
+def aggregate(judged: Sequence[JudgedBiography], gamma: int = GAMMA) -> FactScore:
     """Compute FActScore over judged biographies. Facts without a verdict are not counted. Biographies without a verdict
     are left out of the mean, as in FActScore, and are named with the reason.
 
@@ -181,10 +181,11 @@ def aggregate(judged: Sequence[JudgedBiography], gamma: int = GAMMA) -> Score:
     skipped: dict[str, list[str]] = {}
     for one in judged:
         if one.skipped:
+            # The reason is counted without the details after the semicolon, which differ from text to text.
             skipped.setdefault(one.skipped.split(";")[0], []).append(one.name)
     rates = [one.call_rate for one in judged if one.call_rate is not None]
     facts = sum(n for _, n in shares)
-    return Score(
+    return FactScore(
         score=_percent([share * length_penalty(n, gamma) for share, n in shares]),
         unpenalised=_percent([share for share, _ in shares]),
         responded=_percent([1.0] * len(shares) + [0.0] * len(skipped.get("no facts", []))),
@@ -203,7 +204,7 @@ def _percent(shares: Sequence[float]) -> float | None:
     return 100 * sum(shares) / len(shares) if shares else None
 
 
-def notes(label: str, score: Score) -> list[str]:
+def notes(label: str, score: FactScore) -> list[str]:
     """Write sentences for the reader of a score: how many were scored, what was left out, and why."""
     said = [f"{label}: {score.scored} of {score.biographies} biographies scored, on {score.facts:,} facts."]
     for reason, names in score.skipped.items():
@@ -267,7 +268,7 @@ def evaluate_factscore(
 
 
 def checker_settings(checker: FactChecker) -> dict[str, Any]:
-    """What the verdicts depend on, and the numbers of questions, as JSON values."""
+    """The settings on which the verdicts depend, and the numbers of questions, as JSON values."""
     return {
         "judge": checker.judge.model,
         "knowledge": f"{checker.knowledge.path.name}, {checker.knowledge.articles:,} articles",

@@ -57,7 +57,7 @@ class LacyLM(_HFLM):
     def _model_call(self, inps: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         logits = super()._model_call(inps, *args, **kwargs)
         if self._call_token_id is not None:
-            logits[..., self._call_token_id :] = -torch.inf
+            logits[..., self._call_token_id :] = -torch.inf  # with the rows that pad the vocabulary
         return logits
 
     def _loglikelihood_tokens(self, requests: list[Any], **kwargs: Any) -> list[tuple[float, bool]]:

@@ -72,6 +72,8 @@ class Judge:
         with file_errors(cache, "written"):
             Path(cache).parent.mkdir(parents=True, exist_ok=True)
         try:
+            # Without an isolation level each answer is on disk at once. All threads use this connection, one at a time
+            # by the lock.
             self._cache = sqlite3.connect(cache, check_same_thread=False, isolation_level=None, timeout=60)
             self._cache.execute(
                 "CREATE TABLE IF NOT EXISTS answers (key TEXT PRIMARY KEY, model TEXT, question TEXT, answer TEXT)"

@@ -1,4 +1,4 @@
-"""What each evaluation is told, and its defaults. Free of torch, so that `--help` answers at once."""
+"""The options of each evaluation, with their defaults. This file imports no torch, so that `--help` answers at once."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lacy_stream.objective.methods import Rank
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationOptions:
-    """What all evaluations have in common.
+    """The options that all evaluations have.
 
     Raises:
         UsageError: a count below 1.
@@ -36,7 +36,7 @@ class EvaluationOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class LossesOptions(EvaluationOptions):
-    """What `evaluate_losses` is told."""
+    """The options of `evaluate_losses`."""
 
     baseline: Annotated[str, "MODEL"] | None = None
     """A model to compare with on the call masks of the others. It need not know <CALL>."""
@@ -62,7 +62,7 @@ class LossesOptions(EvaluationOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class BenchmarkOptions(EvaluationOptions):
-    """What the evaluations by lm-eval have in common; ``limit`` counts the items of each task."""
+    """The options that all evaluations by lm-eval have. ``limit`` counts the items of each task."""
 
     batch_size: int = 8
     """Sequences that a model reads at once."""
@@ -70,7 +70,7 @@ class BenchmarkOptions(EvaluationOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class LeakageOptions(BenchmarkOptions):
-    """What `evaluate_leakage` is told."""
+    """The options of `evaluate_leakage`."""
 
     data: Annotated[str, "DIR"]
     """Folder with the two files of questions."""
@@ -78,7 +78,7 @@ class LeakageOptions(BenchmarkOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class NluOptions(BenchmarkOptions):
-    """What `evaluate_nlu` is told."""
+    """The options of `evaluate_nlu`."""
 
     data: Annotated[str, "DIR"] | None = None
     """Folder with the benchmarks, for a run without network. Default: the Hugging Face hub."""
@@ -89,7 +89,7 @@ class NluOptions(BenchmarkOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class JudgeOptions:
-    """What a judge is, see ``judge.Judge``.
+    """The options of a judge, see ``judge.Judge``.
 
     Raises:
         UsageError: a count below 1.
@@ -102,7 +102,7 @@ class JudgeOptions:
     """Name by which the endpoint knows the model."""
 
     judge_timeout: Annotated[float, "SECONDS"] = 60.0
-    """How long one attempt may take, in seconds."""
+    """Seconds that one attempt may take."""
 
     judge_retries: int = 4
     """Further attempts after one that failed."""
@@ -119,7 +119,7 @@ class JudgeOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class AcceptabilityOptions(EvaluationOptions):
-    """What the evaluation of acceptability is told."""
+    """The options of the evaluation of acceptability."""
 
     judging: JudgeOptions
     """The judge: any OpenAI-style chat endpoint. Its key is read from OPENAI_API_KEY."""
@@ -128,7 +128,7 @@ class AcceptabilityOptions(EvaluationOptions):
     """Documents, JSONL or Parquet. Default: the held-out data of each model's run."""
 
     documents: int = 112
-    """How many documents are read; 112 as in the paper."""
+    """Number of documents to read; 112 as in the paper."""
 
     parser: str = "en_core_web_sm"
     """spaCy pipeline that tells which tokens are facts."""
@@ -170,7 +170,7 @@ class PartnerOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class FactscoreOptions(EvaluationOptions):
-    """What the evaluation of biographies is told."""
+    """The options of the evaluation of biographies."""
 
     judging: JudgeOptions
     """The judge: any OpenAI-style chat endpoint. Its key is read from OPENAI_API_KEY."""
@@ -190,7 +190,7 @@ class FactscoreOptions(EvaluationOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class SweepOptions(FactscoreOptions):
-    """What the sweep is told. The delegation's method and call rate are those of the tables.
+    """The options of the sweep. The delegation's method and call rate are those of the tables.
 
     Raises:
         UsageError: there is no partner.
@@ -203,7 +203,7 @@ class SweepOptions(FactscoreOptions):
     """A model for table 9; may be given several times."""
 
     methods: tuple[Annotated[DelegationMethod, "METHOD"], ...] = ("random", "ilacy-logprob", "ilacy-entropy")
-    """What decides the delegation in table 9: the values of `lacy-stream generate --delegate`."""
+    """Ways of delegating in table 9: values of `lacy-stream generate --delegate`."""
 
     method_rate: float = 0.22
     """Call rate of table 9."""
@@ -219,7 +219,7 @@ class SweepOptions(FactscoreOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class ShowCallsOptions:
-    """What `show_calls` is told.
+    """The options of `show_calls`.
 
     Raises:
         UsageError: nothing would be shown, or two models without a page.
@@ -232,10 +232,10 @@ class ShowCallsOptions:
     """Texts. Default: documents of the run's held-out data."""
 
     documents: int = 1
-    """How many held-out documents are shown."""
+    """Number of held-out documents to show."""
 
     sample: int = 0
-    """How many held-out documents the threshold and the shares are taken from; at least those that are shown."""
+    """Number of held-out documents that give the threshold and the shares; at least those that are shown."""
 
     beside: Annotated[str, "CHECKPOINT"] | None = None
     """A second model with the same tokenizer, shown beside the first on the page."""

@@ -14,14 +14,14 @@ from rich.console import Console
 from rich.text import Text
 
 from annotator import Annotator, Document, FactClass, LabelledTokens
-from annotator.page import Token, token_page
+from annotator.page import PageToken, token_page
 from annotator.pipelines import OFFICIAL
 from annotator.terminal import printable
 from lacy_stream.errors import UsageError
 from lacy_stream.evaluate.settings import ShowCallsOptions
 from lacy_stream.files import read_text, write_text
 from lacy_stream.objective.methods import Rank
-from lacy_stream.objective.scores import TokenScores, joined, own_call_mask, token_scores
+from lacy_stream.objective.scores import TokenScores, join_scores, own_call_mask, token_scores
 from lacy_stream.objective.selectors import METHODS, Selection, Targets, budget
 from lacy_stream.recipe import CallMask, Recipe
 from lacy_stream.train.checkpoint import Checkpoint, describe_training, load_checkpoint
@@ -32,7 +32,7 @@ CALLED, IGNORED = "delegated to a larger model", "ignored in training"
 
 
 @dataclass(frozen=True)
-class Marked:
+class MarkedDocument:
     """A document of n tokens with its marks."""
 
     document: Document
@@ -59,25 +59,25 @@ class Marked:
                 joined[-1] = (joined[-1][0], end)
             else:
                 joined.append((start, end))
-        return [_trimmed(self.document.text, *span) for span in joined]
+        return [_trim(self.document.text, *span) for span in joined]
 
 
-class _Read(NamedTuple):
-    """A document after the model has read it: the scores of its n tokens."""
+class _DocumentScores(NamedTuple):
+    """A document and what the model makes of its n tokens."""
 
     document: Document
     labelled: LabelledTokens
     scores: TokenScores
 
 
-def mark(checkpoint: Checkpoint, annotator: Annotator, documents: Sequence[Document]) -> list[Marked]:
+def mark_documents(checkpoint: Checkpoint, annotator: Annotator, documents: Sequence[Document]) -> list[MarkedDocument]:
     """Find the tokens that the model delegates.
 
     Of all tokens of the documents together, it delegates the run's call fraction, by the rule of the validation losses
     (A.4.3). Texts that are longer than the model's context are read in pieces of that length.
     """
-    read = [_read(checkpoint, annotator, document) for document in documents]
-    losses, scores = joined([one.scores for one in read])
+    read = [_score_document(checkpoint, annotator, document) for document in documents]
+    losses, scores = join_scores([one.scores for one in read])
     classes = torch.from_numpy(np.concatenate([one.labelled.classes for one in read]))
     mask = checkpoint.recipe.algorithms.call_mask
     every = torch.ones_like(classes, dtype=torch.bool)
@@ -87,18 +87,23 @@ def mark(checkpoint: Checkpoint, annotator: Annotator, documents: Sequence[Docum
     columns = [losses.true, torch.exp(-losses.call), call, ignored, classes == FactClass.FACTUAL]
     if selection is not None and selection.call is not None:
         columns.append(selection.call)
+    # The mask is selected among all tokens at once. Then each column is cut into its documents again.
     ends = np.cumsum([len(one.labelled) for one in read])[:-1].tolist()
     parts = zip(*(column.tensor_split(ends) for column in columns))
-    return [Marked(one.document, one.labelled.offsets, *(c.numpy() for c in part)) for one, part in zip(read, parts)]
+    return [
+        MarkedDocument(one.document, one.labelled.offsets, *(c.numpy() for c in part)) for one, part in zip(read, parts)
+    ]
 
 
 @torch.no_grad()
-def _read(checkpoint: Checkpoint, annotator: Annotator, document: Document) -> _Read:
+def _score_document(checkpoint: Checkpoint, annotator: Annotator, document: Document) -> _DocumentScores:
     labelled = annotator.label([replace(document, ids=None)])[0]
     rank: Rank = checkpoint.recipe.algorithms.call_mask.rank_calls_by
     length, scores = checkpoint.recipe.max_seq_len, []
     for start in range(0, max(len(labelled), 1), length):
         targets = torch.from_numpy(labelled.ids[start : start + length]).long()
+        # A piece of a long text begins after the last token of the piece before it, and a text after the end of
+        # another.
         before = int(labelled.ids[start - 1]) if start else annotator.eos_id
         inputs = torch.cat([torch.tensor([before]), targets[:-1]])[: len(targets)]
         if len(targets):
@@ -106,7 +111,7 @@ def _read(checkpoint: Checkpoint, annotator: Annotator, document: Document) -> _
         else:  # an empty text
             logits = torch.zeros(0, checkpoint.call_token_id + 1)
         scores.append(token_scores(logits, targets, checkpoint.call_token_id, rank))
-    return _Read(document, labelled, joined(scores))
+    return _DocumentScores(document, labelled, join_scores(scores))
 
 
 def _selection(mask: CallMask, loss: torch.Tensor, classes: torch.Tensor) -> Selection | None:
@@ -120,7 +125,7 @@ def _selection(mask: CallMask, loss: torch.Tensor, classes: torch.Tensor) -> Sel
     return method.select(Targets(loss, classes, every, nothing), *counts)
 
 
-def to_terminal(marked: Marked) -> Text:
+def to_terminal(marked: MarkedDocument) -> Text:
     """Format a document for a terminal: delegated tokens on red, ignored tokens on yellow, facts underlined."""
     text = Text(printable(marked.document.text))
     for mask, style in ((marked.factual, FACT_STYLE), (marked.ignored, IGNORED_STYLE), (marked.call, CALL_STYLE)):
@@ -129,7 +134,7 @@ def to_terminal(marked: Marked) -> Text:
     return text
 
 
-def to_plain(marked: Marked) -> str:
+def to_plain(marked: MarkedDocument) -> str:
     """Format a document for output without colour: delegated tokens in ⟦ ⟧ and ignored tokens in ⟨ ⟩."""
     text, done, parts = printable(marked.document.text), 0, []
     brackets = {span: "⟦⟧" for span in marked.spans(marked.call)} | {s: "⟨⟩" for s in marked.spans(marked.ignored)}
@@ -139,7 +144,9 @@ def to_plain(marked: Marked) -> str:
     return "".join([*parts, text[done:]])
 
 
-def to_html(documents: list[Marked], beside: list[Marked] | None = None, captions: Sequence[str] = ("", "")) -> str:
+def documents_to_html(
+    documents: list[MarkedDocument], beside: list[MarkedDocument] | None = None, captions: Sequence[str] = ("", "")
+) -> str:
     """Make a page: delegated and ignored tokens are marked, facts underlined, and losses shown on hover.
 
     Args:
@@ -158,7 +165,7 @@ def to_html(documents: list[Marked], beside: list[Marked] | None = None, caption
     return token_page("What the model delegates", pages, kinds)
 
 
-def _tokens(marked: Marked) -> Iterator[Token]:
+def _tokens(marked: MarkedDocument) -> Iterator[PageToken]:
     """Yield the tokens of a page. A character that is spelled in several pieces is shown with the last one."""
     columns = (
         marked.offsets.tolist(),
@@ -170,13 +177,13 @@ def _tokens(marked: Marked) -> Iterator[Token]:
     )
     for (start, end), loss, probability, call, ignored, factual in zip(*columns, strict=True):
         kind = CALLED if call else IGNORED if ignored else "a fact" if factual else ""
-        first, last = _trimmed(marked.document.text, start, end) if kind else (start, end)
-        yield Token(marked.document.text[start:first])
-        yield Token(marked.document.text[first:last], kind, f"loss {loss:.2f} nats, <CALL> {probability:.0%}")
-        yield Token(marked.document.text[last:end])
+        first, last = _trim(marked.document.text, start, end) if kind else (start, end)
+        yield PageToken(marked.document.text[start:first])
+        yield PageToken(marked.document.text[first:last], kind, f"loss {loss:.2f} nats, <CALL> {probability:.0%}")
+        yield PageToken(marked.document.text[last:end])
 
 
-def _trimmed(text: str, start: int, end: int) -> tuple[int, int]:
+def _trim(text: str, start: int, end: int) -> tuple[int, int]:
     """Cut white space at the ends of a span, since a piece includes the space before a word."""
     inside = text[start:end]
     return start + len(inside) - len(inside.lstrip()), end - len(inside) + len(inside.rstrip())
@@ -190,9 +197,9 @@ def show_calls(options: ShowCallsOptions) -> None:
     """
     console = Console(highlight=False)
     checkpoint = load_checkpoint(options.checkpoint)
-    chosen = _chosen(checkpoint.recipe, options.files, max(options.documents, options.sample))
+    chosen = _choose_documents(checkpoint.recipe, options.files, max(options.documents, options.sample))
     shown = len(chosen) if options.files else options.documents
-    marked = _marked(checkpoint, chosen)
+    marked = _annotate_and_mark(checkpoint, chosen)
     for one in marked[:shown]:
         console.rule(Text(printable(one.document.id)))
         console.print(to_terminal(one) if console.is_terminal else Text(to_plain(one)))
@@ -207,28 +214,28 @@ def show_calls(options: ShowCallsOptions) -> None:
             raise UsageError(
                 f"{options.beside} has another tokenizer than {options.checkpoint}: their tokens cannot be compared"
             )
-        other = _marked(second, chosen)
+        other = _annotate_and_mark(second, chosen)
         console.print(f"beside it, {describe_training(second.recipe)}:")
         _print_shares(console, other)
         other, captions = other[:shown], [describe_training(one.recipe) for one in (checkpoint, second)]
     if options.html is not None:
-        write_text(options.html, to_html(marked[:shown], other, captions))
+        write_text(options.html, documents_to_html(marked[:shown], other, captions))
         console.print(f"page: {options.html}")
 
 
-def _chosen(recipe: Recipe, files: Sequence[str], count: int) -> list[Document]:
+def _choose_documents(recipe: Recipe, files: Sequence[str], count: int) -> list[Document]:
     if files:
         return [Document(name, read_text(name)) for name in files]
     return held_out_documents(recipe, count)
 
 
-def _marked(checkpoint: Checkpoint, documents: Sequence[Document]) -> list[Marked]:
+def _annotate_and_mark(checkpoint: Checkpoint, documents: Sequence[Document]) -> list[MarkedDocument]:
     settings = annotator_settings(checkpoint.recipe, checkpoint.tokenizer)
     annotator = replace(settings, model=settings.model or OFFICIAL).build()
-    return mark(checkpoint, annotator, documents)
+    return mark_documents(checkpoint, annotator, documents)
 
 
-def _print_shares(console: Console, documents: Sequence[Marked]) -> None:
+def _print_shares(console: Console, documents: Sequence[MarkedDocument]) -> None:
     """Print the legend, and how many delegated tokens of all documents are facts, compared with calls at random."""
     call, ignored, factual = (
         np.concatenate([getattr(marked, name) for marked in documents]) for name in ("call", "ignored", "factual")
@@ -240,14 +247,14 @@ def _print_shares(console: Console, documents: Sequence[Marked]) -> None:
         console.print(f"{legend}: {share:.0%} of the {tokens:,} tokens of {len(documents):,} documents")
     if console.is_terminal:
         console.print(f"[{FACT_STYLE}]a fact to the annotator[/]: {factual.mean():.0%}")
-    console.print(f"of the delegated tokens, {_against(factual[call].mean(), factual.mean(), 'are facts')}")
+    console.print(f"of the delegated tokens, {_compare_with_chance(factual[call].mean(), factual.mean(), 'are facts')}")
     if all(marked.wanted is not None for marked in documents):
         wanted = np.concatenate([marked.wanted for marked in documents])  # type: ignore[misc]
         what = "are those that the call mask of its training wants (facts with the highest losses)"
-        console.print(f"of the delegated tokens, {_against(wanted[call].mean(), wanted.mean(), what)}")
+        console.print(f"of the delegated tokens, {_compare_with_chance(wanted[call].mean(), wanted.mean(), what)}")
 
 
-def _against(share: float, chance: float, what: str) -> str:
+def _compare_with_chance(share: float, chance: float, what: str) -> str:
     """Format a share beside that of calls at random."""
     times = f": {share / chance:.1f} times as many" if chance else ""
     return f"{share:.1%} {what}; calls at random would have {chance:.1%}{times}"

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from lacy_stream.evaluate.biographies import Biography, Cascade
+from lacy_stream.evaluate.biographies import Biography, CascadeSettings
 from lacy_stream.evaluate.factscore import (
     FactChecker,
-    Score,
+    FactScore,
     aggregate,
     checker_settings,
     judge_biographies,
@@ -36,11 +36,11 @@ PAPER_METHODS = [
 
 
 @dataclass(frozen=True)
-class Run:
+class SweepEntry:
     """One entry of a table: a model, how it wrote, and its texts."""
 
     model: str
-    cascade: Cascade
+    cascade: CascadeSettings
     biographies: Sequence[Biography]
 
     @property
@@ -48,14 +48,14 @@ class Run:
         return run_label(self.model, self.cascade)
 
 
-def run_label(model: str, cascade: Cascade) -> str:
+def run_label(model: str, cascade: CascadeSettings) -> str:
     """The name of a run in tables, and of its journal."""
     return f"{model}-{cascade.delegation.method}-{cascade.delegation.call_rate:g}"
 
 
 def evaluate_sweep(
-    rates: Sequence[Run],
-    methods: Sequence[Run],
+    rates: Sequence[SweepEntry],
+    methods: Sequence[SweepEntry],
     checker: FactChecker,
     out: str | os.PathLike[str],
     training: Sequence[str] = (),
@@ -94,7 +94,7 @@ def evaluate_sweep(
     publish(Path(out), "sweep", {"jury": checker_settings(checker), "runs": content}, *tables)
 
 
-def _rates_table(runs: Sequence[Run], scores: Sequence[Score]) -> Table:
+def _rates_table(runs: Sequence[SweepEntry], scores: Sequence[FactScore]) -> Table:
     rows: list[list[Cell]] = [
         [run.model, s.call_rate, s.score, s.unpenalised] for run, s in zip(runs, scores, strict=True)
     ]
@@ -107,7 +107,7 @@ def _rates_table(runs: Sequence[Run], scores: Sequence[Score]) -> Table:
     )
 
 
-def _methods_table(runs: Sequence[Run], scores: Sequence[Score]) -> Table:
+def _methods_table(runs: Sequence[SweepEntry], scores: Sequence[FactScore]) -> Table:
     rows: list[list[Cell]] = [
         [run.model, run.cascade.delegation.method, s.call_rate, s.score, s.unpenalised]
         for run, s in zip(runs, scores, strict=True)

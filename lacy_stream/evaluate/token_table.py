@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from annotator import FactClass
-from lacy_stream.objective.batch import shifted
+from lacy_stream.objective.batch import shift_labels
 from lacy_stream.objective.losses import IGNORED_LABEL, true_losses
 from lacy_stream.objective.methods import Rank
 from lacy_stream.objective.scores import CallScores, call_scores, own_call_mask, token_scores
@@ -56,7 +56,7 @@ def token_table(logits_BTV: Tensor, labels_BT: Tensor, token_class_BT: Tensor, c
         token_class_BT: uint8 [B, T], the ``FactClass`` of each label.
         call_token_id: id of <CALL>, which equals the number of pieces.
     """
-    targets_BT, classes_BT = shifted(labels_BT, token_class_BT)
+    targets_BT, classes_BT = shift_labels(labels_BT, token_class_BT)
     valid_BT = targets_BT != IGNORED_LABEL
     if call_token_id < logits_BTV.shape[-1]:
         losses, by_logit = token_scores(logits_BTV, targets_BT, call_token_id, "logit")
@@ -79,13 +79,14 @@ def _array(values: Tensor, dtype: type) -> NDArray:
     return (values.float() if values.dtype == torch.bfloat16 else values).cpu().numpy().astype(dtype)
 
 
-def joined(tables: Iterable[TokenTable]) -> TokenTable:
+def join_tables(tables: Iterable[TokenTable]) -> TokenTable:
     """Concatenate the tables of several batches."""
     return TokenTable(*(np.concatenate(columns) for columns in zip(*tables, strict=True)))
 
 
 def own_mask(table: TokenTable, fraction: float, rank: Rank) -> NDArray[np.bool_]:
-    """What the model itself delegates, see ``scores.own_call_mask``: bool [n]."""
+    """The targets that the model itself delegates, see ``scores.own_call_mask``: bool [n]."""
+    # Ranked by probability, no position comes before the others, so ``first`` is False everywhere.
     by_logit = rank == "logit"
     score, first = (table.call_logit, table.call_leads) if by_logit else (table.call_log_odds, table.call_leads & False)
     scores = CallScores(torch.from_numpy(score), torch.from_numpy(first))

@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from lacy_stream.errors import UsageError
 from lacy_stream.foundry.metrics import tell_metrics
 from lacy_stream.foundry.pools import file_of_ids
-from lacy_stream.foundry.settings import Annotation, checked
+from lacy_stream.foundry.settings import Annotation, check_settings
 from lacy_stream.foundry.settings import CallMask as Settings
 from lacy_stream.train import call_mask
 from lacy_stream.train.reference import load_reference
@@ -43,7 +43,7 @@ class CallMask(Algorithm):
     """
 
     def __init__(self, **settings: Any) -> None:
-        self._settings = checked(Settings, settings, KEY)
+        self._settings = check_settings(Settings, settings, KEY)
         if (self._settings.call_token is None) == (self._settings.call_token_id is None):
             raise UsageError(
                 f"{KEY}: give either call_token, such as '<CALL>', or call_token_id, the number of a row of the "
@@ -56,7 +56,7 @@ class CallMask(Algorithm):
 
     def apply(self, event: Event, state: State, logger: Logger) -> None:
         if event == Event.INIT:
-            self._mask = self._made_for(state)
+            self._mask = self._build_mask(state)
         elif event == Event.BEFORE_TRAIN_BATCH:
             _check_batch(state)
         assert self._mask is not None, "INIT comes first"
@@ -69,7 +69,7 @@ class CallMask(Algorithm):
         assert self._mask is not None, "INIT comes first"
         self._mask.load_state_dict(state)
 
-    def _made_for(self, state: State) -> call_mask.CallMask:
+    def _build_mask(self, state: State) -> call_mask.CallMask:
         settings, model = self._settings, state.model
         if not isinstance(model, HuggingFaceModel) or model.tokenizer is None:
             raise UsageError(f"{KEY}: the model is {type(model).__name__}; it must be one of Foundry's causal models")

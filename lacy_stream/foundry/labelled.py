@@ -96,11 +96,12 @@ class LabelledLoader(DataLoader):
         ahead = self._ahead = deque()
         try:
             while True:
+                # The batch that is taken next, and as many as ``lookahead`` after it.
                 while len(ahead) <= self._lookahead and (batch := self._read(batches)) is not None:
                     ahead.append((batch, self._submit(batch)))
                 if not ahead:
                     return
-                yield self._labelled(*ahead.popleft())
+                yield self._label(*ahead.popleft())
         finally:
             for _, rows in ahead:  # an epoch that stops early leaves them in the queue
                 for row in rows:
@@ -124,7 +125,7 @@ class LabelledLoader(DataLoader):
             rows.append(_Row(real_T, futures))
         return rows
 
-    def _labelled(self, batch: Batch, rows: list[_Row]) -> Batch:
+    def _label(self, batch: Batch, rows: list[_Row]) -> Batch:
         start = time.perf_counter()
         batch["token_class"] = torch.from_numpy(np.stack([row.classes() for row in rows]))
         self._waiting_s += time.perf_counter() - start

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from lacy_stream.errors import UsageError
 from lacy_stream.foundry.labelled import Borders, LabelledLoader
 from lacy_stream.foundry.pools import close_with, file_of_ids, file_of_texts, shared_pool
-from lacy_stream.foundry.settings import AnnotatedText, TextWithCalls, checked
+from lacy_stream.foundry.settings import AnnotatedText, TextWithCalls, check_settings
 from lacy_stream.stream.batches import annotated_dataloader
 from lacy_stream.train.recipe_data import corpus_arguments
 
@@ -36,7 +36,7 @@ def text_with_calls(
     Raises:
         UsageError: a setting that cannot be used, or no file goes with the tokenizer.
     """
-    settings = checked(TextWithCalls, {"annotator": annotator or {}, "lookahead": lookahead}, "train_loader")
+    settings = check_settings(TextWithCalls, {"annotator": annotator or {}, "lookahead": lookahead}, "train_loader")
     path = file_of_ids(tokenizer, settings.annotator)
     borders = Borders(*(text.get("dataset", {}).get(key) for key in ("eos_token_id", "bos_token_id")))
     spec = text_data.build_text_dataloader(tokenizer=tokenizer, device_batch_size=device_batch_size, **text)
@@ -55,7 +55,7 @@ def annotated_text(tokenizer: PreTrainedTokenizerBase, device_batch_size: int, *
     Raises:
         UsageError: a setting that cannot be used, or no file goes with the tokenizer.
     """
-    settings = checked(AnnotatedText, keys, "train_loader" if keys.get("repeat", True) else "eval_loader")
+    settings = check_settings(AnnotatedText, keys, "train_loader" if keys.get("repeat", True) else "eval_loader")
     if settings.num_workers:
         raise UsageError(
             f"num_workers: {settings.num_workers}, but annotated_text reads in the trainer's process and annotates in "

@@ -15,7 +15,7 @@ from lacy_stream.objective.methods import Rank
 UNKNOWN = -1
 
 
-class _ToldMetric:
+class _CallMaskMetric:
     """A metric that learns its settings from the run's call mask."""
 
     call_token_id: int
@@ -32,15 +32,15 @@ class _ToldMetric:
         super().update(logits, targets)  # pyright: ignore[reportAttributeAccessIssue]
 
 
-class TotalLoss(_ToldMetric, metrics.TotalLoss):
+class TotalLoss(_CallMaskMetric, metrics.TotalLoss):
     """``total_loss``: see ``objective.metrics.TotalLoss``."""
 
 
-class CallLoss(_ToldMetric, metrics.CallLoss):
+class CallLoss(_CallMaskMetric, metrics.CallLoss):
     """``call_loss``: see ``objective.metrics.CallLoss``."""
 
 
-class NonCallLoss(_ToldMetric, metrics.NonCallLoss):
+class NonCallLoss(_CallMaskMetric, metrics.NonCallLoss):
     """``non_call_loss``: see ``objective.metrics.NonCallLoss``."""
 
 
@@ -48,7 +48,7 @@ def tell_metrics(model: HuggingFaceModel, call_token_id: int, call_fraction: flo
     """Tell a model's metrics which token is <CALL>, before Composer copies them."""
     found: list[Any] = [*model.get_metrics(is_train=True).values(), *model.get_metrics(is_train=False).values()]
     for metric in found:
-        if isinstance(metric, _ToldMetric):
+        if isinstance(metric, _CallMaskMetric):
             metric.call_token_id = call_token_id
             metric.rank_calls_by = rank_calls_by  # pyright: ignore[reportAttributeAccessIssue]
             if isinstance(metric, metrics.CallLoss | metrics.NonCallLoss):

@@ -48,6 +48,7 @@ def close_with(user: object, path: Path, annotation: Annotation) -> None:
     """Close the pool with these settings when ``user`` and all its other users are gone."""
     key = _key(path, annotation)
     _users[key] += 1
+    # Foundry does not close its loaders. A pool ends when the last loader that uses it is collected.
     weakref.finalize(user, _leave, key)
 
 

@@ -1,4 +1,4 @@
-"""What a Foundry YAML says to this plug-in: the keys of recipes, checked in the same way, and those of Foundry."""
+"""The keys of a Foundry YAML that this plug-in reads: those of recipes, checked in the same way, and Foundry's own."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ class TextWithCalls(Section):
     """The keys that ``text_with_calls`` has beside those of Foundry's loader."""
 
     annotator: Annotation = Annotation()
-    """What finds the facts."""
+    """The annotator, which finds the facts."""
     lookahead: NotNegative = 4
     """Batches that are read and labelled ahead of the one that is trained on."""
 
 
-class AnnotatedDataset(recipe.Dataset):
+class AnnotatedTextDataset(recipe.Dataset):
     """The key ``dataset`` of ``annotated_text``."""
 
     max_seq_len: Positive
@@ -41,10 +41,10 @@ class AnnotatedDataset(recipe.Dataset):
 class AnnotatedText(recipe.Loader):
     """The keys of ``annotated_text``: a recipe's loader, and the keys of a DataLoader that Foundry's YAMLs have."""
 
-    dataset: AnnotatedDataset
+    dataset: AnnotatedTextDataset
     """The documents."""
     annotator: Annotation = Annotation()
-    """What finds the facts."""
+    """The annotator, which finds the facts."""
     repeat: bool = True
     """Whether the stream is endless. The configuration transform sets it to false for evaluation."""
     num_workers: int = 0
@@ -71,13 +71,13 @@ class CallMask(recipe.CallMask):
     accept_changes: bool = False
     """Continue from a checkpoint that was trained with another objective."""
     seed: NotNegative | None = None
-    """Seed of what is drawn at random; null: the run's."""
+    """Seed of the random draws; null: the run's."""
 
 
 AnySection = TypeVar("AnySection", bound=Section)
 
 
-def checked(schema: type[AnySection], values: Mapping[str, Any] | None, key: str) -> AnySection:
+def check_settings(schema: type[AnySection], values: Mapping[str, Any] | None, key: str) -> AnySection:
     """The settings that a part of a YAML holds.
 
     Args:

@@ -1,4 +1,4 @@
-"""The loss that a mixture of experts adds to that of its tokens, so that it stays where that one is replaced."""
+"""The load-balancing loss of a mixture of experts, which is kept when the loss of the tokens is replaced."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 from lacy_stream.errors import UsageError
 
 COEFFICIENTS = ("router_aux_loss_coef", "aux_loss_coef", "moe_loss_weight")
-"""What the models of transformers call the weight of their load-balancing loss."""
+"""Names that models of transformers give to the weight of their load-balancing loss."""
 
 
 def auxiliary_loss(model: Any, outputs: Any) -> Tensor | float:

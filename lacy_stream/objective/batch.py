@@ -33,13 +33,14 @@ def check_batch(batch: Any) -> None:
             raise UsageError(f"the batch has no {key!r} (it has {keys}): use annotated_dataloader")
 
 
-def shifted(labels_BT: Tensor, classes_BT: Tensor) -> tuple[Tensor, Tensor]:
+def shift_labels(labels_BT: Tensor, classes_BT: Tensor) -> tuple[Tensor, Tensor]:
     """The targets of each position [B, T] and their classes [B, T]. The last position of a row has no target.
 
     Args:
         labels_BT: int64, not shifted, ``IGNORED_LABEL`` where there is nothing to predict.
         classes_BT: uint8, ``FactClass`` of each token.
     """
+    # Logits at position t predict the label at t + 1. The rows keep their length, so that masks fit the logits.
     targets_BT = F.pad(labels_BT[:, 1:], (0, 1), value=IGNORED_LABEL)
     return targets_BT, F.pad(classes_BT[:, 1:], (0, 1), value=int(FactClass.OTHER))
 

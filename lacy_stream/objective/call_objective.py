@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from lacy_stream import distributed as dist
 from lacy_stream.errors import UsageError
 from lacy_stream.objective.auxiliary_loss import auxiliary_loss
-from lacy_stream.objective.batch import Batch, check_batch, logits_of, shifted
+from lacy_stream.objective.batch import Batch, check_batch, logits_of, shift_labels
 from lacy_stream.objective.call_statistics import CallStatistics
 from lacy_stream.objective.losses import IGNORED_LABEL, token_losses, training_loss, true_losses
 from lacy_stream.objective.methods import OBJECTIVES, RANKS, SCOPES, Objective, Rank, Scope, check_fractions
@@ -125,7 +125,7 @@ class CallObjective:
         self._method_name = method if isinstance(method, str) else getattr(method, "__name__", type(method).__name__)
         self._reference = None if reference is None else ReferenceLosses(reference, call_token_id)
         self._warned = False
-        # Of the step in work:
+        # The state of the current step:
         self._model: nn.Module | None = None
         self._fraction = call_fraction
         self._labels: list[Tensor] = []  # [B, T] of each microbatch
@@ -175,6 +175,7 @@ class CallObjective:
             self._reference.clear_clock()
         self._fraction = self.call_fraction * min(1.0, (step + 1) / max(1, self.call_fraction_warmup))
         self._rows = sum(len(labels) for labels in self._labels)
+        # A tensor on the device "meta" has a shape and takes no memory.
         shape_BT = torch.empty(self._rows, lengths[0], device="meta")
         device = self._labels[0].device
         # Where nobody looks at them, nothing is drawn or copied to the device: one zero stands for all.
@@ -208,7 +209,7 @@ class CallObjective:
         """The mean loss over the valid targets of one microbatch and the auxiliary loss, a scalar, for trainers that
         weigh microbatches themselves. With one microbatch on each rank, collective with scope ``global``. Arguments and
         errors as for a call of the objective."""
-        targets_BT, classes_BT = shifted(batch["labels"], batch["token_class"])
+        targets_BT, classes_BT = shift_labels(batch["labels"], batch["token_class"])
         valid_BT, rows = targets_BT != IGNORED_LABEL, len(targets_BT)
         if self._row + rows > self._rows:
             raise UsageError(
@@ -247,7 +248,7 @@ class CallObjective:
         loss, classes, valid, reference = [], [], [], []
         with _evaluating(model):
             for microbatch in microbatches:
-                targets_BT, classes_BT = shifted(microbatch["labels"], microbatch["token_class"])
+                targets_BT, classes_BT = shift_labels(microbatch["labels"], microbatch["token_class"])
                 valid.append(targets_BT != IGNORED_LABEL)
                 classes.append(classes_BT)
                 if self.method.loss and model is not None:
@@ -255,6 +256,7 @@ class CallObjective:
                     loss.append(true_losses(logits, targets_BT, self.call_token_id))
                     del logits  # before the next microbatch makes its own
                 else:
+                    # The method does not look at it.
                     loss.append(torch.zeros_like(targets_BT, dtype=torch.float32))
                 if self._reference is not None:
                     reference.append(self._reference(microbatch, targets_BT))
@@ -265,7 +267,8 @@ class CallObjective:
     # --- what is logged, and what a checkpoint holds -----------------------------------------------------------
 
     def metrics(self) -> dict[str, float]:
-        """What the masks of the step did, over all ranks, after the last microbatch. Collective; losses in nats.
+        """Metrics of the step's masks over all ranks, to be asked for after the last microbatch. Collective; losses in
+        nats.
 
         - ``call_fraction``, ``ignore_fraction``, ``factual_fraction``: shares of the valid targets;
         - ``calls_factual``, ``calls_grammatical``, ``calls_other``: what the calls are, as shares of them; and
@@ -317,7 +320,7 @@ class CallObjective:
 
 
 def _count(labels_BT: Tensor) -> Tensor:
-    """How many valid targets a microbatch has, a scalar on its device."""
+    """The number of valid targets of a microbatch, a scalar on its device."""
     return (labels_BT[:, 1:] != IGNORED_LABEL).sum()
 
 

@@ -1,4 +1,4 @@
-"""What a mini-batch's call mask did, summed over microbatches and ranks, and told as metrics."""
+"""Statistics of a mini-batch's call mask: sums over microbatches and ranks, and the metrics made of them."""
 
 from __future__ import annotations
 
@@ -70,7 +70,9 @@ class CallStatistics:
             (losses.call * call).sum(),
             *((losses.true * mask).sum() for mask in (call, ignore, valid & ~call & ~ignore)),
         )
+        # In float64, since float32 counts exactly to 16 million only.
         sums = _Sums(*(value.double() for value in (*counts, *scalars)))
+        # Infinity where nothing is called, so that a minimum with other parts is that of the others.
         lowest = losses.true.masked_fill(~call, torch.inf).min()
         if self._sums is None or self._lowest_called_loss is None:
             self._sums, self._lowest_called_loss = sums, lowest
@@ -82,7 +84,7 @@ class CallStatistics:
         """The metrics of the mini-batch over all ranks, see ``CallObjective``; empty where nothing was added."""
         if self._sums is None or self._lowest_called_loss is None:
             return {}
-        sums = self._reduced(self._sums)
+        sums = self._reduce(self._sums)
         dist.all_reduce(self._lowest_called_loss, "MIN")
         tokens, calls, ignored = (float(counts.sum()) for counts in sums[:3])
         found = {
@@ -108,7 +110,7 @@ class CallStatistics:
         return found
 
     @staticmethod
-    def _reduced(sums: _Sums) -> _Sums:
+    def _reduce(sums: _Sums) -> _Sums:
         """The sums of all ranks, on the CPU: one reduction and one copy for all of them."""
         flat = torch.cat([value.reshape(-1) for value in sums])
         dist.all_reduce(flat, "SUM")

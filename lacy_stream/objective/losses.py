@@ -72,7 +72,7 @@ class TokenLosses(NamedTuple):
 
     @property
     def true_with_call(self) -> Tensor:
-        """Of the target token over the whole vocabulary: -log p(x) = true - log(1 - p(<CALL>))."""
+        """The loss of the target token over the whole vocabulary: -log p(x) = true - log(1 - p(<CALL>))."""
         tiny = torch.finfo(self.call.dtype).tiny  # where p(<CALL>) is 1 to the last bit
         return self.true - torch.log(-torch.expm1(-self.call.clamp(min=tiny)))
 
@@ -80,6 +80,7 @@ class TokenLosses(NamedTuple):
     def call_log_odds(self) -> Tensor:
         """log p(<CALL>) / (1 - p(<CALL>)), which is c - L in the terms of ``token_losses``: the inverse of
         call = softplus(L - c). It is cut at 87, where float32 has no smaller loss of <CALL>."""
+        # From 30 on, log(e^x - 1) is x to the last bit. The clamp at 31 keeps the branch that is not taken finite.
         call = self.call.clamp(min=torch.finfo(self.call.dtype).tiny)
         return torch.where(call > 30, -call, -torch.log(torch.expm1(call.clamp(max=31))))
 
@@ -149,9 +150,10 @@ class _TokenLosses(torch.autograd.Function):
         ctx: Any, states: Tensor, weight: Tensor | None, bias: Tensor | None, targets: Tensor, call_token_id: int
     ) -> tuple[Tensor, Tensor]:
         logits = _Rows(states, weight, bias)
-        targets_N = targets.reshape(-1).clamp(min=0)
+        targets_N = targets.reshape(-1).clamp(min=0)  # -100 is no index; what it gives is not used
         found = []
         for rows, logits_NV in logits.chunks():
+            # All logits but that of <CALL>: those before it, and those of rows after it that pad the vocabulary.
             others = torch.logsumexp(logits_NV[:, :call_token_id], dim=1)
             if call_token_id + 1 < logits.entries:
                 others = torch.logaddexp(others, torch.logsumexp(logits_NV[:, call_token_id + 1 :], dim=1))
@@ -177,6 +179,8 @@ class _TokenLosses(torch.autograd.Function):
         grad_weight = None if weight is None else torch.zeros_like(weight, dtype=logits.dtype)
         grad_bias = None if bias is None else torch.zeros_like(bias, dtype=logits.dtype)
         for rows, logits_NV in logits.chunks():
+            # The softmax without <CALL>, times the weight. In the column of <CALL> this means nothing, and it is
+            # overwritten.
             grad_NV = (logits_NV - normaliser_N[rows, None]).exp_().mul_(weight_N[rows, None])
             grad_NV[:, ctx.call_token_id] = -call_N[rows]
             grad_NV.scatter_add_(1, targets_N[rows, None], -true_N[rows, None])
@@ -206,7 +210,8 @@ def training_loss(
     *,
     objective: Objective,
 ) -> Tensor:
-    """What is minimised: <CALL> is the target on the call mask, nothing on the ignore mask, the true token elsewhere.
+    """The loss of a selection: <CALL> is the target on the call mask, the true token elsewhere. Targets on the ignore
+    mask have no loss.
 
     With a call mask, the sum is divided by the number of valid targets, ignored ones included (equations A.3 and
     A.4). With an ignore mask alone, by the number of those that are not ignored (A.2).

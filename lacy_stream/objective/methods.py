@@ -41,7 +41,7 @@ SCOPES: tuple[Scope, ...] = get_args(Scope)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Needs:
+class MethodNeeds:
     """The signals that a method looks at.
 
     loss: the model's own loss. facts: the labels of spaCy or of a judge, in ``token_class``. reference: the loss of a
@@ -54,16 +54,16 @@ class Needs:
     random: bool = False
 
 
-NEEDS: dict[MethodName, Needs] = {
-    "baseline": Needs(),
-    "loss-based": Needs(random=True),
-    "rho-1": Needs(loss=True, reference=True),
-    "llm-judge": Needs(facts=True),
-    "spacy": Needs(facts=True, random=True),
-    "lacy": Needs(loss=True, facts=True),
-    "spacy+refloss": Needs(facts=True, reference=True),
-    "lacy+ignorefacts": Needs(loss=True, facts=True),
-    "lacy+ignore": Needs(loss=True, facts=True),
+NEEDS: dict[MethodName, MethodNeeds] = {
+    "baseline": MethodNeeds(),
+    "loss-based": MethodNeeds(random=True),
+    "rho-1": MethodNeeds(loss=True, reference=True),
+    "llm-judge": MethodNeeds(facts=True),
+    "spacy": MethodNeeds(facts=True, random=True),
+    "lacy": MethodNeeds(loss=True, facts=True),
+    "spacy+refloss": MethodNeeds(facts=True, reference=True),
+    "lacy+ignorefacts": MethodNeeds(loss=True, facts=True),
+    "lacy+ignore": MethodNeeds(loss=True, facts=True),
 }
 """The nine methods of table 5."""
 

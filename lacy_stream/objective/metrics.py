@@ -52,7 +52,7 @@ class MaskModel:
         return self._scores[ids_BT]
 
 
-class _Known(NamedTuple):
+class _CachedScores(NamedTuple):
     """The scores of some logits, and what they were computed for."""
 
     targets: Tensor
@@ -61,17 +61,17 @@ class _Known(NamedTuple):
     scores: TokenScores
 
 
-_known = WeakTensorKeyDictionary()
-"""Logits -> ``_Known``, as long as the logits live. Composer gives all metrics of an evaluation the same tensors, one
-metric after the other; with a vocabulary of 32,000, the losses are most of what a metric costs."""
+_cache = WeakTensorKeyDictionary()
+"""Logits -> ``_CachedScores``, as long as the logits live. Composer gives all metrics of an evaluation the same
+tensors, one metric after the other. With a vocabulary of 32,000, the losses are most of what a metric costs."""
 
 
 def _scores_of(logits: Tensor, targets: Tensor, call_token_id: int, rank: Rank) -> TokenScores:
-    known: _Known | None = _known.get(logits)
-    if known is None or known.targets is not targets or known[1:3] != (call_token_id, rank):
-        known = _Known(targets, call_token_id, rank, token_scores(logits, targets, call_token_id, rank))
-        _known[logits] = known
-    return known.scores
+    cached: _CachedScores | None = _cache.get(logits)
+    if cached is None or cached.targets is not targets or cached[1:3] != (call_token_id, rank):
+        cached = _CachedScores(targets, call_token_id, rank, token_scores(logits, targets, call_token_id, rank))
+        _cache[logits] = cached
+    return cached.scores
 
 
 class TotalLoss(Metric):
@@ -132,6 +132,7 @@ class _MaskedLoss(Metric):
         """Keep the losses, and the scores that decide the mask: by default those of the same logits."""
         valid, own = targets != IGNORED_LABEL, _scores_of(logits, targets, self.call_token_id, self.rank_calls_by)
         losses, calls = own.losses.true_with_call if self._with_call else own.losses.true, calls or own.calls
+        # Only valid positions are kept: the mask is a share of them, over all batches and ranks.
         cast(list, self.loss).append(losses[valid])
         cast(list, self.score).append(calls.score[valid])
         cast(list, self.first).append(calls.first[valid].to(torch.uint8))  # gloo gathers no bool

@@ -34,6 +34,7 @@ class Masks(NamedTuple):
 def uniform(seed: int, step: int, like_BT: Tensor) -> Tensor:
     """Random numbers in [0, 1) for this rank's rows of a step's mini-batch, float32 [B, T] on the CPU. Those of the
     rows of all ranks together do not depend on how many ranks there are."""
+    # Each pair of a seed and a step below a million has a generator of its own.
     generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
     rows, length = like_BT.shape
     # Every rank draws for all ranks. Flattened over B and R, the numbers are in the order of the mini-batch's rows.
@@ -56,14 +57,14 @@ def select_masks(
         UsageError: the selector returned something other than masks.
     """
     if scope != "global" or dist.get_world_size() == 1:
-        return _selected(selector, targets, call_fraction, ignore_fraction)
+        return _apply_selector(selector, targets, call_fraction, ignore_fraction)
     # Every rank selects among all targets, and so finds the same masks, of which it keeps its own rows.
-    masks = _selected(selector, gathered(targets), call_fraction, ignore_fraction)
+    masks = _apply_selector(selector, gather_targets(targets), call_fraction, ignore_fraction)
     own = (own_part(mask_MT, targets.valid) for mask_MT in masks.selection)
     return Masks(Selection(*own), masks.learned_share)
 
 
-def _selected(selector: Selector, targets: Targets, call_fraction: float, ignore_fraction: float) -> Masks:
+def _apply_selector(selector: Selector, targets: Targets, call_fraction: float, ignore_fraction: float) -> Masks:
     counts = (budget(targets.valid, fraction) for fraction in (call_fraction, ignore_fraction))
     call, ignore = selector(targets, *counts)
     for name, mask in (("call", call), ("ignore", ignore)):
@@ -81,22 +82,24 @@ def _selected(selector: Selector, targets: Targets, call_fraction: float, ignore
     return Masks(Selection(call, ignore), learned / tokens)
 
 
-def gathered(targets: Targets) -> Targets:
+def gather_targets(targets: Targets) -> Targets:
     """The targets of all ranks, [M, T], where M is the number of ranks times the most rows of a rank and T the longest
     row. Places that a rank does not have are not valid."""
     parts = [part for part in targets if part is not None]
+    # One array, so that there is one gathering. Classes and bools are exact in floating point.
     values_KBT = torch.stack([part.to(targets.loss.dtype) for part in parts])
     # All ranks must bring the same shape: pad to the largest. A padded place has valid = 0.
     rows, length = _largest(targets.valid)
     values_KBT = F.pad(values_KBT, (0, length - values_KBT.shape[2], 0, rows - values_KBT.shape[1]))
     values_KBRT = torch.stack(dist.all_gather(values_KBT), dim=2)
     # Flattened over B and R, row b of rank r comes to b * ranks + r.
+    # The order of the fields of ``Targets``.
     loss, classes, valid, random, *rest = values_KBRT.flatten(1, 2)
     return Targets(loss, classes.to(torch.uint8), valid > 0, random, rest[0] if rest else None)
 
 
 def own_part(mask_MT: Tensor | None, own_BT: Tensor) -> Tensor | None:
-    """This rank's part of a mask over all ranks, of the shape of ``own_BT``: the inverse of ``gathered``."""
+    """This rank's part of a mask over all ranks, of the shape of ``own_BT``: the inverse of ``gather_targets``."""
     if mask_MT is None:
         return None
     rows, length = own_BT.shape

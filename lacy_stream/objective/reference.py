@@ -86,4 +86,4 @@ class _Stopwatch:
     def seconds(self) -> float:
         for _, end in self._events:
             end.synchronize()
-        return self._seconds + sum(start.elapsed_time(end) for start, end in self._events) / 1000
+        return self._seconds + sum(start.elapsed_time(end) for start, end in self._events) / 1000  # from milliseconds

@@ -29,7 +29,7 @@ class CallScores(NamedTuple):
 
 
 class TokenScores(NamedTuple):
-    """What a model makes of each target: the losses, and the scores of <CALL>. All of one shape."""
+    """The losses of a model at each target, and its scores of <CALL>. All of one shape."""
 
     losses: TokenLosses
     calls: CallScores
@@ -39,8 +39,8 @@ class TokenScores(NamedTuple):
 def token_scores(logits: Tensor, targets: Tensor, call_token_id: int, rank: Rank) -> TokenScores:
     """Losses and scores of logits [..., V] and their targets [...], each [...].
 
-    Targets stand where their logits stand; ``batch.shifted`` makes them of labels. Those of -100 give finite values
-    that mean nothing.
+    Targets stand where their logits stand; ``batch.shift_labels`` makes them of labels. Those of -100 give finite
+    values that mean nothing.
 
     Raises:
         UsageError: the model has no entry for <CALL>.
@@ -49,7 +49,7 @@ def token_scores(logits: Tensor, targets: Tensor, call_token_id: int, rank: Rank
     return TokenScores(losses, call_scores(logits, call_token_id, rank, losses))
 
 
-def joined(parts: Sequence[TokenScores]) -> TokenScores:
+def join_scores(parts: Sequence[TokenScores]) -> TokenScores:
     """The scores of several parts as one, joined along their first axis."""
     losses, calls = zip(*parts, strict=True)
     return TokenScores(
@@ -89,6 +89,7 @@ def call_score(logits: Logits, call_token_id: int, rank: Rank, losses: TokenLoss
     if rank == "logit":
         return (logits.logit(call_token_id) if isinstance(logits, HiddenStates) else logits[..., call_token_id]).float()
     if losses is None:
+        # The log-odds of <CALL> do not depend on the target.
         any_target = torch.zeros(states.shape[:-1], dtype=torch.long, device=states.device)
         losses = token_losses(logits, any_target, call_token_id)
     return losses.call_log_odds.float()
@@ -106,6 +107,7 @@ def own_call_mask(scores: CallScores, valid: Tensor, fraction: float) -> Tensor:
     """
     # Valid and first ones before the others, each group by its score: one stable sort after another.
     order = torch.argsort(scores.score.flatten(), descending=True, stable=True)
+    # 3: valid and first, 2: valid, 1 and 0: not valid, which the budget never reaches.
     groups = (scores.first.int() + valid.int() * 2).flatten()[order]
     order = order[torch.argsort(groups, descending=True, stable=True)]
     chosen = torch.zeros(valid.numel(), dtype=torch.bool, device=valid.device)
@@ -114,7 +116,8 @@ def own_call_mask(scores: CallScores, valid: Tensor, fraction: float) -> Tensor:
 
 
 def uncertainty(logits_V: Tensor, *, entropy: bool) -> float:
-    """Of the next token, in nats: the entropy of the 20 most likely tokens, or -log p of the most likely one."""
+    """A model's uncertainty about the next token, in nats: the entropy of the 20 most likely tokens, or -log p of the
+    most likely one."""
     if not entropy:
         return float(-torch.log_softmax(logits_V, dim=-1).max())
     top = torch.log_softmax(logits_V.topk(min(TOP, len(logits_V))).values, dim=-1)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from annotator import FactClass
 from lacy_stream.errors import UsageError
-from lacy_stream.objective.methods import NEEDS, MethodName, Needs
+from lacy_stream.objective.methods import NEEDS, MethodName, MethodNeeds
 
 
 class Targets(NamedTuple):
@@ -56,14 +56,16 @@ Selector = Callable[[Targets, Tensor, Tensor], Selection]
 
 
 def budget(valid: Tensor, fraction: float) -> Tensor:
-    """How many of the valid positions are ``fraction`` of them, rounded down; a scalar that stays on the device,
-    so that the host need not wait for the GPU. 0.29 x 100, which floats make 28.999…, is 29."""
+    """The number of positions that is ``fraction`` of the valid ones, rounded down: a scalar that stays on the device,
+    so that the host need not wait for the GPU. 0.29 x 100 is 29, although it is 28.999… in floating point."""
     return torch.floor(valid.sum(dtype=torch.float64) * fraction + 1e-6)
 
 
 def highest(scores: Tensor, candidates: Tensor, count: Tensor) -> Tensor:
     """The ``count`` candidates with the highest scores, or all where there are fewer: bool, of the scores' shape.
     Equal scores are taken in order of position."""
+    # A stable sort and not ``topk``: equal scores come in the same order on every device, and the count stays on the
+    # device. Where it exceeds the candidates, others are chosen after them, which the last line drops.
     scores = scores.detach().masked_fill(~candidates, -torch.inf).flatten()
     order = torch.argsort(scores, descending=True, stable=True)
     chosen = torch.arange(len(order), device=order.device) < count
@@ -119,12 +121,13 @@ def lacy_ignore(targets: Targets, call_count: Tensor, ignore_count: Tensor) -> S
     facts are more than 15%, it is empty."""
     call, facts = lacy_ignorefacts(targets, call_count, ignore_count)
     assert facts is not None
+    # With more facts than the budget, the count is negative, and ``highest`` chooses none.
     others = (targets.token_class == FactClass.OTHER) & targets.valid
     return Selection(call, ignore=facts | highest(targets.loss, others, ignore_count - facts.sum()))
 
 
 @dataclass(frozen=True, kw_only=True)
-class Method(Needs):
+class Method(MethodNeeds):
     """A selector and the signals that it needs."""
 
     select: Selector

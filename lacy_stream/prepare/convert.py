@@ -1,6 +1,6 @@
 """Documents -> MDS shards in OUT/train and OUT/val.
 
-    SOURCE... --inputs.py--> Row --is_validation--> train or val shard
+    SOURCE... --inputs.py--> SourceRow --is_validation--> train or val shard
                               a row that is not a document, or an id seen before -> refused.jsonl
 
 Everything is written into a hidden folder next to OUT, `.NAME.prepare`, and renamed at the end. So OUT is complete or
@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from lacy_stream.files import file_errors
-from lacy_stream.prepare.inputs import RECORD, REFUSED, Input, RefusedRows, Row, find_inputs, read_rows
+from lacy_stream.prepare.inputs import RECORD, REFUSED, Input, RefusedRows, SourceRow, find_inputs, read_rows
 from lacy_stream.prepare.lmlm import ValueLocation
 from lacy_stream.prepare.settings import PrepareError, ShardOptions
 from lacy_stream.progress import SourceProgress
@@ -52,7 +52,7 @@ class Count:
 
 @dataclass
 class Summary:
-    """What a run has written."""
+    """The counts of what a run has written."""
 
     train: Count = field(default_factory=Count)
     val: Count = field(default_factory=Count)
@@ -106,7 +106,7 @@ def prepare(
         nothing is written, and `already_prepared` is True.
 
     Raises:
-        PrepareError: a user can put it right. `out` is then untouched.
+        PrepareError: the user has to change something. `out` is then untouched.
         FileError: a source or `out` cannot be read.
     """
     options = options or ShardOptions()
@@ -121,7 +121,7 @@ def prepare(
         # Again under the lock: another run may have finished since the first look.
         summary = _existing(out, plan, overwrite)
         if summary is None:
-            with _disk_errors_named(work):
+            with _name_disk_errors(work):
                 summary = _write(inputs, options, work / DATA, on_progress)
                 summary.warnings = source_notes + summary.warnings
                 _write_record(work / DATA, plan, summary)
@@ -157,6 +157,7 @@ def _write(
     data.mkdir()
     summary = Summary(calls={how.value: 0 for how in ValueLocation} if options.inline_calls else {})
     writers: dict[str, MDSWriter] = {}
+    # Hashes of ids take less memory than the ids. Among 100 million ids, the chance that two have one hash is 0.03%.
     seen: set[int] = set()
     with open(data / REFUSED, "w", encoding="utf-8") as refused:
         for source, row in _all_rows(inputs, options, summary, on_progress):
@@ -186,7 +187,7 @@ def _write(
 
 def _all_rows(
     inputs: list[Input], options: ShardOptions, summary: Summary, on_progress: Callable[[SourceProgress], None] | None
-) -> Iterator[tuple[Input, Row]]:
+) -> Iterator[tuple[Input, SourceRow]]:
     """Yield the rows of all inputs, and call `on_progress` every 100 rows."""
     total = 0 if any(source.kind == "hub" for source in inputs) else sum(source.bytes for source in inputs)
     before = 0
@@ -217,7 +218,7 @@ def _shard_writer(folder: Path, options: ShardOptions) -> MDSWriter:
     )
 
 
-def _refuse(reason: str, row: Row, source: Input, summary: Summary, file: IO[str]) -> None:
+def _refuse(reason: str, row: SourceRow, source: Input, summary: Summary, file: IO[str]) -> None:
     where = f"{source.name} row {row.number}"
     summary.refused.setdefault(reason, RefusedRows()).add(f"{row.id} ({where})" if row.id else where)
     line = {"source": source.path, "row": row.number, "id": row.id or None, "reason": reason}
@@ -267,7 +268,7 @@ def _work_folder(out: Path) -> Iterator[tuple[Path, list[str]]]:
 
 
 @contextmanager
-def _disk_errors_named(folder: Path) -> Iterator[None]:
+def _name_disk_errors(folder: Path) -> Iterator[None]:
     """Turn the error of a full disk into a PrepareError that names the folder."""
     try:
         yield
@@ -327,6 +328,7 @@ def _publish(work: Path, out: Path) -> None:
     """Replace `out` by work/data. The data is synced to disk before it gets its name."""
     for path in [*(work / DATA).rglob("*"), work / DATA]:
         _sync(path)
+    # If the process is killed between the two renames, ``_clean`` puts the old data set back.
     if out.exists() and any(out.iterdir()):
         os.replace(out, work / OLD)
     os.replace(work / DATA, out)

@@ -1,6 +1,6 @@
 """JSONL files (plain, .gz, .zst), Parquet files and Hugging Face data sets -> rows.
 
-    SOURCE... --find_inputs--> Input --read_rows--> Row (a document, or the reason why the row was refused)
+    SOURCE... --find_inputs--> Input --read_rows--> SourceRow (a document, or the reason why the row was refused)
 
 Labels that come with a row, as spans in a column or as lookup calls in its text, stay with the document.
 """
@@ -57,7 +57,7 @@ class Input:
 
 
 @dataclass(frozen=True)
-class Row:
+class SourceRow:
     """One row of an input: a document, or the reason why it was refused."""
 
     number: int
@@ -234,10 +234,10 @@ def _need(module: str, purpose: str) -> None:
         raise PrepareError(f"{purpose} needs {module}: pip install {module}")
 
 
-# ---------------------------------------------------------------- Input -> Row
+# ---------------------------------------------------------------- Input -> SourceRow
 
 
-def read_rows(source: Input, options: ReadOptions) -> Iterator[Row]:
+def read_rows(source: Input, options: ReadOptions) -> Iterator[SourceRow]:
     """Yield every row, in file order. The text of a document is its title, a blank line, and its body.
 
     Raises:
@@ -247,36 +247,36 @@ def read_rows(source: Input, options: ReadOptions) -> Iterator[Row]:
     readers = {"jsonl": _jsonl_rows, "parquet": _parquet_rows, "saved": _saved_rows, "hub": _hub_rows}
     for number, done, fields in readers[source.kind](source, options):
         if isinstance(fields, str):
-            yield Row(number, done, refused=fields)
+            yield SourceRow(number, done, refused=fields)
         else:
             yield _read_fields(number, done, fields, source, options)
 
 
-def _read_fields(number: int, done: float, fields: dict[str, Any], source: Input, options: ReadOptions) -> Row:
+def _read_fields(number: int, done: float, fields: dict[str, Any], source: Input, options: ReadOptions) -> SourceRow:
     id, title, body = (fields.get(column) if column else None for column in options.columns)
     if type(id) is int:  # not isinstance, since a bool is not an id
         id = str(id)
     if id is not None and not isinstance(id, str):
-        return Row(number, done, refused="id is neither a string nor an integer")
+        return SourceRow(number, done, refused="id is neither a string nor an integer")
     if problem := _string_problem("id", id):
-        return Row(number, done, refused=problem)
+        return SourceRow(number, done, refused=problem)
     id = _unless_blank(id) or _make_id(number, source)
     if problem := _string_problem("text", body) or _string_problem("title", title):
-        return Row(number, done, id, refused=problem)
+        return SourceRow(number, done, id, refused=problem)
     title, text = _unless_blank(title), _unless_blank(body)
     if not text:
-        return Row(number, done, id, refused="no text" if body is None else "empty text")
+        return SourceRow(number, done, id, refused="no text" if body is None else "empty text")
     title = f"{title}\n\n" if title else ""
     if not options.labelled:
-        return Row(number, done, id, title + text)
+        return SourceRow(number, done, id, title + text)
     try:
         text, spans, value_locations = _read_labels(text, fields, options)
     except ValueError as error:
-        return Row(number, done, id, refused=str(error))
+        return SourceRow(number, done, id, refused=str(error))
     if not _unless_blank(text):
-        return Row(number, done, id, refused="nothing but lookup calls")
+        return SourceRow(number, done, id, refused="nothing but lookup calls")
     spans = [(start + len(title), end + len(title)) for start, end in spans]
-    return Row(number, done, id, title + text, spans=spans, value_locations=value_locations)
+    return SourceRow(number, done, id, title + text, spans=spans, value_locations=value_locations)
 
 
 def _read_labels(

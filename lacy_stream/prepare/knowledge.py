@@ -41,7 +41,7 @@ class KnowledgeError(UsageError):
 
 @dataclass
 class BuildSummary:
-    """What a build has written."""
+    """The counts of what a build has written."""
 
     articles: int = 0
     characters: int = 0
@@ -165,6 +165,7 @@ def build(
     built = BuildSummary()
     with replaced_file(out) as partial:
         with closing(sqlite3.connect(partial)) as store:
+            # No journal and no waiting for the disk: after a failure the unfinished file is thrown away.
             store.executescript(f"PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF; {SCHEMA}")
             for title, text in _articles([str(s) for s in sources], options or ReadOptions(), built, on_progress):
                 row = (normal_title(title), text)
@@ -194,13 +195,13 @@ def _articles(
             "take the Parquet files of wikimedia/wikipedia on the Hugging Face hub"
         )
     for source in [source for source in sources if source.endswith(".db")]:
-        yield from _reported(_factscore_articles(Path(source)), built, on_progress)
+        yield from _report_progress(_factscore_articles(Path(source)), built, on_progress)
     others = [source for source in sources if not source.endswith(".db")]
     if others:
-        yield from _reported(_row_articles(others, options, built), built, on_progress)
+        yield from _report_progress(_row_articles(others, options, built), built, on_progress)
 
 
-def _reported(
+def _report_progress(
     articles: Iterable[tuple[str, float | None, str, str]],
     built: BuildSummary,
     on_progress: Callable[[SourceProgress], None] | None,

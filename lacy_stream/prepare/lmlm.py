@@ -28,7 +28,7 @@ FEW_WORDS = 12
 
 
 class ValueLocation(str, Enum):
-    """Where the value of a call was found."""
+    """The place in the text where the value of a call was found."""
 
     AT_ONCE = "at once"  # -> 1992] 1992
     OTHER_SPELLING = "at once, in other case or quotes"  # -> Athletic Director] athletic director
@@ -72,7 +72,7 @@ def remove_calls(annotated: str) -> ConvertedText:
     text += annotated[last:]
     if _REMAINS.search(text):
         raise BrokenCallError("a part of a lookup call that has no beginning or no end")
-    folded = _folded(text)
+    folded = _fold(text)
     spans: list[tuple[int, int]] = []
     locations: Counter[ValueLocation] = Counter()
     for position, value in values:
@@ -149,7 +149,7 @@ _WORD = re.compile(r"\w+")
 _BETWEEN_ITEMS = re.compile(r"\s*[,;]\s*(?:and\s+)?|\s+and\s+")
 
 
-def _folded(text: str) -> str:
+def _fold(text: str) -> str:
     """The text in lower case with plain quotes, dashes and spaces. It keeps its length, so that spans stay valid."""
     plain = text.translate(_PLAIN)
     lower = plain.lower()
@@ -172,7 +172,7 @@ def _locate(value: str, position: int, text: str, folded: str) -> tuple[ValueLoc
         position += 1
     line_end = text.find("\n", position)
     line_end = line_end if line_end >= 0 else len(text)
-    wanted = _folded(value).strip(" '\"")
+    wanted = _fold(value).strip(" '\"")
     if (span := _find(wanted, folded, position, line_end)) is not None:
         if _WORD.search(text, position, span[0]):
             return ValueLocation.LATER, [span]

@@ -1,5 +1,4 @@
-"""What is read and written by `prepare`, and the errors that users are told. Free of NumPy, so that `--help` answers at
-once."""
+"""The options of `prepare`, and the error for its users. This file imports no NumPy, so that `--help` is fast."""
 
 from __future__ import annotations
 
@@ -10,13 +9,13 @@ from lacy_stream.errors import UsageError
 
 
 class PrepareError(UsageError):
-    """The user has to change something; the message says what and how."""
+    """The user has to change something. The message names it and the way out."""
 
 
 @dataclass(frozen=True)
 class ReadOptions:
-    """Which columns are read, and which part of a Hugging Face data set. An id or title column without a name is `id`
-    or `title`, in the sources that have it.
+    """The columns that are read, and the part of a Hugging Face data set. If the id or title column has no name, it is
+    `id` or `title`, in the sources that have it.
 
     Raises:
         PrepareError: a value that cannot be used.
@@ -76,7 +75,7 @@ class ReadOptions:
 
 @dataclass(frozen=True)
 class ShardOptions(ReadOptions):
-    """Everything that decides which bytes are written; kept in prepare.json.
+    """All options that decide which bytes are written. They are kept in prepare.json.
 
     Raises:
         PrepareError: a value that cannot be used.

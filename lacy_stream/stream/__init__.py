@@ -6,5 +6,5 @@ corpus      documents, in an order that depends on (data, seed, epoch) alone
 pool        documents -> labels, by the ``workers``; ``labels`` keeps what they have made before
 packing     labelled documents -> rows of fixed length
 batches     rows -> batches, and a position that a checkpoint can hold
-report      counts and logs what went wrong and was mended
+report      counts and logs the faults that a run recovered from
 """

@@ -252,6 +252,7 @@ class AnnotatedDataset(IterableDataset):
         padding = LanePacker(self.max_seq_len, self._eos_id).next_row()
         while True:
             batch = list(itertools.islice(rows, self._batch_size))
+            # A rank without rows asks, too: the gathering is collective.
             if not any(dist.all_gather_object(bool(batch))):
                 return
             yield from batch
@@ -404,6 +405,8 @@ class _Lane:
 
     def next_row(self) -> Row | None:
         """Wait for the lane's next row; None at the end of a finite lane."""
+        # Where documents were shorter than estimated, nothing is pending. Then the next one is submitted here, and
+        # waited for.
         while self._packer.buffered < self._packer.seq_len and (self._pending or self._submit()):
             tokens, end_of_document, future = self._pending.popleft()
             with self._stopwatch.stage("annotation"):
@@ -446,6 +449,7 @@ def collate(rows: Sequence[Row], mask_padding: bool = False) -> dict[str, torch.
         labels are -100 on padding, and there is ``attention_mask`` int64 [B, T], 1 for tokens and 0 for padding. Labels
         equal the input ids, and the loss shifts them by one, as in transformers.
     """
+    # ``stack`` makes a new array, so that a change of the batch leaves the rows as they are.
     ids = torch.from_numpy(np.stack([row.ids for row in rows]))
     batch = {
         "input_ids": ids,

@@ -32,7 +32,7 @@ DEFAULT_NAME = "data"
 
 
 class Order(NamedTuple):
-    """How the samples of an epoch are ordered, in the terms of MosaicML Streaming."""
+    """The order of the samples of an epoch, in the terms of MosaicML Streaming."""
 
     algo: str | None = None
     """Streaming's shuffle algorithm; None for no shuffling."""
@@ -117,6 +117,7 @@ class Corpus:
         self._look_ahead(position)
         epoch, index = divmod(position, len(self))
         sample = int(self._epoch(epoch)[index])
+        # The last stream whose first sample is at or before this one.
         stream = int(np.searchsorted(self._first, sample, side="right")) - 1
         sample -= int(self._first[stream])
         row, source = self._shards[stream].read(sample), self._sources[stream]
@@ -155,6 +156,7 @@ class Corpus:
                 for s in self._sources
             ]
             with np.errstate(invalid="ignore"):  # 0 / 0 in an epoch without a document, which is refused below
+                # This sets ``choose`` of each stream to its samples in an epoch.
                 Stream.apply_weights(weighted, sizes, epoch_size, self.order.seed)
         except ValueError as error:
             raise DataError(f"the weights of the streams {', '.join(self._names)}: {error}") from None
@@ -191,6 +193,7 @@ class Corpus:
         if algo is None:
             return samples
         sizes = np.concatenate([sizes for _, sizes in chosen])
+        # One canonical node: lanes deal the documents out to ranks, and not Streaming's nodes.
         return samples[get_shuffle(algo, sizes, 1, seed, epoch, block_size)]
 
     def _chosen(self, stream: int, epoch: int) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
@@ -206,6 +209,7 @@ class Corpus:
         for _ in range(repeats):
             yield first + np.arange(len(shards)), shards.sizes
         if rest:
+            # A resumed run arranges an epoch without those before it, so the draw depends on the number of the epoch.
             random = np.random.default_rng((self.order.seed, epoch, stream))
             drawn = np.sort(random.choice(len(shards), rest, replace=False))
             shard = np.searchsorted(np.cumsum(shards.sizes), drawn, side="right")

@@ -103,6 +103,7 @@ class Remote:
         except queue.Empty:
             downloader = _downloader(url)
         attempt = _in_background(partial(downloader.download, url, path, self._timeout))
+        # Cleaning up may hang as the download does, so nobody waits for it.
         if not wait([attempt], self._timeout).done:
             _in_background(downloader.clean_up)
             raise TimeoutError(f"the download took more than {self._timeout:g} s")
@@ -122,6 +123,7 @@ class _S3(S3Downloader):
     _anonymous = False
 
     def _create_s3_client(self, unsigned: bool = False, timeout: float = 60.0) -> None:
+        # Streaming asks for a client without credentials after an answer of 400. A second time, that has not helped.
         if unsigned and self._anonymous:
             raise PermissionError(errno.EACCES, "the server answers 400, with credentials and without")
         self._anonymous = unsigned
@@ -165,6 +167,7 @@ def _is_final(error: BaseException) -> bool:
     if isinstance(error, DamageError | FileNotFoundError | PermissionError | IsADirectoryError | NotADirectoryError):
         return True
     response = getattr(error, "response", error)
+    # botocore's errors have a dict as response; those of other clients have an object, or are the response themselves.
     if isinstance(response, dict):
         status = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
     else:

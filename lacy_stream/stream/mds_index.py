@@ -86,6 +86,7 @@ def _parse_entry(entry: Any, local: str, split: str) -> MDSReader:
     names, encodings, sizes = entry["column_names"], entry["column_encodings"], entry["column_sizes"]
     _require(_all(names, str) and len(set(names)) == len(names), "column_names", names)
     _require(_all(encodings, str) and len(encodings) == len(names), "column_encodings", encodings)
+    # The encoding pkl unpickles what it reads, which can run code.
     for encoding in encodings:
         _require(encoding.split(":")[0] != "pkl" and is_mds_encoding(encoding), "column encoding", encoding)
     _require(isinstance(sizes, list) and len(sizes) == len(names), "column_sizes", sizes)
@@ -105,6 +106,7 @@ def _parse_entry(entry: Any, local: str, split: str) -> MDSReader:
 def _check_entry(file: Any) -> None:
     name, hashes = file["basename"], file["hashes"]
     parts = name.split("/")  # the index of merged data sets names files in sub-folders
+    # A leading dot would allow "..", and the names of the helper files that ``shards`` removes.
     safe = all(part and not part.startswith(".") and part.isprintable() and len(part) < 200 for part in parts)
     _require(safe and parts[-1] != INDEX, "file name", name)
     _require(_is_count(file["bytes"], LARGEST_SHARD), "bytes", file["bytes"])
@@ -121,7 +123,7 @@ def _all(values: Any, kind: type) -> bool:
 
 
 def _is_count(value: Any, limit: int) -> bool:
-    return type(value) is int and 0 <= value <= limit
+    return type(value) is int and 0 <= value <= limit  # isinstance would admit True
 
 
 # --- what an index says of a file -------------------------------------------------------------------------------

@@ -81,9 +81,12 @@ class LanePacker:
         padded with the end-of-document token. Call this only while ``buffered > 0``."""
         ids = np.full(self.seq_len, self._eos_id, np.int64)
         classes = np.full(self.seq_len, FactClass.GRAMMATICAL, np.uint8)
+        # The cursor's document is always the first of ``_documents``: a document leaves them when its last token is
+        # packed.
         filled, (document, token) = 0, self.cursor
         while filled < self.seq_len and self._documents:
             head_ids, head_classes = self._documents[0]
+            # As much of the document as the row has room for.
             count = min(self.seq_len - filled, len(head_ids) - token)
             ids[filled : filled + count] = head_ids[token : token + count]
             classes[filled : filled + count] = head_classes[token : token + count]

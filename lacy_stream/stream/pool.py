@@ -51,7 +51,7 @@ class AnnotationError(LacyStreamError, RuntimeError):
 
 @dataclass(frozen=True)
 class WorkerRate:
-    """What one worker has annotated, and in how much time. Its replacements count as the same worker."""
+    """Tokens that one worker has annotated, and the time that they took. Its replacements count as the same worker."""
 
     tokens: int = 0
     """Tokens that it has annotated."""
@@ -154,6 +154,7 @@ class AnnotationPool:
         self._cache_lock = threading.Lock()
         self.quarantine: dict[str, str] = {}
         """Document id -> reason why the document has no fact labels."""
+        # All workers have the same identity. The first one that is ready sets it, and any thread may wait for it.
         self._identity: Future[dict[str, str]] = Future()
         self._changed = threading.Condition()  # guards all fields below
         self._queue: deque[_Job] = deque()
@@ -341,6 +342,7 @@ class AnnotationPool:
                 return  # close() ended the worker
             for job in batch:
                 job.deaths += 1
+            # A culprit stays among the running documents, where ``_deliver`` looks for it.
             culprit = batch[0] if len(batch) == 1 and batch[0].deaths >= TRIES else None
             if culprit is None:
                 self._running.difference_update(batch)
@@ -364,6 +366,7 @@ class AnnotationPool:
             if cache is not None:
                 cache.put(job.document, result)
             return result
+        # An annotator that only tokenises. It takes milliseconds to make, and few documents come here.
         plain = replace(self.settings, model=None, labeller=None).build()
         try:
             unlabelled = replace(job.document, annotate=False)  # without its spans, which may be the cause
@@ -415,6 +418,7 @@ class AnnotationPool:
             if not self._identity.done():
                 self._identity.set_exception(error)
             self._changed.notify_all()
+        # Without the lock: a thread whose worker dies takes the lock itself.
         for worker in workers:
             worker.kill()
         for job in jobs:

@@ -241,6 +241,7 @@ class Shards:
         """Make sure that the raw file of a shard is in the local folder, and check it once per process."""
         if shard in self._ready:
             return
+        # Two threads may check one shard at the same time. That costs time, and does no harm.
         reader = self._readers[shard]
         if self._problem(reader) is not None:
             self._fetch(reader)

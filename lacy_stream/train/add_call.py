@@ -24,9 +24,9 @@ SAMPLE_ROW, SAMPLE_TOKENS = 512, 4096
 
 
 @dataclass(frozen=True)
-class Grown:
-    """What was done: the rows before and after, the id of <CALL>, the tensors that grew, and the mean of p(<CALL>) on
-    the sample of text; None without a sample."""
+class AddCallSummary:
+    """The rows before and after, the id of <CALL>, the tensors that grew, and the mean of p(<CALL>) on the sample of
+    text; None without a sample."""
 
     rows_before: int
     rows: int
@@ -43,7 +43,7 @@ def add_call(
     text: str | os.PathLike[str] | None = None,
     call_fraction: float = 0.15,
     pad_to_multiple_of: int = 1,
-) -> Grown:
+) -> AddCallSummary:
     """Write a checkpoint whose model has a row for <CALL>: the mean of the other rows, with moments of 0.
 
     Args:
@@ -57,7 +57,7 @@ def add_call(
 
     Raises:
         ModelNotFoundError: there is no such checkpoint.
-        CheckpointError: the file is none, or it holds no model of transformers.
+        CheckpointError: the file is not a checkpoint, or it holds no model of transformers.
         FileError: ``out`` exists, or the text cannot be read.
         UsageError: the model has <CALL> already; or the tokenizer is not its own; or a text comes without one.
     """
@@ -75,6 +75,7 @@ def add_call(
         raise UsageError(f"the model has {before} rows, and the tokenizer {call_token_id} ids: it is not its tokenizer")
     rows = -(-max(before, call_token_id + 1) // pad_to_multiple_of) * pad_to_multiple_of
     names = _grow(state["model"], before, rows, _mean)
+    # Moments have the shape of their parameter, and those of a new parameter are 0.
     for optimizer in state.get("optimizers", {}).values():
         for name in names:
             _grow(optimizer["state"].get(name, {}), before, rows, _zeros)
@@ -83,10 +84,10 @@ def add_call(
     if tokenizer is not None and text is not None:
         probability = _set_row(state["model"], config, _ids(text, tokenizer), call_fraction)
     else:
-        _wrapped(state["model"], config)
+        _wrap(state["model"], config)
     with replaced_file(out) as new:
         torch.save(file, new)
-    return Grown(before, rows, call_token_id, names if rows > before else [], probability)
+    return AddCallSummary(before, rows, call_token_id, names if rows > before else [], probability)
 
 
 def _read(checkpoint: str | os.PathLike[str]) -> dict[str, Any]:
@@ -120,6 +121,8 @@ def _grow(tensors: dict[str, Any], before: int, rows: int, fill: Any) -> list[st
     Returns:
         The names of the tensors.
     """
+    # Tied embeddings are one memory under two names. A tensor whose first axis has the length of the vocabulary by
+    # chance would grow, too: ``_wrap`` then finds that the weights no longer fit.
     grown: dict[int, Tensor] = {}
     names = [name for name, value in tensors.items() if torch.is_tensor(value) and value.shape[:1] == (before,)]
     for name in names:
@@ -139,7 +142,7 @@ def _zeros(tensor: Tensor) -> Tensor:
     return torch.zeros_like(tensor[:1])
 
 
-def _wrapped(weights: Mapping[str, Tensor], config: Mapping[str, Any]) -> Any:
+def _wrap(weights: Mapping[str, Tensor], config: Mapping[str, Any]) -> Any:
     """The model that a checkpoint holds, as a check that it still does."""
     wrapper = for_composer(model_of_config(config))
     try:
@@ -160,8 +163,9 @@ def _ids(text: str | os.PathLike[str], tokenizer: Tokenizer) -> Tensor:
 
 def _set_row(weights: dict[str, Any], config: Mapping[str, Any], ids_BT: Tensor, call_fraction: float) -> float:
     """Set the row of <CALL> in the weights of a checkpoint."""
-    wrapper, call_token_id = _wrapped(weights, config), config["call_token_id"]
+    wrapper, call_token_id = _wrap(weights, config), config["call_token_id"]
     probability = set_call_row(wrapper.model, call_token_id, ids_BT, call_fraction)
+    # The row in the input embeddings and, where they are not tied to it, in the output layer.
     for name, value in wrapper.state_dict().items():
         if value.shape[:1] == (config["vocab_size"],):
             weights[name][call_token_id] = value[call_token_id]

@@ -65,7 +65,7 @@ class CallMask(Algorithm):
         self._output_layer: OutputLayer | None = None
         self._model: Any = None
         self._original_loss: Any = None
-        self._batch: Any = None  # the microbatch in work, whole
+        self._batch: Any = None  # the current microbatch, with its labels
 
     def match(self, event: Event, state: State) -> bool:
         return event in (
@@ -83,7 +83,7 @@ class CallMask(Algorithm):
             self._model = state.model  # before DDP wraps it; Composer calls this object's `loss`
             self._original_loss = self._model.__dict__.get("loss")
             if isinstance(getattr(self._original_loss, "__self__", None), CallMask):
-                self._original_loss = None  # left by a fit that was broken off
+                self._original_loss = None  # left by a fit that was interrupted
         elif event == Event.FIT_START:
             _check_call_token(self.objective.call_token_id, getattr(state.train_dataloader, "dataset", None))
             self._output_layer = self._open_output_layer(state)

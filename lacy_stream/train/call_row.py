@@ -72,8 +72,8 @@ def set_call_row(model: PreTrainedModel, call_token_id: int, ids_BT: Tensor, cal
 
 
 class _Sample(NamedTuple):
-    """What a model does at N positions: the hidden states before its output embeddings, the log of the summed
-    exponentials of all logits but that of <CALL>, and the factor between output embeddings and logits. float64."""
+    """N positions of a model: the hidden states before its output embeddings, the log of the summed exponentials of all
+    logits but that of <CALL>, and the factor between output embeddings and logits. float64."""
 
     hidden_ND: Tensor
     others_N: Tensor
@@ -81,8 +81,9 @@ class _Sample(NamedTuple):
 
 
 def _sample(model: PreTrainedModel, head: torch.nn.Module, ids_BT: Tensor, call_token_id: int) -> _Sample:
+    # Some models scale the output of their head. products / squares is the factor that fits best, by least squares.
     hidden, others, products, squares = [], [], 0.0, 0.0
-    with _evaluating(model), _watched(head) as seen:
+    with _evaluating(model), _watch(head) as seen:
         for ids_T in ids_BT.to(model.device):
             logits_TV = model(input_ids=ids_T[None], use_cache=False).logits[0].float()
             hidden_TD, plain_TV = seen.pop()
@@ -105,15 +106,18 @@ def _solution(sample: _Sample, call_fraction: float, with_bias: bool) -> tuple[T
     ridge = RIDGE * spread * inputs_ND.square().mean()
 
     def loss(row_D: Tensor) -> Tensor:
+        # The cross-entropy of a target that is 1 at the call fraction of the positions, wherever they are.
         odds_N = inputs_ND @ row_D - sample.others_N
         return (F.softplus(odds_N) - call_fraction * odds_N).mean() + ridge * row_D.square().sum() / 2
 
+    # Begin with the row whose logits come nearest, in the mean square, to p(<CALL>) = call_fraction at each position.
     wanted_N = sample.others_N + math.log(call_fraction / (1 - call_fraction))
-    row_D = _solved(inputs_ND, torch.ones_like(wanted_N), inputs_ND.T @ wanted_N / len(wanted_N), ridge / spread)
+    row_D = _solve(inputs_ND, torch.ones_like(wanted_N), inputs_ND.T @ wanted_N / len(wanted_N), ridge / spread)
     for _ in range(NEWTON_STEPS):
         p_N = torch.sigmoid(inputs_ND @ row_D - sample.others_N)
         gradient_D = inputs_ND.T @ (p_N - call_fraction) / len(p_N) + ridge * row_D
-        step_D, before = _solved(inputs_ND, p_N * (1 - p_N), gradient_D, ridge), loss(row_D)
+        step_D, before = _solve(inputs_ND, p_N * (1 - p_N), gradient_D, ridge), loss(row_D)
+        # A whole step may overshoot. The loss is convex, so that some part of it does not.
         while (after := loss(row_D - step_D)) > before and step_D.abs().max() > 0:
             step_D = step_D / 2
         row_D = row_D - step_D
@@ -122,15 +126,16 @@ def _solution(sample: _Sample, call_fraction: float, with_bias: bool) -> tuple[T
     return row_D, torch.sigmoid(inputs_ND @ row_D - sample.others_N).mean().item()
 
 
-def _solved(inputs_ND: Tensor, weights_N: Tensor, right_D: Tensor, ridge: Tensor) -> Tensor:
+def _solve(inputs_ND: Tensor, weights_N: Tensor, right_D: Tensor, ridge: Tensor) -> Tensor:
     """The solution x of (mean over N of weight · input · inputᵀ + ridge) x = right."""
+    # [D, D] and not [N, N]: the sample has more positions than the states have numbers.
     moments_DD = (inputs_ND * weights_N[:, None]).T @ inputs_ND / len(inputs_ND)
     moments_DD.diagonal().add_(ridge)
     return torch.linalg.solve(moments_DD, right_D)
 
 
 @contextmanager
-def _watched(module: torch.nn.Module) -> Iterator[list[tuple[Tensor, Tensor]]]:
+def _watch(module: torch.nn.Module) -> Iterator[list[tuple[Tensor, Tensor]]]:
     """The input and the output of each forward of a module."""
     seen: list[tuple[Tensor, Tensor]] = []
     handle = module.register_forward_hook(lambda _, inputs, output: seen.append((inputs[0], output.float())))

@@ -16,8 +16,7 @@ from transformers.utils.hub import cached_file
 
 from annotator import AnnotatorSettings
 from annotator.errors import MissingFileError
-from annotator.tokenizers import Tokenizer
-from annotator.tokenizers import tokenizer_file as file_in_folder
+from annotator.tokenizers import Tokenizer, tokenizer_file
 from lacy_stream.errors import UsageError
 from lacy_stream.files import is_hub_name
 from lacy_stream.recipe import HFCausalLM, Recipe, check_recipe, tokenizer_path
@@ -30,7 +29,7 @@ SENTENCEPIECE, TOKENIZER_JSON, RECIPE = "tokenizer.model", "tokenizer.json", "re
 
 
 class CheckpointError(UsageError):
-    """The file is no checkpoint of a lacy-stream run; the message says why."""
+    """The file is not a checkpoint of a lacy-stream run; the message says why."""
 
 
 class ModelNotFoundError(CheckpointError, FileNotFoundError):
@@ -141,7 +140,7 @@ def _read(path: str | os.PathLike[str], mmap: bool = False) -> dict[str, Any]:
         return torch.load(path, map_location="cpu", weights_only=False, mmap=mmap)["state"]
     except FileNotFoundError as error:
         raise ModelNotFoundError(f"there is no file {os.fspath(path)!r}") from error
-    except Exception as error:
+    except Exception as error:  # torch.load raises errors of many kinds for other files
         raise _no_checkpoint(path, error) from error
 
 
@@ -165,7 +164,7 @@ def read_recipe(path: str | os.PathLike[str]) -> Recipe | None:
     there is none.
 
     Raises:
-        CheckpointError: a file that is no checkpoint.
+        CheckpointError: the file is not a checkpoint.
     """
     if os.path.isfile(path):
         return _recorded(_read(path, mmap=True), path)[0]
@@ -191,28 +190,31 @@ def _from_transformers(name: str) -> CallingModel:
         model = AutoModelForCausalLM.from_pretrained(name, torch_dtype="float32")
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{name} is no causal language model: {str(error).strip().splitlines()[0]}") from None
-    tokenizer = tokenizer_file(name)
+    tokenizer = model_tokenizer_file(name)
     if tokenizer is None:
         raise CheckpointError(f"{name} has no tokenizer: add its {SENTENCEPIECE} or {TOKENIZER_JSON}")
     config = model.config
     recipe = _file_of(name, RECIPE)
     recipe = None if recipe is None else check_recipe(yaml.safe_load(recipe.read_text(encoding="utf-8")))
+    # A run's model is used up to the length of its rows, even if it has more positions.
     positions = getattr(config, "max_position_embeddings", None) if recipe is None else recipe.max_seq_len
     if positions is None:
         raise CheckpointError(f"{name} names no max_position_embeddings in its config.json: add the number of tokens")
+    # A chat model may end its texts in several ways. The first one counts.
     eos_id = config.eos_token_id[0] if isinstance(config.eos_token_id, list) else config.eos_token_id
     if eos_id is None:
         raise CheckpointError(f"{name} names no eos_token_id in its config.json: add the id that ends a text")
+    # An exported folder has call_token_id in its configuration.
     return CallingModel(
         model.eval(), tokenizer, getattr(config, "call_token_id", None), eos_id, positions, Path(name).name, recipe
     )
 
 
-def tokenizer_file(name: str) -> Path | None:
+def model_tokenizer_file(name: str) -> Path | None:
     """The file of the tokenizer in a model's folder or hub repository; None where it has none."""
     if os.path.isdir(name):
         try:
-            return file_in_folder(name)
+            return tokenizer_file(name)
         except MissingFileError:
             return None
     return _file_of(name, SENTENCEPIECE) or _file_of(name, TOKENIZER_JSON)

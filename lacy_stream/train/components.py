@@ -1,4 +1,4 @@
-"""What a recipe takes from Composer, or from a module of the user's, by name: found, checked and built."""
+"""Components that a recipe names, from Composer or from a module of the user's: they are found, checked and built."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def named_scheduler(recipe: Recipe) -> Component | None:
     )
 
 
-def further(kind: Kind, section: Components) -> Iterator[Component]:
+def other_components(kind: Kind, section: Components) -> Iterator[Component]:
     """The callbacks, loggers or algorithms that are not among a section's own keys."""
     for name, arguments in section.further.items():
         yield Component(f"{kind}.{name}", kind, name, arguments)
@@ -74,9 +74,9 @@ def check_components(recipe: Recipe) -> None:
         RecipeError: naming the key, and the nearest known one.
     """
     named = [named_optimizer(recipe), named_scheduler(recipe)]
-    named += further("callbacks", recipe.callbacks)
-    named += further("loggers", recipe.loggers)
-    named += further("algorithms", recipe.algorithms)
+    named += other_components("callbacks", recipe.callbacks)
+    named += other_components("loggers", recipe.loggers)
+    named += other_components("algorithms", recipe.algorithms)
     for component in named:
         if component is not None:
             component.find()
@@ -122,6 +122,7 @@ def check_arguments(function: Callable[..., Any], arguments: Mapping[str, Any], 
     Raises:
         RecipeError: an unknown argument, with the nearest known one; or one is missing.
     """
+    # A function that takes ``**kwargs`` may know any name, so only missing arguments can be found.
     parameters = list(inspect.signature(function).parameters.values())[given:]
     named = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
     if not any(p.kind == p.VAR_KEYWORD for p in parameters):

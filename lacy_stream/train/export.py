@@ -23,7 +23,7 @@ CALL_TOKEN = "<CALL>"
 CALL_SETTINGS = {"special": True, "normalized": False, "lstrip": False, "rstrip": False, "single_word": False}
 CONFIG, SPECIAL_TOKENS = "tokenizer_config.json", "special_tokens_map.json"
 MODEL_INPUTS = ["input_ids", "attention_mask"]
-"""What a tokenizer gives to a model: a Llama refuses token_type_ids."""
+"""Names of the tensors that the tokenizer gives to a model: a Llama refuses token_type_ids."""
 PROBE = "  Größe 1987: the ꙮ's\n\n</s> <CALL> unbelievable mitochondria "
 """A text in which tokenizers that are set up otherwise differ."""
 
@@ -157,12 +157,14 @@ def transformers_tokenizer(calling: CallingModel) -> PreTrainedTokenizerFast:
 def _bpe(ours: SentencePieceTokenizer, pieces: list[str]) -> Tokenizer:
     """LLaMA's pipeline in the library tokenizers: a space before the text, spaces as U+2581, BPE over all of it."""
     vocabulary = {piece: id for id, piece in enumerate(pieces)}
+    # The library's BPE needs merges in their order, which the scores of the pieces give.
     merges = generate_merges(vocabulary, dict(zip(pieces, ours.scores(), strict=True)))
     bpe = models.BPE(vocabulary, merges, unk_token=pieces[0], fuse_unk=True, byte_fallback=True)
     tokenizer = Tokenizer(bpe)
     space = "\u2581"
     tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend(space), normalizers.Replace(" ", space)])
     tokenizer.decoder = decoders.Sequence(
+        # The last step takes away the space that the normalizer has put before the text.
         [decoders.Replace(space, " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
     )
     control = [piece for piece, spelling in zip(pieces, ours.spellings(), strict=True) if spelling is None]

@@ -33,7 +33,7 @@ def read_config(wanted: HFCausalLM, *, pieces: int, max_seq_len: int) -> Pretrai
     """
     config = _found(wanted)
     _refuse_not_causal(config)
-    config = _overridden(config, wanted)
+    config = _apply_overrides(config, wanted)
     text = config.get_text_config()
     if wanted.pretrained_model_name_or_path is None:
         if "pad_token_id" not in wanted.config_overrides:
@@ -43,7 +43,7 @@ def read_config(wanted: HFCausalLM, *, pieces: int, max_seq_len: int) -> Pretrai
     if text.vocab_size < pieces:
         raise RecipeError(_too_small(wanted, text.vocab_size, pieces))
     if not wanted.pretrained:
-        text.vocab_size = _padded(max(text.vocab_size, pieces + 1), wanted.pad_vocab_to_multiple_of)
+        text.vocab_size = _round_up(max(text.vocab_size, pieces + 1), wanted.pad_vocab_to_multiple_of)
     positions = getattr(text, "max_position_embeddings", None)
     if positions is not None and positions < max_seq_len:
         raise RecipeError(
@@ -71,7 +71,7 @@ def causal_model(
             ``call_fraction`` on it; None where a checkpoint will be loaded.
 
     Raises:
-        RecipeError: as ``read_config``; or the weights are not those of a causal model; or its logits cannot be had.
+        RecipeError: as ``read_config``; or the weights are not those of a causal model; or it gives no logits.
     """
     config = read_config(wanted, pieces=pieces, max_seq_len=max_seq_len)
     trained = getattr(config, "call_token_id", None) == pieces  # by a lacy-stream run, which this one continues
@@ -79,7 +79,7 @@ def causal_model(
         model = AutoModelForCausalLM.from_config(config, torch_dtype=torch.float32, **_attention(wanted))
         check_causal(model)
     else:
-        model = _continued(wanted, config)
+        model = _load_weights(wanted, config)
         check_causal(model)
         _add_call(model, wanted, pieces)
         if sample_BT is not None and not trained:
@@ -88,7 +88,7 @@ def causal_model(
     _warn_of_unused_router_loss(model)
     if wanted.attn_implementation is None:
         attend_without_mask(model)
-    return finished(model, call_token_id=pieces, eos_id=eos_id)
+    return note_special_ids(model, call_token_id=pieces, eos_id=eos_id)
 
 
 def model_of_config(values: Mapping[str, Any]) -> PreTrainedModel:
@@ -98,7 +98,7 @@ def model_of_config(values: Mapping[str, Any]) -> PreTrainedModel:
     return AutoModelForCausalLM.from_config(config, torch_dtype=torch.float32)
 
 
-def finished(model: PreTrainedModel, *, call_token_id: int, eos_id: int) -> PreTrainedModel:
+def note_special_ids(model: PreTrainedModel, *, call_token_id: int, eos_id: int) -> PreTrainedModel:
     """Note in the model's configuration which ids are <CALL> and the end of a document."""
     for config in (model.config, model.generation_config):
         if config is not None:
@@ -117,6 +117,7 @@ def check_causal(model: PreTrainedModel) -> None:
     """
     name, training = type(model).__name__, model.training
     model.eval()
+    # The rows differ in their last token only. A causal model has the same logits at the three positions before it.
     rows_BT = torch.tensor([[5, 6, 7, 8], [5, 6, 7, 9]], device=model.device)
     try:
         outputs = model(input_ids=rows_BT, use_cache=False)
@@ -175,7 +176,7 @@ def _refuse_not_causal(config: PretrainedConfig) -> None:
         )
 
 
-def _overridden(config: PretrainedConfig, wanted: HFCausalLM) -> PretrainedConfig:
+def _apply_overrides(config: PretrainedConfig, wanted: HFCausalLM) -> PretrainedConfig:
     overrides, where = dict(wanted.config_overrides), "model.config_overrides"
     if wanted.pretrained_model_name_or_path is not None:
         _override(config, overrides, where)
@@ -213,11 +214,11 @@ def _too_small(wanted: HFCausalLM, rows: int, pieces: int) -> str:
     return f"model.config_overrides.vocab_size: {problem}give {pieces + 1} or more{out}"
 
 
-def _padded(rows: int, multiple: int) -> int:
+def _round_up(rows: int, multiple: int) -> int:
     return -(-rows // multiple) * multiple
 
 
-def _continued(wanted: HFCausalLM, config: PretrainedConfig) -> PreTrainedModel:
+def _load_weights(wanted: HFCausalLM, config: PretrainedConfig) -> PreTrainedModel:
     path = wanted.pretrained_model_name_or_path
     assert path is not None, "a recipe that continues names a model"
     try:
@@ -243,10 +244,10 @@ def _continued(wanted: HFCausalLM, config: PretrainedConfig) -> PreTrainedModel:
 
 
 def _add_call(model: PreTrainedModel, wanted: HFCausalLM, call_token_id: int) -> None:
-    """Have a row for <CALL>: a spare one, or a new one, which is said."""
+    """Make sure that there is a row for <CALL>: a spare one, or a new one, which the log mentions."""
     embeddings: Any = model.get_input_embeddings()
     before = embeddings.weight.shape[0]
-    rows = _padded(max(before, call_token_id + 1), wanted.pad_vocab_to_multiple_of)
+    rows = _round_up(max(before, call_token_id + 1), wanted.pad_vocab_to_multiple_of)
     if rows == before:
         return
     grow_vocabulary(model, rows)

@@ -92,7 +92,7 @@ class StreamMonitor(Callback):
 
 @runtime_checkable
 class AnnotatedStream(Protocol):
-    """What annotates for a run: an ``AnnotatedDataset``, or a DataLoader that labels the batches of another one."""
+    """The annotated data of a run: an ``AnnotatedDataset``, or a DataLoader that labels the batches of another one."""
 
     pool: AnnotationPool
 
@@ -132,7 +132,7 @@ def describe_rate(stats: PoolStats, parsed: bool) -> str:
 
 
 def describe_wait(elapsed_s: float, before: StreamStats, after: StreamStats, pool: PoolStats, max_seq_len: int) -> str:
-    """What a run waited for, and which stage was its bottleneck, in words.
+    """Say in words how long a run waited for data, and which stage was its bottleneck.
 
     Args:
         elapsed_s: wall time of the run.
@@ -152,6 +152,7 @@ def describe_wait(elapsed_s: float, before: StreamStats, after: StreamStats, poo
         return text + ". The bottleneck was the trainer: the stream kept up"
     text += f". The bottleneck was {cause}"
     if cause == "annotation" and pool.tokens:
+        # The trainer's own speed: its tokens in the time in which it did not wait.
         tokens_per_s = (after.rows - before.rows) * max_seq_len / max(elapsed_s - waited, 1e-9)
         cores = math.ceil(tokens_per_s / pool.tokens_per_s_per_core)
         text += (

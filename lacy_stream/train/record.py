@@ -1,4 +1,4 @@
-"""Callback: what a run was, inside each of its checkpoints."""
+"""Callback: keeps the recipe and the annotation of a run in each of its checkpoints."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A reference model (rho-1, spacy+refloss): any Hugging Face folder or checkpoint of ours with the run's tokenizer."""
+"""A reference model (rho-1, spacy+refloss): a Hugging Face folder or a checkpoint, with the tokenizer of the run."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from annotator.tokenizers import Tokenizer, is_tokenizer_json, open_tokenizer
 from lacy_stream.errors import UsageError
-from lacy_stream.train.checkpoint import load_checkpoint, tokenizer_file
+from lacy_stream.train.checkpoint import load_checkpoint, model_tokenizer_file
 
 
 class ReferenceModelError(UsageError):
@@ -35,6 +35,7 @@ def load_reference(path: str | os.PathLike[str], tokenizer: Path, max_seq_len: i
     ours = open_tokenizer(tokenizer)
     model, same = _from_folder(path, tokenizer.name, ours) if path.is_dir() else _from_checkpoint(path, ours)
     pieces, entries = ours.vocab_size, model.get_output_embeddings().weight.shape[0]  # type: ignore[union-attr]
+    # If the ids are known to be the same, further rows can only be padding. Otherwise they might be other tokens.
     if same and entries > pieces + 1:
         model.resize_token_embeddings(pieces)  # without the rows that pad it
     elif entries not in (pieces, pieces + 1):
@@ -64,7 +65,7 @@ def _from_folder(path: Path, name: str, ours: Tokenizer) -> tuple[PreTrainedMode
         model = AutoModelForCausalLM.from_pretrained(path, torch_dtype="float32")
     except (OSError, ValueError) as error:
         raise ReferenceModelError(f"{path} is no Hugging Face model: {str(error).splitlines()[0]}") from None
-    own = tokenizer_file(os.fspath(path))
+    own = model_tokenizer_file(os.fspath(path))
     if own is None or _sha256(own) == ours.sha256:
         return model, own is not None
     if not (is_tokenizer_json(own) or is_tokenizer_json(ours.files[0])):

@@ -1,4 +1,4 @@
-"""The folder of a run that was killed -> one from which it can be resumed."""
+"""Repairs the folder of a run that was killed, so that the run can be resumed."""
 
 from __future__ import annotations
 

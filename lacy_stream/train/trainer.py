@@ -26,7 +26,13 @@ from lacy_stream.recipe import (
 )
 from lacy_stream.stream.pool import AnnotationPool, default_num_workers
 from lacy_stream.stream.report import Report
-from lacy_stream.train.components import build_profiler, check_components, further, named_optimizer, named_scheduler
+from lacy_stream.train.components import (
+    build_profiler,
+    check_components,
+    named_optimizer,
+    named_scheduler,
+    other_components,
+)
 from lacy_stream.train.recipe_data import annotator_settings
 from lacy_stream.train.resume import LATEST, mend_save_folder
 
@@ -52,6 +58,7 @@ def train(recipe: Recipe) -> None:
         pieces = settings.open_tokenizer().vocab_size
     except AnnotatorError as error:
         raise RecipeError(f"tokenizer.name: {error}") from None
+    # Most mistakes of a recipe are found here, before workers start and before Composer is imported.
     _check_model(recipe, pieces, tokenizer)
     _check_annotator(recipe.annotator)
     for key, path in _other_models(recipe).items():
@@ -151,11 +158,12 @@ def _built(recipe: Recipe, pool: AnnotationPool, call_token_id: int) -> Trainer:
             raise
         raise RecipeError(f"load_path: {recipe.load_path!r} is no checkpoint of a run: {error}") from None
     except (RuntimeError, PositionError, ObjectiveError) as error:
+        # A RuntimeError may have any cause. It is explained if it names weights that do not fit.
         mismatches = [line.strip() for line in str(error).splitlines() if "mismatch" in line or "Missing key" in line]
         if not isinstance(error, PositionError | ObjectiveError) and not mismatches:
             raise
         source = recipe.load_path or recipe.save_folder
-        other = "load_path" if recipe.load_path else "save_folder, or start anew: autoresume=false save_overwrite=true"
+        other = "load_path" if recipe.load_path else "save_folder, or start over: autoresume=false save_overwrite=true"
         raise RecipeError(
             f"the checkpoint in {source} does not fit this recipe: {mismatches[0] if mismatches else error}. "
             f"Name another {other}"
@@ -306,6 +314,7 @@ def _scheduler(recipe: Recipe) -> Any:
     if (named := named_scheduler(recipe)) is not None:
         return named.build()
     assert isinstance(recipe.scheduler, ConstantWithWarmup)
+    # What is left without the letters of its unit (ba, tok, sp) is the number.
     warmup = recipe.scheduler.t_warmup.replace("_", "")
     return ConstantScheduler() if int(warmup.rstrip("batoksp")) == 0 else ConstantWithWarmupScheduler(warmup)
 
@@ -335,7 +344,7 @@ def _algorithms(recipe: Recipe, pool: AnnotationPool, call_token_id: int) -> lis
     ]
     if clipping is not None:
         algorithms.append(GradientClipping(clipping.clipping_type, clipping.clipping_threshold))
-    return algorithms + [component.build() for component in further("algorithms", recipe.algorithms)]
+    return algorithms + [component.build() for component in other_components("algorithms", recipe.algorithms)]
 
 
 def _mask_model(recipe: Recipe, pool: AnnotationPool, call_token_id: int) -> MaskModel | None:
@@ -376,7 +385,7 @@ def _callbacks(recipe: Recipe) -> list[Any]:
     callbacks += [MemoryMonitor()] if wanted.memory_monitor is not None and torch.cuda.is_available() else []
     callbacks += [RuntimeEstimator()] if wanted.runtime_estimator is not None else []
     callbacks += [NaNMonitor()] if wanted.nan_monitor is not None else []
-    return callbacks + [component.build() for component in further("callbacks", wanted)]
+    return callbacks + [component.build() for component in other_components("callbacks", wanted)]
 
 
 def _loggers(recipe: Recipe) -> list[Any]:
@@ -407,7 +416,7 @@ def _loggers(recipe: Recipe) -> list[Any]:
                 log_traces=False,  # a line for each algorithm at each event
             )
         )
-    return loggers + [component.build() for component in further("loggers", wanted)]
+    return loggers + [component.build() for component in other_components("loggers", wanted)]
 
 
 def _fit(trainer: Trainer, recipe: Recipe) -> None:
@@ -417,12 +426,12 @@ def _fit(trainer: Trainer, recipe: Recipe) -> None:
         raise RecipeError(
             f"save_folder: {recipe.save_folder!r} has checkpoints of an earlier run "
             f"({error.args[0].split(' may ')[0]}). "
-            "Go on with that run: autoresume=true; replace it: save_overwrite=true; or name another folder"
+            "Continue that run with autoresume=true, replace it with save_overwrite=true, or name another folder"
         ) from None
 
 
 def _announce(recipe: Recipe, trainer: Trainer, pool: AnnotationPool) -> None:
-    """What is about to run, once, before the progress bar."""
+    """Print once what is about to run, before the progress bar appears."""
     from composer.utils import dist
     from rich.console import Console
     from rich.markup import escape

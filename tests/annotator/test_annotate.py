@@ -160,7 +160,7 @@ BOS, EOS = 1, 2
 
 
 def row_of(*tokens: LabelledTokens) -> np.ndarray:
-    """A row as LLM Foundry writes it: the ids of documents, </s> behind each; int64."""
+    """A row as LLM Foundry writes it: the ids of documents, </s> after each; int64."""
     return np.concatenate([np.append(t.ids, EOS) for t in tokens]).astype(np.int64)
 
 

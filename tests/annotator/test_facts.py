@@ -10,7 +10,7 @@ from annotator.records import Dep, Ent, FactClass, Flag, Pos, Words
 
 
 def build(*rows: tuple, chunks: list[tuple[int, int]] | None = None) -> Words:
-    """Words from rows (text, pos[, dep, head[, ent]]): ent is "person" or "other", with "-" to go on.
+    """Words from rows (text, pos[, dep, head[, ent]]): ent is "person" or "other", with "-" to continue it.
 
     A text of white space is a white-space token; "|" before a text starts a sentence there.
     """

@@ -19,7 +19,7 @@ from annotator import Annotator, AnnotatorError, AnnotatorSettings, FactClass
 from annotator.align import classify
 from annotator.facts import class_of_rule
 from annotator.tokenizers import open_tokenizer
-from annotator.tokenizers.byte_level import _ALTERNATIVES, ByteLevelTable, _alternatives, inseparable
+from annotator.tokenizers.byte_level import _ALTERNATIVES, ByteLevelTable, _alternatives, find_obstacle
 from annotator.tokenizers.huggingface import HuggingFaceTokenizer
 
 ODDER = [
@@ -349,7 +349,7 @@ def test_sentencepiece_takes_the_same_keys(tokenizer_path: Path) -> None:
 )
 def test_what_is_separable(tokenizer: tokenizers.Tokenizer, why: str) -> None:
     """Known patterns are; what may reach over a space is not, for a reason that is said."""
-    found = inseparable(json.loads(tokenizer.to_str()))
+    found = find_obstacle(json.loads(tokenizer.to_str()))
     assert found.startswith(why) and bool(found) == bool(why)
 
 

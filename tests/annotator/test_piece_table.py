@@ -16,7 +16,7 @@ import zstandard
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from annotator.tokenizers.piece_table import PieceTable, separable
+from annotator.tokenizers.piece_table import PieceTable, is_separable
 from annotator.tokenizers.sentencepiece import SentencePieceTokenizer
 
 CORPUS = "the fine text of a first file of the first text\nMarie Curie found radium in 1898, the  fine   file\n" * 50
@@ -33,7 +33,7 @@ OTHERS: dict[str, dict[str, Any]] = {
     "normalised": {"normalization_rule_name": "nmt_nfkc"},
     "spaces dropped": {"remove_extra_whitespaces": True},
     "no space before": {"add_dummy_prefix": False},
-    "space behind": {"treat_whitespace_as_suffix": True},
+    "space as suffix": {"treat_whitespace_as_suffix": True},
     "pieces over spaces": {"split_by_whitespace": False},
     "symbols of the user's": {"user_defined_symbols": ["of the"]},
 }
@@ -67,15 +67,15 @@ def counted(tokenizer: SentencePieceTokenizer, limit: int) -> tuple[PieceTable, 
 
 def test_separable_models(small: Path, tokenizer_path: Path) -> None:
     """The models that the table is for are known by their files."""
-    assert separable(small.read_bytes())
-    assert separable(tokenizer_path.read_bytes())
+    assert is_separable(small.read_bytes())
+    assert is_separable(tokenizer_path.read_bytes())
 
 
 @pytest.mark.parametrize("name", OTHERS)
 def test_other_models(name: str, tmp_path: Path) -> None:
     """A model that differs in one thing has no table, and the pieces that SentencePiece gives."""
     path = train(tmp_path, **OTHERS[name])
-    assert not separable(path.read_bytes())
+    assert not is_separable(path.read_bytes())
     tokenizer = SentencePieceTokenizer(path)
     text = "the fine  file of the first text "
     assert tokenizer._table is None
@@ -138,7 +138,7 @@ def test_known_chunks_are_not_asked_for(small: Path) -> None:
 
 @pytest.mark.parametrize("end", [" ", "  ", "   "])
 def test_spaces_behind_known_chunks(small: Path, end: str) -> None:
-    """Spaces at the end of a text whose words are all known are encoded as behind a word."""
+    """Spaces at the end of a text whose words are all known are encoded as after a word."""
     tokenizer = _tokenizer(small)
     table, _ = counted(tokenizer, limit=100)
     table.pieces("the fine file")

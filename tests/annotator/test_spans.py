@@ -42,7 +42,7 @@ def facts(annotator: Annotator, text: str, spans: Any) -> list[str]:
     ],
 )
 def test_every_form_of_spans(value: Any) -> None:
-    """JSON, lists and arrays, in pairs or one behind the other, are the same int32 pairs."""
+    """JSON, lists and arrays, in pairs or one after the other, are the same int32 pairs."""
     spans = read_spans(value, TEXT)
     assert spans.tolist() == [[0, 3], [16, 20]] and spans.dtype == np.int32
 
@@ -106,7 +106,7 @@ def test_rules_on_hand_built_pieces() -> None:
     assert covered() == []
     assert covered((1, 2)) == [1]
     assert covered((3, 4)) == [2, 3], "the space before a digit"
-    assert covered((0, 3)) == [0, 1], "not the space behind the last letter, though it is covered"
+    assert covered((0, 3)) == [0, 1], "not the space after the last letter, though it is covered"
     assert covered((4, 7)) == [4], "no line's end, no space before what is not covered"
     assert covered((7, 8)) == [6, 7, 8], "the piece without width, too"
     assert covered((3, 5), (0, 1), (4, 8), (2, 2)) == [0, 2, 3, 4, 6, 7, 8], "overlapping, unsorted, empty"

@@ -44,7 +44,7 @@ def spelled(vocabulary: TokenizerVocabulary, ids: list[int] | None) -> list[byte
         ("W", b"i", [b"i"]),  # no space is put before it
         ("in", b" 1987", [b" ", b"1", b"9", b"8", b"7"]),
         ("in 1", b"987", [b"9", b"8", b"7"]),  # Llama 3's three digits in a token
-        ("in ", b"198", [b"1", b"9", b"8"]),  # behind a lone space
+        ("in ", b"198", [b"1", b"9", b"8"]),  # after a lone space
         ("in ", b" 198", [b"1", b"9", b"8"]),  # of two spaces one is left
         ("the ", b" the", [b"the"]),
         ("end.", b"\n", [b"\n"]),

@@ -60,7 +60,7 @@ def test_uncertainty_by_hand() -> None:
 
 
 def test_facts_come_before_the_rest(pieces: TokenizerVocabulary, annotator: Annotator) -> None:
-    """A fact of which the model is sure goes before an uncertain token that is none; <CALL> plays no part."""
+    """A fact of which the model is sure goes before an uncertain token that is no fact; <CALL> plays no part."""
     score = ilacy(pieces, annotator)
     paris, the = (pieces.continuation(word) for word in (" Paris", " the"))
     assert paris is not None and the is not None
@@ -74,7 +74,7 @@ def test_facts_come_before_the_rest(pieces: TokenizerVocabulary, annotator: Anno
 
 
 def test_random_depends_on_the_text_alone() -> None:
-    """A text's draws are the same in a run that goes on, differ between texts and seeds, and fill 0 to 1."""
+    """A text's draws are the same in a resumed run, differ between texts and seeds, and fill 0 to 1."""
 
     def draws(seed: int, number: int) -> list[float]:
         score = RandomScore(seed).of_text(number)

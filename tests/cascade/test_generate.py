@@ -94,7 +94,7 @@ def test_without_calls_it_is_plain_generation(wordy: CallingModel) -> None:
 
 @pytest.mark.parametrize("rate", [0.15, 0.75])
 def test_the_same_model_on_both_sides(wordy: CallingModel, twin: TransformersPartner, rate: float) -> None:
-    """Whoever writes, the text is that of plain generation."""
+    """The text is that of plain generation, whichever model writes."""
     writers: set[str] = set()
     for prompt, text in zip(PROMPTS, generate(wordy, PROMPTS, partner=twin, call_rate=rate, max_new_tokens=24)):
         assert prompt + text.text == plain(wordy, prompt, 24)
@@ -104,7 +104,7 @@ def test_the_same_model_on_both_sides(wordy: CallingModel, twin: TransformersPar
 
 @pytest.mark.parametrize("reuse_same", [True, False])
 def test_the_naive_way_writes_the_same(wordy: CallingModel, wordy_model: Path, reuse_same: bool) -> None:
-    """With caches or everything read again at each token, the same text; also where the text is encoded anew."""
+    """With caches or everything read again at each token, the same text; also if the text is encoded again."""
     texts = []
     for reuse in (True, False):
         partner = open_partner(str(wordy_model))
@@ -148,7 +148,7 @@ def test_rows_that_are_read_together(wordy: CallingModel) -> None:
 def test_texts_of_a_batch_are_those_of_one_at_a_time(
     wordy: CallingModel, twin: TransformersPartner, batch_size: int
 ) -> None:
-    """With the same model on both sides the text is plain generation, whoever writes; prompts that are skipped leave
+    """With the same model on both sides the text is plain generation, whichever writes; prompts that are skipped leave
     their neighbours alone, and short texts end before long ones."""
     prompts = [PROMPTS[0], "", *PROMPTS[1:], "1" * 505, "He"]
     texts = list(generate(wordy, prompts, partner=twin, call_rate=0.3, max_new_tokens=24, batch_size=batch_size))
@@ -201,7 +201,7 @@ def test_nothing_that_can_be_expressed(wordy: CallingModel) -> None:
 
 
 def test_no_call_inside_a_character(wordy: CallingModel) -> None:
-    """While the bytes of a character are unfinished the small model goes on: a partner could not read them."""
+    """While the bytes of a character are unfinished the small model continues: a partner could not read them."""
     first, second = 0xC3 + 3, 0xA9 + 3  # the byte pieces begin at id 3
     model = load_model(wordy.tokenizer.parent)
     forward, partner = model.model.forward, Scripted(b" x")

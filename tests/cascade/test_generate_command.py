@@ -10,7 +10,7 @@ from servers import completions_server
 
 from lacy_stream.cascade.articles import title_of, with_article
 from lacy_stream.cascade.generation import Generation, Token
-from lacy_stream.cascade.output import read_prompts, styled, to_html
+from lacy_stream.cascade.output import generations_to_html, read_prompts, style_token
 from lacy_stream.cli.main import main
 
 pytestmark = pytest.mark.model
@@ -86,7 +86,7 @@ def test_a_file_of_prompts_goes_on(
 
 @pytest.mark.process
 def test_an_endpoint_that_dies(wordy_model: Path, prompts: Path, tmp_path: Path, capsys) -> None:
-    """What was written stays, the error says what to do, and with the endpoint back the run goes on."""
+    """What was written stays, the error says what to do, and with the endpoint back the run continues."""
     out = tmp_path / "texts.jsonl"
     command = ["generate", str(wordy_model), "--prompts", str(prompts), "--call-rate", "1", "--max-new-tokens", "4"]
     with completions_server("vllm") as (url, _):
@@ -120,11 +120,11 @@ def test_errors(wordy_model: Path, capsys: pytest.CaptureFixture[str], arguments
 def test_marks_and_strangers() -> None:
     """The page escapes text and marks neighbours together; the terminal gets no control characters."""
     tokens = [Token(" <i>", "model"), Token(" Par", "partner", 1.0, 0.0), Token("is", "partner"), Token(".", "model")]
-    page = to_html([Generation("a", " <i> Paris.", tokens, "length")])
+    page = generations_to_html([Generation("a", " <i> Paris.", tokens, "length")])
     assert "&lt;i&gt;" in page and "<i>" not in page
     assert page.count('class="k0"') == 2 and "50% by the partner" in page
-    assert styled(Token(" \x1b[31mx", "partner"), colour=False).plain == " ⟦\ufffd[31mx⟧"
-    assert styled(Token(" x", "model"), colour=False).plain == " x"
+    assert style_token(Token(" \x1b[31mx", "partner"), colour=False).plain == " ⟦\ufffd[31mx⟧"
+    assert style_token(Token(" x", "model"), colour=False).plain == " x"
 
 
 def test_articles_come_before_the_text(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 import pytest
 
 from lacy_stream.cli.main import main
-from lacy_stream.cli.options import Parser, add_options, parsed
+from lacy_stream.cli.options import CommandParser, add_options, parse_options
 from lacy_stream.errors import UsageError
 
 
@@ -61,15 +61,15 @@ class Outer(Base):
 
 
 @pytest.fixture
-def parser() -> Parser:
+def parser() -> CommandParser:
     """A parser of Outer."""
-    parser = Parser(prog="tool")
+    parser = CommandParser(prog="tool")
     add_options(parser, Outer, positional=("files",), repeated=("baseline",), defaults={"share": "half"})
     return parser
 
 
 @pytest.fixture
-def refused(parser: Parser, capsys: pytest.CaptureFixture[str]) -> Callable[[str], str]:
+def refused(parser: CommandParser, capsys: pytest.CaptureFixture[str]) -> Callable[[str], str]:
     """The message for a command line that ends with exit code 2."""
 
     def message(line: str) -> str:
@@ -81,18 +81,18 @@ def refused(parser: Parser, capsys: pytest.CaptureFixture[str]) -> Callable[[str
     return message
 
 
-def test_values_reach_their_dataclass(parser: Parser) -> None:
+def test_values_reach_their_dataclass(parser: CommandParser) -> None:
     """What is not given has the default of the place where it stands; what is given has the type of its field."""
-    assert parsed(Outer, parser.parse_args(["x", "--out", "o"])) == Outer(("x",), "o")
+    assert parse_options(Outer, parser.parse_args(["x", "--out", "o"])) == Outer(("x",), "o")
     line = "x y --out o --kind b --rates 1 2 --baseline m --baseline n --quick --size 2kb --share 0.25"
-    assert parsed(Outer, parser.parse_args(line.split())) == Outer(
+    assert parse_options(Outer, parser.parse_args(line.split())) == Outer(
         ("x", "y"), "o", "b", (1.0, 2.0), ("m", "n"), True, Inner(2048, 0.25)
     )
-    partly = parsed(Outer, parser.parse_args(["x", "--out", "o", "--share", "1"]))
+    partly = parse_options(Outer, parser.parse_args(["x", "--out", "o", "--share", "1"]))
     assert partly.inner == Inner(3, 1.0)
 
 
-def test_help_comes_from_the_fields(parser: Parser) -> None:
+def test_help_comes_from_the_fields(parser: CommandParser) -> None:
     """Help texts are the docstrings, with the default of the place; a dataclass inside is a group."""
     help = parser.format_help()
     for line in (
@@ -107,7 +107,7 @@ def test_help_comes_from_the_fields(parser: Parser) -> None:
         assert line in " ".join(help.split()), help
 
 
-def test_mistakes_are_named(parser: Parser, refused: Callable[[str], str]) -> None:
+def test_mistakes_are_named(parser: CommandParser, refused: Callable[[str], str]) -> None:
     """An unknown option is named with its nearest one, even where another is missing; a bad value with its option."""
     assert refused("x --uot o") == "tool: error: there is no option --uot; did you mean --out?\nSee `tool --help`.\n"
     assert "there is no option --entirely-else\n" in refused("x --out o --entirely-else=1")
@@ -119,7 +119,7 @@ def test_mistakes_are_named(parser: Parser, refused: Callable[[str], str]) -> No
     ):
         assert message in refused(f"x --out o {line}")
     with pytest.raises(UsageError, match="--share is too much"):
-        parsed(Outer, parser.parse_args("x --out o --share 2".split()))
+        parse_options(Outer, parser.parse_args("x --out o --share 2".split()))
     assert parser.parse_args(["--out", "o", "--", "--uot"]).files == ["--uot"]
 
 

@@ -12,7 +12,7 @@ from judges import Reply, scripted_judge
 
 from annotator import Annotator, Document, FactClass
 from lacy_stream.cli.main import main
-from lacy_stream.evaluate.acceptability import Proposal, bins, parse_verdict, propose, question
+from lacy_stream.evaluate.acceptability import Proposal, bins, parse_acceptability, propose, question
 from lacy_stream.evaluate.token_table import LOSS_BINS
 from lacy_stream.train.checkpoint import load_model
 
@@ -66,7 +66,7 @@ def test_question_holds_context_proposal_and_reference():
 )
 def test_verdict_of_an_answer(answer: str, verdict: bool | None):
     """The last verdict counts, a bare digit is one, prose with digits is none."""
-    assert parse_verdict(answer) is verdict
+    assert parse_acceptability(answer) is verdict
 
 
 def proposal(loss: float, factual: bool, correct: bool, acceptable: bool | None) -> Proposal:

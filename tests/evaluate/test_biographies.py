@@ -12,7 +12,7 @@ from judges import Reply, scripted_judge
 
 from lacy_stream.cascade.settings import Decoding, Delegation
 from lacy_stream.cli.main import main
-from lacy_stream.evaluate.biographies import Biography, Cascade, read_biographies, read_names, write_biographies
+from lacy_stream.evaluate.biographies import Biography, CascadeSettings, read_biographies, read_names, write_biographies
 from lacy_stream.journal import JournalError
 from lacy_stream.prepare.knowledge import build
 
@@ -22,23 +22,23 @@ NAMES = ["Ada Lovelace", "Zoë Öström", "Charles Babbage", "Mary Somerville"]
 
 
 @pytest.fixture
-def cascade(tiny_partner: Path) -> Cascade:
-    return Cascade(str(tiny_partner), Delegation(call_rate=0.3), Decoding(max_new_tokens=12, batch_size=8))
+def cascade(tiny_partner: Path) -> CascadeSettings:
+    return CascadeSettings(str(tiny_partner), Delegation(call_rate=0.3), Decoding(max_new_tokens=12, batch_size=8))
 
 
-def test_texts_begin_with_the_name_and_calls_are_made(tiny_model: Path, cascade: Cascade, tmp_path: Path):
+def test_texts_begin_with_the_name_and_calls_are_made(tiny_model: Path, cascade: CascadeSettings, tmp_path: Path):
     """Each name gets a text that begins "NAME is" and is as long as asked for; about a third is the partner's."""
     written = write_biographies("tiny", str(tiny_model), NAMES, cascade, tmp_path / "j.jsonl", "cpu")
     assert [one.name for one in written] == NAMES
     assert all(one.text.startswith(f"{one.name} is") and len(one.text) > len(one.name) + 3 for one in written)
     rates = [one.call_rate for one in written if one.call_rate is not None]
     assert len(rates) == 4 and 0.1 < sum(rates) / 4 < 0.6
-    alone = Cascade(decoding=Decoding(max_new_tokens=12, batch_size=8))
+    alone = CascadeSettings(decoding=Decoding(max_new_tokens=12, batch_size=8))
     plain = write_biographies("tiny", str(tiny_model), NAMES[:1], alone, tmp_path / "alone.jsonl", "cpu")
     assert plain[0].call_rate == 0 and plain[0].text != written[0].text
 
 
-def test_a_stopped_run_goes_on_as_if_it_had_not(tiny_model: Path, cascade: Cascade, tmp_path: Path):
+def test_a_stopped_run_goes_on_as_if_it_had_not(tiny_model: Path, cascade: CascadeSettings, tmp_path: Path):
     """After a kill in the middle of the third text the others are those of an uninterrupted run, thresholds and all."""
     whole = write_biographies("tiny", str(tiny_model), NAMES, cascade, tmp_path / "whole.jsonl", "cpu")
     lines = (tmp_path / "whole.jsonl").read_bytes().splitlines(keepends=True)
@@ -50,7 +50,7 @@ def test_a_stopped_run_goes_on_as_if_it_had_not(tiny_model: Path, cascade: Casca
     assert write_biographies("tiny", str(tiny_model), NAMES[:2], cascade, tmp_path / "cut.jsonl", "cpu") == whole[:2]
 
 
-def test_texts_of_other_runs_are_refused(tiny_model: Path, cascade: Cascade, tmp_path: Path):
+def test_texts_of_other_runs_are_refused(tiny_model: Path, cascade: CascadeSettings, tmp_path: Path):
     """A journal about other names, of another call rate or of a model that has changed is not gone on with."""
     model = tmp_path / "model"
     shutil.copytree(tiny_model, model)
@@ -66,7 +66,7 @@ def test_texts_of_other_runs_are_refused(tiny_model: Path, cascade: Cascade, tmp
         write_biographies("tiny", str(model), NAMES, *arguments)
 
 
-def test_the_partner_reads_the_article(tiny_model: Path, cascade: Cascade, tmp_path: Path):
+def test_the_partner_reads_the_article(tiny_model: Path, cascade: CascadeSettings, tmp_path: Path):
     """With articles the partner answers otherwise than without, and a store that changes is another run."""
     rows = [{"title": NAMES[0], "text": "She wrote about engines. " * 20}]
     (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -1,4 +1,4 @@
-"""lm-eval on models of ours: <CALL> is banned, tasks run from local files, a run that is stopped goes on."""
+"""lm-eval on our models: <CALL> is banned, tasks run from local files, and a stopped run is resumed."""
 
 from __future__ import annotations
 
@@ -198,7 +198,7 @@ def test_nlu_offline(
 def test_answers_beyond_the_context_are_counted(
     tiny_model: Path, shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    """A model with few positions scores long answers by their end; how many is said, also by a run that goes on."""
+    """A model with few positions scores long answers by their end, and says how many, also when it is resumed."""
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     model = tmp_path / "short"
     shutil.copytree(tiny_model, model)

@@ -101,7 +101,7 @@ def test_a_slow_endpoint_is_a_failure(tmp_path: Path):
 
 
 def test_a_wrong_model_or_key_is_an_error_at_once(tmp_path: Path):
-    """What no retry can mend is said at the first question."""
+    """An error that no retry can help is reported at the first question."""
     for status in (401, 404):
         with scripted_judge(lambda *_, status=status: Reply("unknown", status=status)) as server:
             with pytest.raises(JudgeError, match="refuses the model 'm' or the key.*unknown"):

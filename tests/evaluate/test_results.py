@@ -41,7 +41,7 @@ def test_publish_writes_and_prints(tmp_path: Path, capsys: pytest.CaptureFixture
 
 
 def test_bars_are_a_picture(tmp_path: Path):
-    """A PNG of some size, whatever the names hold, and also where there is no score of ours."""
+    """A PNG of some size, whatever the names hold, and also if no model was measured."""
     for ours in ({"a$b_": 3.0, "c": 50.0}, {}):
         bars(tmp_path / "x" / "b.png", "T", "y", ours, {"LaCy": 22.7})
         data = (tmp_path / "x" / "b.png").read_bytes()

@@ -10,10 +10,10 @@ from judges import Reply, scripted_judge
 
 from lacy_stream.cascade.settings import Delegation
 from lacy_stream.evaluate.atomic_facts import ASK_FACTS
-from lacy_stream.evaluate.biographies import Biography, Cascade
+from lacy_stream.evaluate.biographies import Biography, CascadeSettings
 from lacy_stream.evaluate.factscore import FactChecker
 from lacy_stream.evaluate.judge import Judge
-from lacy_stream.evaluate.sweep import Run, evaluate_sweep
+from lacy_stream.evaluate.sweep import SweepEntry, evaluate_sweep
 from lacy_stream.prepare.knowledge import Knowledge, build
 
 
@@ -25,7 +25,7 @@ def script(question: str, _: int) -> Reply:
 
 
 def texts(good: int, bad: int, rate: float) -> list[Biography]:
-    """One biography of so many sentences that hold, and that do not."""
+    """One biography with these numbers of sentences that hold, and that do not."""
     sentences = [f"He is good {i}." for i in range(good)] + [f"He is bad {i}." for i in range(bad)]
     return [Biography("Ada", " ".join(sentences), rate)]
 
@@ -35,9 +35,9 @@ def test_both_tables(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     """Table 8 has a row for each rate with the calls that were made, table 9 one for each method, the paper's below."""
     (tmp_path / "a.jsonl").write_text('{"title": "Ada", "text": "Ada is good."}\n')
     build([tmp_path / "a.jsonl"], tmp_path / "k.db")
-    rates = [Run("lacy", Cascade("p", Delegation("call", 0.0)), texts(1, 3, 0.0))]
-    rates += [Run("lacy", Cascade("p", Delegation("call", 0.45)), texts(3, 1, 0.401))]
-    methods = [Run("base", Cascade("p", Delegation("random", 0.22)), texts(1, 1, 0.2))]
+    rates = [SweepEntry("lacy", CascadeSettings("p", Delegation("call", 0.0)), texts(1, 3, 0.0))]
+    rates += [SweepEntry("lacy", CascadeSettings("p", Delegation("call", 0.45)), texts(3, 1, 0.401))]
+    methods = [SweepEntry("base", CascadeSettings("p", Delegation("random", 0.22)), texts(1, 1, 0.2))]
     with scripted_judge(script) as server:
         judge = Judge(server.url, "m", tmp_path / "cache.db")
         evaluate_sweep(

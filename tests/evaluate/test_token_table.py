@@ -7,7 +7,14 @@ import pytest
 import torch
 
 from annotator import FactClass
-from lacy_stream.evaluate.token_table import accuracy_by_loss, calls_by_class, joined, losses, own_mask, token_table
+from lacy_stream.evaluate.token_table import (
+    accuracy_by_loss,
+    calls_by_class,
+    join_tables,
+    losses,
+    own_mask,
+    token_table,
+)
 from lacy_stream.objective.metrics import CallLoss, NonCallLoss, TotalLoss
 
 CALL, VOCABULARY = 6, 7
@@ -32,7 +39,7 @@ def test_table_agrees_with_the_metrics() -> None:
         shifted = torch.nn.functional.pad(labels[:, 1:], (0, 1), value=-100)
         for metric in metrics.values():
             metric.update(logits, shifted)
-    table = joined(tables)
+    table = join_tables(tables)
     assert len(table.loss) == 2 * (3 * 11 - 4)
     expected = {name: pytest.approx(metric.compute().item(), rel=1e-6) for name, metric in metrics.items()}
     assert losses(table, own_mask(table, 0.15, "probability")) == expected

@@ -110,7 +110,7 @@ def test_losses_are_their_definitions_over_batches() -> None:
 
 def test_a_batch_is_measured_once_for_all_metrics(monkeypatch: pytest.MonkeyPatch) -> None:
     """Composer updates one metric after the other with the same tensors; other tensors, and the same with another id of
-    <CALL>, are measured anew."""
+    <CALL>, are measured again."""
     measured = []
     monkeypatch.setattr(
         "lacy_stream.objective.scores.token_losses", lambda *a: measured.append(a[0]) or token_losses(*a)

@@ -196,7 +196,7 @@ def test_lookup_calls_are_counted(tmp_path: Path):
 
 
 def test_what_an_earlier_version_prepared_is_still_prepared(tmp_path: Path):
-    """A record without the options and counts of labels is recognised: nobody has to prepare data anew."""
+    """A record without the options and counts of labels is recognised: nobody has to prepare data again."""
     source = write_jsonl(tmp_path / "a.jsonl", ARTICLES)
     prepare([source], tmp_path / "out")
     record = json.loads((tmp_path / "out" / "prepare.json").read_text())

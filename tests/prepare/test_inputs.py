@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import zstandard
 
-from lacy_stream.prepare.inputs import PrepareError, ReadOptions, Row, _split_name, find_inputs, read_rows
+from lacy_stream.prepare.inputs import PrepareError, ReadOptions, SourceRow, _split_name, find_inputs, read_rows
 from lacy_stream.prepare.lmlm import ValueLocation
 
 ARTICLES = [{"id": f"doc-{n}", "title": f"Title {n}", "text": f"Body of {n}, été.\n"} for n in range(40)]
@@ -25,18 +25,18 @@ def write_jsonl(path: Path, rows: list[Any]) -> Path:
     return path
 
 
-def read(*sources: str | Path, **options: Any) -> list[Row]:
+def read(*sources: str | Path, **options: Any) -> list[SourceRow]:
     """Every row of the sources."""
     wanted = ReadOptions(**options)
     return [row for source in find_inputs(sources, wanted)[0] for row in read_rows(source, wanted)]
 
 
-def documents(rows: list[Row]) -> list[tuple[str, str]]:
+def documents(rows: list[SourceRow]) -> list[tuple[str, str]]:
     """(id, text) of the rows that are documents."""
     return [(row.id, row.text) for row in rows if not row.refused]
 
 
-def refused(rows: list[Row]) -> list[tuple[int, str, str]]:
+def refused(rows: list[SourceRow]) -> list[tuple[int, str, str]]:
     """(number, id, reason) of the rows that are none."""
     return [(row.number, row.id, row.refused) for row in rows if row.refused]
 
@@ -306,7 +306,7 @@ def test_rows_whose_labels_are_wrong_are_refused(tmp_path: Path):
 
 
 def test_lookup_calls_become_spans(tmp_path: Path):
-    """Calls are taken out of the text, their values are spans behind the title; a broken call costs its row only."""
+    """Calls are taken out of the text, their values are spans after the title; a broken call costs its row only."""
     rows = [
         {
             "title": "Ada",

@@ -116,7 +116,7 @@ def test_quotes_around_a_value(annotated: str) -> None:
 
 
 def test_value_a_few_words_later() -> None:
-    """A value behind some words is found up to a limit, in its line, and as whole words only."""
+    """A value after some words is found up to a limit, in its line, and as whole words only."""
     assert values(f"It was {call('1992')} established in 1992, and") == ["1992"]
     assert locations(f"It was {call('1992')} established in 1992, and") == [ValueLocation.LATER]
     near, far = ("x " * (FEW_WORDS + more) + "1992" for more in (0, 1))
@@ -129,7 +129,7 @@ def test_value_a_few_words_later() -> None:
 
 
 def test_list_in_parts() -> None:
-    """A list whose parts stand in the text one behind the other is marked in parts, and not at all where one misses."""
+    """A list whose parts stand in the text one after the other is marked in parts, and not at all if one is missing."""
     annotated = f"by {call('Will Smith, James Lassiter, Jay-Z')} Will Smith, his friend James Lassiter, and Jay-Z."
     assert values(annotated) == ["Will Smith", "James Lassiter", "Jay-Z"] and locations(annotated) == [
         ValueLocation.LIST
@@ -141,7 +141,7 @@ def test_list_in_parts() -> None:
 
 @pytest.mark.parametrize("value", ["yes", "June 30, 2006", "Massachusetts Institute of Technology", "", " ", "'"])
 def test_value_that_is_not_there(value: str) -> None:
-    """A paraphrase, and a call without a value, are counted as not placed, and the text is clean all the same."""
+    """A paraphrase, and a call without a value, are counted as not placed, and the text is clean nevertheless."""
     found = remove_calls(f"It was {call(value)} at MIT on 30 June 2006.")
     assert found == ("It was at MIT on 30 June 2006.", [], {ValueLocation.NOWHERE: 1})
 

@@ -64,7 +64,7 @@ def take(loader: DataLoader, batches: int) -> torch.Tensor:
 
 
 def expected_lane(corpus: Path, tokenizer_path: Path, lane: int, tokens: int) -> list[int]:
-    """The first tokens of a lane, written down slowly: its documents, an end-of-document token behind each."""
+    """The first tokens of a lane, written down slowly: its documents, an end-of-document token after each."""
     documents, annotator = open_corpus(corpus, split="train", shuffle=True), Annotator(tokenizer_path, model=None)
     joined: list[int] = []
     position = lane
@@ -230,7 +230,7 @@ def test_position_while_a_worker_restarts(corpus: Path, tokenizer_path: Path, po
 
 
 def test_resumed_loader_goes_on_when_iterated_again(corpus: Path, pool: AnnotationPool) -> None:
-    """Once a state was loaded, a new iteration goes on; a loader without one starts over, as DataLoaders do."""
+    """Once a state was loaded, a new iteration continues; a loader without one starts over, as DataLoaders do."""
     whole = take(train_loader(corpus, pool), 6)
     loader = train_loader(corpus, pool)
     assert torch.equal(take(loader, 2), whole[:2]) and torch.equal(take(loader, 2), whole[:2])
@@ -260,7 +260,7 @@ def test_resume_of_another_stream_is_refused(corpus: Path, pool: AnnotationPool,
 def test_resume_with_another_annotator_is_refused_by_name(
     corpus: Path, pool: AnnotationPool, parsing: AnnotationPool
 ) -> None:
-    """A parser or a tokenizer that was changed is named, each for itself; `accept_changes` goes on at the position."""
+    """A parser or a tokenizer that was changed is named; `accept_changes` continues at the position."""
     loader = train_loader(corpus, pool)
     take(loader, 3)
     state = loader.dataset.state_dict()
@@ -328,7 +328,7 @@ def test_abandoned_iteration_leaves_the_queue(corpus: Path, tokenizer_path: Path
 
 
 def test_same_documents_in_other_shards_are_another_stream(tmp_path: Path, pool: AnnotationPool) -> None:
-    """The shuffle depends on the shards' sizes: a position is refused where the same rows were written anew."""
+    """The shuffle depends on the shards' sizes: a position is refused if the same rows were written again."""
     from streaming import MDSWriter
 
     for name, limit in (("one", 1 << 20), ("other", 300)):

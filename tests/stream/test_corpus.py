@@ -170,7 +170,7 @@ def test_unweighted_streams_give_all_they_have(tmp_path: Path) -> None:
 
 
 def test_proportions(tmp_path: Path) -> None:
-    """Proportions are shares of the epoch, whose size is a setting: whole repeats, and a rest that is drawn anew."""
+    """Proportions are shares of the epoch, whose size is a setting: whole repeats, and a rest that is drawn again."""
     corpus = mixture(tmp_path, {"a": {"proportion": 0.5}, "b": {"proportion": 0.5}}, epoch_size=60)
     assert names(corpus) == names(corpus, 1) == {"a": 30, "b": 30}
     counts = [Counter(ids(corpus, epoch)) for epoch in (0, 1)]

@@ -28,7 +28,7 @@ STREAM = [
 
 
 def rows_from(cursor: Cursor, seq_len: int) -> tuple[list[Row], list[Cursor]]:
-    """All rows behind a cursor, and the cursor behind each."""
+    """All rows after a cursor, and the cursor after each."""
     packer = LanePacker(seq_len, EOS, cursor)
     for doc in DOCUMENTS[cursor.document :]:
         packer.add(doc)
@@ -41,7 +41,7 @@ def rows_from(cursor: Cursor, seq_len: int) -> tuple[list[Row], list[Cursor]]:
 
 @pytest.mark.parametrize("seq_len", [2, 4, 8, 64])
 def test_rows_are_the_documents_one_after_the_other(seq_len: int) -> None:
-    """The rows, joined, are the documents with an end-of-document token behind each, and classes to match."""
+    """The rows, joined, are the documents with an end-of-document token after each, and classes to match."""
     rows, _ = rows_from(START, seq_len)
     joined = [(int(i), int(c)) for row in rows for i, c in zip(row.ids[: row.length], row.classes, strict=False)]
     assert joined == STREAM
@@ -57,7 +57,7 @@ def test_last_row_is_padded_with_end_of_document() -> None:
 
 @pytest.mark.parametrize("seq_len", [2, 5, 8])
 def test_every_cursor_resumes_exactly(seq_len: int) -> None:
-    """From the cursor behind any row, packing goes on with the rows that would have followed."""
+    """From the cursor after any row, packing continues with the rows that would have followed."""
     rows, cursors = rows_from(START, seq_len)
     for number, cursor in enumerate(cursors):
         again, _ = rows_from(cursor, seq_len)

@@ -310,8 +310,8 @@ def test_prefetched_shards_need_no_wait(tmp_path: Path, proxy: FaultyProxy) -> N
 def test_failed_prefetch_is_an_error_of_read(
     tmp_path: Path, proxy: FaultyProxy, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A shard that could not be fetched ahead is logged, is tried again by `read`, which raises; the shards behind it
-    are fetched all the same."""
+    """A shard that could not be fetched ahead is logged, is tried again by `read`, which raises; the shards after it
+    are still fetched."""
     shards = hashed(tmp_path)
     proxy.rule = lambda method, path, _: Fault(status=404) if SHARD_1 in path else None
     shards.prefetch(range(DOCUMENTS))

@@ -359,7 +359,7 @@ def test_killed_while_writing(tmp_path: Path) -> None:
 
 
 def test_many_open_the_same_empty_cache(tmp_path: Path) -> None:
-    """Whoever opens a cache while another fetches its index waits for it, and never reads half an index."""
+    """A process that opens a cache while another fetches its index waits for it, and never reads half an index."""
     remote = write(tmp_path / "remote", count=400, size_limit=100)  # a shard a document: an index of 100 kB
     for turn in range(5):
         with ThreadPoolExecutor(8) as threads:

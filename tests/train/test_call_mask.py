@@ -204,7 +204,7 @@ def test_rho_1_calls_where_the_reference_is_worse() -> None:
 
 @pytest.mark.parametrize("method", ["loss-based", "spacy"])
 def test_random_choice_is_the_runs_own(method: str) -> None:
-    """The seed decides on the draw; each step draws anew, and the global generator is left alone."""
+    """The seed decides on the draw; each step draws again, and the global generator is left alone."""
     runs = {}
     for name, seed in (("one", 1), ("again", 1), ("other", 2)):
         runs[name] = gpt2()

@@ -16,9 +16,9 @@ from lacy_stream.train.components import (
     Component,
     build_profiler,
     check_components,
-    further,
     named_optimizer,
     named_scheduler,
+    other_components,
 )
 
 pytestmark = pytest.mark.model  # imports Composer
@@ -88,7 +88,7 @@ def test_callbacks_loggers_and_algorithms_by_name(tmp_path: Path) -> None:
     built = {
         component.place: component.build()
         for kind, section in (("callbacks", run.callbacks), ("loggers", run.loggers), ("algorithms", run.algorithms))
-        for component in further(kind, section)  # type: ignore[arg-type]
+        for component in other_components(kind, section)  # type: ignore[arg-type]
     }
     assert {place: type(value) for place, value in built.items()} == {
         "callbacks.optimizer_monitor": callbacks.OptimizerMonitor,

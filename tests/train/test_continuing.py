@@ -16,7 +16,7 @@ from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
 from annotator import AnnotatorSettings
 from lacy_stream.cli.main import main
-from lacy_stream.objective.batch import shifted
+from lacy_stream.objective.batch import shift_labels
 from lacy_stream.objective.losses import token_losses, training_loss
 from lacy_stream.objective.selectors import METHODS, Targets, budget
 from lacy_stream.stream.batches import PositionError, annotated_dataloader
@@ -139,7 +139,7 @@ def plain_loop(checkpoint: Path, loader: DataLoader, batches: int) -> Iterator[d
     named = [moments["state"][f"model.{name}"] for name, _ in model.named_parameters()]
     optimizer.load_state_dict({"state": dict(enumerate(named)), "param_groups": optimizer.state_dict()["param_groups"]})
     for _, batch in zip(range(batches), loader):
-        labels_BT, classes_BT = shifted(batch["labels"], batch["token_class"])
+        labels_BT, classes_BT = shift_labels(batch["labels"], batch["token_class"])
         losses = token_losses(model(input_ids=batch["input_ids"]).logits, labels_BT, PIECES)
         valid_BT = labels_BT != -100
         targets = Targets(losses.true.detach(), classes_BT, valid_BT, torch.zeros_like(losses.true), None)

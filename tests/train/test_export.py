@@ -53,7 +53,7 @@ def exported(checkpoint: Path) -> Path:
 
 
 def test_logits_are_those_of_the_checkpoint(checkpoint: Path, exported: Path) -> None:
-    """AutoModelForCausalLM gives the logits of the checkpoint, from safetensors, without code of ours."""
+    """AutoModelForCausalLM gives the logits of the checkpoint, from safetensors, without our code."""
     ids = torch.arange(40)[None] * 700
     theirs = AutoModelForCausalLM.from_pretrained(exported).eval()
     with torch.no_grad():

@@ -1,4 +1,5 @@
-"""The data of the fact leakage tasks, and when an output holds an answer. lm-eval loads this file by its path."""
+"""The data of the fact leakage tasks, and the rule by which an output contains an answer. lm-eval loads this file by
+its path."""
 
 from __future__ import annotations
 
@@ -24,8 +25,8 @@ COMPLETIONS = [
     (r"What is the (.+)\?", r"The \1 is"),
     (r"Who (is|was) the (.+)\?", r"The \2 \1"),
 ]
-"""PopQA's questions are made from one template a property; each is rewritten as the start of its answer. The paper has
-this done by a language model (appendix B)."""
+"""PopQA's questions are made from one template a property. Each is rewritten as the start of its answer. In the paper a
+language model rewrites them (appendix B)."""
 
 
 def completion(question: str) -> str:
@@ -41,18 +42,18 @@ def completion(question: str) -> str:
 
 
 def contains_answer(output: str, answers: Sequence[str]) -> bool:
-    """Whether any gold answer is contained in the output, letter by letter: the rule of Self-RAG, whose PopQA long tail
-    this is. "pol", an alias of politician in PopQA, is contained in "Napoli"."""
+    """Tell whether the output contains any gold answer, letter by letter. This is the rule of Self-RAG, from which the
+    PopQA long tail comes. "pol", an alias of politician in PopQA, is contained in "Napoli"."""
     return any(answer in output for answer in answers)
 
 
 def process_results(doc: dict[str, Any], results: list[str]) -> dict[str, float]:
-    """The metric of one item: 1.0 where an answer has leaked."""
+    """The metric of one item: 1.0 if an answer has leaked, else 0.0."""
     return {"contains": float(contains_answer(results[0], doc["answers"]))}
 
 
 def popqa_longtail(data: str | None = None, **_: Any) -> Any:
-    """PopQA's rare entities: the question, then its completion form; several gold answers."""
+    """Load PopQA's rare entities. A query is the question and its completion form, and has several gold answers."""
     rows = _rows(data, POPQA_FILE)
     return _dataset(
         {"query": f"{row['question']} {completion(row['question'])}", "answers": row["answers"]} for row in rows
@@ -60,7 +61,7 @@ def popqa_longtail(data: str | None = None, **_: Any) -> Any:
 
 
 def qa_wikidata(data: str | None = None, **_: Any) -> Any:
-    """BIG-bench's QA Wikidata: each query is the start of a sentence as it is; one gold answer."""
+    """Load BIG-bench's QA Wikidata. A query is the start of a sentence, and has one gold answer."""
     rows = _rows(data, QA_WIKIDATA_FILE)
     return _dataset({"query": row["context"], "answers": [row["continuation"]]} for row in rows)
 

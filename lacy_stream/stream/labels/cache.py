@@ -27,7 +27,7 @@ import lmdb
 from annotator.records import Document, LabelledTokens
 from lacy_stream.errors import UsageError
 from lacy_stream.stream.labels.codec import decode_record, document_key, encode_record
-from lacy_stream.stream.labels.folder import bytes_used, evict, locked
+from lacy_stream.stream.labels.folder import bytes_used, evict, hold_lock
 from lacy_stream.stream.labels.store import Store, close_store, open_store
 from lacy_stream.stream.report import Report
 
@@ -230,7 +230,7 @@ class LabelCache:
         """Evict idle stores of other annotators if that is needed; returns whether ``growth`` bytes may be added."""
         excess = bytes_used(self._folder) + growth - self._size_limit
         if excess > 0:
-            with locked(self._folder):
+            with hold_lock(self._folder):
                 excess -= evict(self._folder, excess)
         return excess <= 0
 

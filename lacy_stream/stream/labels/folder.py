@@ -25,7 +25,7 @@ IN_USE = "in_use.lock"
 
 
 @contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def hold_lock(folder: Path) -> Iterator[None]:
     """Hold the folder's lock, after waiting for it."""
     lock = os.open(folder / "stores.lock", os.O_RDWR | os.O_CREAT, 0o666)
     try:
@@ -94,6 +94,7 @@ def remove(path: Path) -> None:
     """Remove a store. The caller has locked it. A process killed half-way leaves nothing that looks like a store."""
     gone = path.with_name(f"{path.name}.removed")
     shutil.rmtree(gone, ignore_errors=True)
+    # The rename is one step: from then on, no process takes the folder for a store.
     path.rename(gone)
     shutil.rmtree(gone, ignore_errors=True)
 
@@ -106,6 +107,7 @@ def remove_leftovers(folder: Path) -> None:
 
 
 def _store_paths(folder: Path) -> list[Path]:
+    # Other folders, which may be anybody's, are neither counted nor evicted.
     return [path for path in folder.iterdir() if re.fullmatch("[0-9a-f]{16}", path.name) and path.is_dir()]
 
 

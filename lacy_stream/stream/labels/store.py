@@ -22,12 +22,12 @@ from pathlib import Path
 import lmdb
 
 from lacy_stream.stream.labels import codec
-from lacy_stream.stream.labels.folder import IN_USE, lock_at_once, locked, remove, remove_leftovers
+from lacy_stream.stream.labels.folder import IN_USE, hold_lock, lock_at_once, remove, remove_leftovers
 
 CHUNK_BYTES = 1 << 16
 
 BROKEN = (lmdb.CorruptedError, lmdb.InvalidError, lmdb.PageNotFoundError, lmdb.PanicError, lmdb.VersionMismatchError)
-"""What LMDB raises when it cannot read a store."""
+"""Errors that LMDB raises when it cannot read a store."""
 
 _MAP_SIZE = 1 << 40  # address space, not memory; the same in all processes, so that no store outgrows a reader's map
 _LOCK_FILE_BYTES = 1 << 16  # size of lock.mdb: room for 1,000 readers
@@ -139,7 +139,7 @@ def open_store(folder: Path, fingerprint: str) -> Store:
         path = folder.resolve() / fingerprint[:16]
         store = _stores.get((path, fingerprint))
         if store is None:
-            with locked(folder):
+            with hold_lock(folder):
                 remove_leftovers(folder)
                 store = _stores[path, fingerprint] = _opened(path, fingerprint)
         store.users += 1

@@ -11,7 +11,7 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from lacy_stream.cli.main import main
-from lacy_stream.evaluate import losses as module
+from lacy_stream.evaluate import validation_losses as module
 from lacy_stream.evaluate.token_table import losses, own_mask
 
 pytestmark = pytest.mark.model
@@ -39,7 +39,7 @@ def test_losses_of_a_model_and_a_baseline(folders: dict[str, Path], corpus: Path
     command = ["evaluate", "losses", str(folders["calling"]), "--baseline", str(folders["plain"])]
     command += ["--data", str(corpus), "--out", str(out), "--batch-size", "4", "--limit", "40"]
     monkeypatch.setattr(module, "PART_BATCHES", 4)
-    kept, seen = module._keep, []
+    kept, seen = module._keep_part, []
 
     def stop(*args) -> None:
         kept(*args)
@@ -47,18 +47,18 @@ def test_losses_of_a_model_and_a_baseline(folders: dict[str, Path], corpus: Path
         if len(seen) == 2:
             raise OSError("stopped")
 
-    monkeypatch.setattr(module, "_keep", stop)
+    monkeypatch.setattr(module, "_keep_part", stop)
     with pytest.raises(OSError, match="stopped"):
         main(command)
-    monkeypatch.setattr(module, "_keep", kept)
-    computed = module._of_batch
+    monkeypatch.setattr(module, "_keep_part", kept)
+    computed = module._batch_table
     batches = []
-    monkeypatch.setattr(module, "_of_batch", lambda *args: batches.append(0) or computed(*args))
+    monkeypatch.setattr(module, "_batch_table", lambda *args: batches.append(0) or computed(*args))
     assert main(command) == 0
     assert len(batches) == 2 * 10 - 2 * 4, "the parts that were there are not computed again"
 
     found = json.loads((out / "losses.json").read_text())
-    table = module.joined(
+    table = module.join_tables(
         module.TokenTable(**np.load(part)) for part in sorted((out / "losses-calling").glob("part-*.npz"))
     )
     assert found["targets"] == len(table.loss) > 1000

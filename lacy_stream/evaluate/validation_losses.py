@@ -15,7 +15,7 @@ from lacy_stream.errors import UsageError
 from lacy_stream.evaluate.models import labels, training_notes
 from lacy_stream.evaluate.results import OURS, Table, publish
 from lacy_stream.evaluate.settings import LossesOptions
-from lacy_stream.evaluate.token_table import TokenTable, calls_by_class, joined, losses, own_mask, token_table
+from lacy_stream.evaluate.token_table import TokenTable, calls_by_class, join_tables, losses, own_mask, token_table
 from lacy_stream.files import file_fingerprint
 from lacy_stream.journal import Journal
 from lacy_stream.progress import progress
@@ -75,7 +75,7 @@ def evaluate_losses(options: LossesOptions) -> None:
     matched = tables.get("baseline") if baseline else None
     found = {label: _figures(tables[label], fraction, ranks[label], matched) for label in models}
     how = {label: [_objective(loaded[label].recipe), ranks[label]] for label in models}
-    draw(out / "losses.png", {label: [row] for label, row in found.items()})
+    draw_losses(out / "losses.png", {label: [row] for label, row in found.items()})
     targets = len(next(iter(tables.values())).loss)
     table = Table(
         "Held-out losses, nats",
@@ -125,6 +125,8 @@ def _table(
     loader = annotated_dataloader(
         pool=pool, batch_size=options.batch_size, max_seq_len=length, repeat=False, **corpus_arguments(dataset)
     )
+    # Batches of finished parts are read once more and skipped: the loader begins at the first, and only the model is
+    # slow.
     limit = None if options.limit is None else -(-options.limit // options.batch_size)
     done = sum(part["batches"] for part in journal.results)
     network: Any = model.model
@@ -133,22 +135,22 @@ def _table(
     documents = pool.stats().documents
     total = len(loader.dataset.corpus)  # type: ignore[attr-defined]
     with progress(f"{label}: documents", total) as advance:
-        for number, batch in enumerate(_first(loader, limit)):
+        for number, batch in enumerate(_first_batches(loader, limit)):
             if (now := pool.stats().documents) > documents:
                 advance(now - documents)
                 documents = now
             if number < done:
                 continue
-            pending.append(_of_batch(network, model, batch, options.device))
+            pending.append(_batch_table(network, model, batch, options.device))
             if len(pending) == PART_BATCHES:
-                _keep(pending, folder, journal)
+                _keep_part(pending, folder, journal)
     if pending:
-        _keep(pending, folder, journal)
+        _keep_part(pending, folder, journal)
     journal.close()
-    return joined(TokenTable(**np.load(folder / part["file"])) for part in journal.results)
+    return join_tables(TokenTable(**np.load(folder / part["file"])) for part in journal.results)
 
 
-def _first(batches: Any, limit: int | None) -> Iterator[dict[str, torch.Tensor]]:
+def _first_batches(batches: Any, limit: int | None) -> Iterator[dict[str, torch.Tensor]]:
     for number, batch in enumerate(batches):
         if limit is not None and number >= limit:
             return
@@ -156,18 +158,18 @@ def _first(batches: Any, limit: int | None) -> Iterator[dict[str, torch.Tensor]]
 
 
 @torch.no_grad()
-def _of_batch(network: Any, model: CallingModel, batch: Mapping[str, torch.Tensor], device: str) -> TokenTable:
+def _batch_table(network: Any, model: CallingModel, batch: Mapping[str, torch.Tensor], device: str) -> TokenTable:
     ids, seen = batch["input_ids"].to(device), batch["attention_mask"].to(device)
     logits = network(input_ids=ids, attention_mask=seen).logits
     call_token_id = logits.shape[-1] if model.call_token_id is None else model.call_token_id
     return token_table(logits, batch["labels"].to(device), batch["token_class"].to(device), call_token_id)
 
 
-def _keep(pending: list[TokenTable], folder: Path, journal: Journal) -> None:
+def _keep_part(pending: list[TokenTable], folder: Path, journal: Journal) -> None:
     """Write the pending tables as one part, and clear the list."""
     name = f"part-{len(journal.results):05d}.npz"
     with open(folder / name, "wb") as file:
-        np.savez(file, **joined(pending)._asdict())
+        np.savez(file, **join_tables(pending)._asdict())
     journal.add({"file": name, "batches": len(pending)})
     pending.clear()
 
@@ -195,7 +197,7 @@ def _row(found: Mapping[str, float]) -> list[str | None]:
     return [*(f"{found[name]:.2f}" if name in found else None for name in names), *shares]
 
 
-def draw(path: Path, found: Mapping[str, Sequence[Mapping[str, float]]]) -> None:
+def draw_losses(path: Path, found: Mapping[str, Sequence[Mapping[str, float]]]) -> None:
     """Draw figure 5: for each model the mean over its runs with their spread, beside the baseline on its mask."""
     from matplotlib.figure import Figure
 
