@@ -29,6 +29,7 @@ import annotator.pipelines
 KINDS = ("process", "parser", "model", "slow")
 FIXTURES = {
     "annotator": "parser",
+    "hf": "model",
     "smollm": "model",
     "tiny_model": "model",
     "tiny_partner": "model",
