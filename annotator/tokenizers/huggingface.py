@@ -20,7 +20,7 @@ from annotator.errors import AnnotatorError
 from annotator.records import Pieces
 from annotator.tokenizers.byte_level import ByteLevelTable, inseparable
 from annotator.tokenizers.chunk_table import IdsAndEnds
-from annotator.tokenizers.rows import as_row, cut
+from annotator.tokenizers.rows import as_row, cut, describe_outside
 from annotator.tokenizers.spelling import REPLACEMENT, Spellings, offsets_of
 from annotator.tokenizers.tokenizer_json import read_spec, read_special_ids, spell
 
@@ -142,8 +142,7 @@ class HuggingFaceTokenizer:
         return self._read(self._checked(ids))
 
     def segments(self, ids: NDArray[np.integer]) -> list[Pieces]:
-        """Cut a row of ids after each end-of-document id and before each beginning-of-document id, and decode each
-        segment on its own.
+        """Cut a row of ids into its documents (see ``rows.cut``), and decode each segment on its own.
 
         Returns:
             At least one segment, of no pieces for an empty row.
@@ -151,8 +150,8 @@ class HuggingFaceTokenizer:
         Raises:
             AnnotatorError: as ``decode``.
         """
-        before = -1 if self.bos_id == self.eos_id else self.bos_id
-        return [self._read(part) for part in cut(self._checked(ids), after=self.eos_id, before=before)]
+        row = self._checked(ids)
+        return [self._read(part) for part in cut(row, self._spellings.control, self.eos_id, self.bos_id)]
 
     def _read(self, ids: NDArray[np.int32]) -> Pieces:
         text, end = self._spellings.read(ids)
@@ -183,27 +182,8 @@ class HuggingFaceTokenizer:
         outside = (row < 0) | (row >= self.vocab_size)
         outside[~outside] = self._holes[row[~outside]]
         if outside.any():
-            raise AnnotatorError(self._not_an_id(row, np.flatnonzero(outside)))
+            raise AnnotatorError(describe_outside(row, np.flatnonzero(outside), self.vocab_size))
         return row.astype(np.int32)
-
-    def _not_an_id(self, row: NDArray[np.integer], outside: NDArray[np.intp]) -> str:
-        """What is wrong with a row with ids, at the positions ``outside``, that the tokenizer does not have."""
-        id, first = row[outside[0]], outside[0]
-        place = f"token id {id} at position {first}"
-        if id < 0 or (len(outside) > 1 and (row[first:] == id).all()):
-            return (
-                f"{place}, as padding: it is no token of the tokenizer. Write the end-of-document id in its place, or "
-                "make rows without padding."
-            )
-        if id < self.vocab_size:
-            return (
-                f"{place} is a hole in the vocabulary: ids go up to {self.vocab_size - 1}, but no piece has this one. "
-                "The data were made with another version of the tokenizer: give that one."
-            )
-        return (
-            f"{place}, but the tokenizer has the ids 0 to {self.vocab_size - 1}. It is not the one that made this "
-            "data: give the tokenizer of the data."
-        )
 
     # --- the vocabulary -----------------------------------------------------------------------------------
 
