@@ -54,7 +54,8 @@ def describe_outside(row: NDArray[np.integer], outside: NDArray[np.intp], vocab_
     id, first = row[outside[0]], outside[0]
     place = f"token id {id} at position {first}"
     have = f"but the tokenizer has the ids 0 to {vocab_size - 1}"
-    if (other := _fitting_type(row, vocab_size)) is not None:
+    other = None if 0 <= id < vocab_size else _fitting_type(row, vocab_size)
+    if other is not None:
         return (
             f"{place}, {have}. Read as {other}, all ids of the row are among them: they were written in that type, and "
             f"read as {row.dtype}. Set token_encoding_type: {other}."
@@ -92,8 +93,8 @@ def _fitting_type(row: NDArray[np.integer], vocab_size: int) -> str | None:
             continue
         ids = np.frombuffer(data, dtype).astype(np.int64)
         known = (ids >= 0) & (ids < vocab_size)
-        # Half of the numbers are 0 where ids were written in a type of twice the width.
-        if known.any() and (known | (ids == -100)).all() and wider_type(ids.astype(dtype)) is None:
+        # Half of the numbers are 0 where wider ones are read as this type.
+        if (known | (ids == -100)).all() and 2 * np.count_nonzero(ids) > len(ids):
             return name
     return None
 
