@@ -147,8 +147,8 @@ class Annotator:
     def annotate_ids(self, rows: Iterable[NDArray[np.integer]]) -> list[LabelledTokens]:
         """Label rows of token ids that another tool has made with the same tokenizer. The ids are not changed.
 
-        A row may hold several documents. It is cut after each end-of-sequence id (with a tokenizer.json, also before
-        each beginning-of-sequence id), and each segment is labelled as a text of its own. So a first mention is the
+        A row may hold several documents. It is cut after each end-of-sequence id, before each beginning-of-sequence id
+        and after any other control ids, and each segment is labelled as a text of its own. So a first mention is the
         first **in the segment**. If a row begins in the middle of a document, the mentions in the row before do not
         count, and more of the segment is FACTUAL than it would be in the whole document. End-of-sequence and other
         control ids are GRAMMATICAL, so that they are never delegated.

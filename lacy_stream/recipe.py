@@ -35,6 +35,7 @@ from lacy_stream.schema import (
     Section,
     mistakes,
     null_means,
+    plain_values,
 )
 from lacy_stream.stream.source import WEIGHTS, Source
 
@@ -377,7 +378,8 @@ class Callbacks(Components):
     `callbacks: null` turns all off."""
 
     nan_monitor: EmptySection | None = EmptySection()
-    """Stops the run where the loss is not a number."""
+    """Ends the run where a loss, of the model or of the reference model, is NaN or infinite, on any rank, and before a
+    checkpoint with such weights."""
 
     speed_monitor: SpeedMonitor | None = None
     """Logs samples, tokens and batches a second."""
@@ -548,11 +550,7 @@ def load_recipe(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> 
     try:
         loaded = _read_extended(Path(path))
         for override in overrides:
-            key, equals, value = override.partition("=")
-            if not equals:
-                raise RecipeError(f"override {override!r} is not of the form key.sub=value")
-            parsed = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={value}"]))  # does not interpolate
-            OmegaConf.update(loaded, key, cast(dict, parsed)["value"], merge=False, force_add=True)
+            _override(loaded, override)
         values = OmegaConf.to_container(loaded)
     except (yaml.YAMLError, OmegaConfBaseException) as error:
         raise RecipeError(f"recipe {os.fspath(path)!r} {' '.join(overrides)}: {str(error).splitlines()[0]}") from None
@@ -564,9 +562,28 @@ def load_recipe(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> 
     return recipe
 
 
+def _override(values: Any, override: str) -> None:
+    """Set one value by ``key.sub=value``."""
+    key, equals, value = override.partition("=")
+    if not equals or not re.fullmatch(r"[^.\[\]]+(\.[^.\[\]]+|\[\w+\])*", key):
+        raise RecipeError(f"override {override!r} is not of the form key.sub=value")
+    parsed = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={value}"]))  # does not interpolate
+    try:
+        OmegaConf.update(values, key, cast(dict, parsed)["value"], merge=False, force_add=True)
+    except (OmegaConfBaseException, AttributeError, IndexError, TypeError, ValueError):
+        place, _, last = key.rpartition(".")
+        raise RecipeError(
+            f"override {override!r}: {place} is no mapping with the key {last!r}. Give the whole of it: "
+            f"{place or key}=value"
+        ) from None
+
+
 def check_recipe(values: Mapping[Any, Any]) -> Recipe:
     """Plain values -> Recipe, on any machine. Raises ``RecipeError`` with one line for each mistake."""
-    _refuse_interpolation(values, "")
+    try:
+        values = plain_values(values)
+    except ValueError as error:
+        raise RecipeError(str(error)) from None
     try:
         return Recipe.model_validate(values)
     except ValidationError as error:
@@ -612,17 +629,6 @@ def _read(path: Path) -> dict[Any, Any]:
     if not isinstance(values, dict):
         raise RecipeError(f"recipe {str(path)!r} is not a mapping of keys to values")
     return values
-
-
-def _refuse_interpolation(value: Any, where: str) -> None:
-    if isinstance(value, Mapping):
-        for key, inner in value.items():
-            _refuse_interpolation(inner, f"{where}.{key}" if where else str(key))
-    elif isinstance(value, list):
-        for inner in value:
-            _refuse_interpolation(inner, where)
-    elif isinstance(value, str) and "${" in value:
-        raise RecipeError(f"{where}: {value!r} is an interpolation; recipes are plain values, write it out")
 
 
 def tokenizer_path(name: str) -> Path:

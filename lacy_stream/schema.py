@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import math
+import os
+import re
 import typing
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any
@@ -78,6 +81,42 @@ class _SectionOrNull(BeforeValidator):
 def null_means(**values: Any) -> BeforeValidator:
     """Let ``key=null`` turn a section off: null stands for these values."""
     return _SectionOrNull(lambda value: values if value is None else value)
+
+
+def plain_values(value: Any, where: str = "") -> Any:
+    """The values of a YAML file as they are meant, with ``~`` at the beginning of a path expanded.
+
+    Args:
+        value: mappings, lists, texts and numbers, as YAML has them.
+        where: the dotted key of the value.
+
+    Raises:
+        ValueError: a text would not mean what its writer thinks, or a number is NaN or infinite; names the key.
+    """
+    if isinstance(value, Mapping):
+        return {key: plain_values(inner, f"{where}.{key}" if where else str(key)) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [plain_values(inner, f"{where}.{number}") for number, inner in enumerate(value)]
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{where}: {value} must be a finite number")
+    return _plain_text(value, where) if isinstance(value, str) else value
+
+
+def _plain_text(text: str, where: str) -> str:
+    if "${" in text:
+        raise ValueError(f"{where}: {text!r} is an interpolation; recipes are plain values, write it out")
+    if variable := re.search(r"\$[A-Za-z_]\w*", text):
+        raise ValueError(
+            f"{where}: {text!r} has {variable[0]}, and variables of the environment are not read: write its value out"
+        )
+    if text == "None":
+        raise ValueError(f"{where}: {text!r} would be taken for a name; write null for nothing")
+    if not re.match("~[\\w.-]*(/|$)", text):
+        return text
+    expanded = os.path.expanduser(text)
+    if expanded == text:
+        raise ValueError(f"{where}: {text!r}: there is no such user, whose folder ~ would be: write the path out")
+    return expanded
 
 
 def mistakes(error: ValidationError, schema: type[Section]) -> list[str]:

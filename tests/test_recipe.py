@@ -299,12 +299,44 @@ def test_facts_need_no_parser_where_labels_come_otherwise() -> None:
         ("train_loader.dataset.streams={a: {local: x}}", "dataset.local: belongs to each of the streams a, not beside"),
         ("annotator.label_cache_limit_gb=0", "annotator.label_cache_limit_gb: 0 must be greater than 0"),
         ("just_a_word", "override 'just_a_word' is not of the form key.sub=value"),
+        ("=5", "override '=5' is not of the form key.sub=value"),
+        ("optimizer..lr=5", "override 'optimizer..lr=5' is not of the form"),
+        ("optimizer[0=5", "override .* is not of the form"),
+        ("optimizer.betas.0=", "optimizer.betas.0: null must be a valid number"),
+        (
+            "optimizer.betas.5=0.9",
+            "override .*: optimizer.betas is no mapping with the key '5'. .* optimizer.betas=value",
+        ),
+        ("optimizer.betas.x=0.9", "override .*: optimizer.betas is no mapping with the key 'x'"),
+        ("load_path=None", "load_path: 'None' would be taken for a name; write null for nothing"),
+        ("loggers={wandb: {tags: [None]}}", "loggers.wandb.tags.0: 'None' would be taken for a name"),
+        ("save_folder=$HOME/run", "save_folder: '.HOME/run' has .HOME, and variables of the environment are not read"),
+        ("save_folder=~nobody-here/run", "save_folder: '~nobody-here/run': there is no such user"),
+        ("optimizer.betas=[.nan, 0.9]", "optimizer.betas.0: nan must be a finite number"),
+        ("optimizer={name: DecoupledAdamW, lr: 1, eps: .inf}", "optimizer.eps: inf must be a finite number"),
+        ("algorithms.call_mask.call_fraction=.nan", "algorithms.call_mask.call_fraction: nan must be a finite"),
+        (
+            "train_loader.dataset={streams: {a: {local: x, proportion: .nan}}}",
+            "streams.a.proportion: nan must be a finite number",
+        ),
+        ("dist_timeout=.inf", "dist_timeout: inf must be a finite number"),
     ],
 )
 def test_mistake_is_named(override: str, message: str) -> None:
     """An unknown key, a wrong type or an impossible value is an error with the key, the value and the way out."""
     with pytest.raises(RecipeError, match=message):
         load_recipe(DEMO, [override])
+
+
+def test_home_folder_is_expanded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """``~`` at the beginning of a path is the user's folder, as in a shell, wherever the path stands; elsewhere it is a
+    character."""
+    monkeypatch.setenv("HOME", "/home/ada")
+    data = "train_loader.dataset={streams: {a: {local: ~/data}}}"
+    recipe = load_recipe(DEMO, [data, "save_folder=~/run", "report_folder=a~b"])
+    streams = recipe.train_loader.dataset.streams or {}
+    assert (recipe.save_folder, recipe.report_folder) == ("/home/ada/run", "a~b")
+    assert streams["a"].local == "/home/ada/data"
 
 
 def test_all_mistakes_are_named_at_once() -> None:

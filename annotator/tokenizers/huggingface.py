@@ -20,7 +20,7 @@ from annotator.errors import AnnotatorError
 from annotator.records import Pieces
 from annotator.tokenizers.byte_level import ByteLevelTable, find_obstacle
 from annotator.tokenizers.chunk_table import IdsAndEnds
-from annotator.tokenizers.rows import as_row, cut_row
+from annotator.tokenizers.rows import as_row, cut_row, describe_outside
 from annotator.tokenizers.spelling import REPLACEMENT, Spellings, offsets_of
 from annotator.tokenizers.tokenizer_json import read_spec, read_special_ids, spell, unused_settings
 
@@ -148,8 +148,7 @@ class HuggingFaceTokenizer:
         return self._read(self._check_row(ids))
 
     def segments(self, ids: NDArray[np.integer]) -> list[Pieces]:
-        """Cut a row of ids after each end-of-document id and before each beginning-of-document id, and decode each
-        segment on its own.
+        """Cut a row of ids into its documents (see ``rows.cut_row``), and decode each segment on its own.
 
         Returns:
             At least one segment, of no pieces for an empty row.
@@ -157,9 +156,8 @@ class HuggingFaceTokenizer:
         Raises:
             AnnotatorError: as ``decode``.
         """
-        # One id for both ends a document, as between the documents of a packed row.
-        before = -1 if self.bos_id == self.eos_id else self.bos_id
-        return [self._read(part) for part in cut_row(self._check_row(ids), after=self.eos_id, before=before)]
+        row = self._check_row(ids)
+        return [self._read(part) for part in cut_row(row, self._spellings.control, self.eos_id, self.bos_id)]
 
     def _read(self, ids: NDArray[np.int32]) -> Pieces:
         text, end = self._spellings.read(ids)
@@ -191,27 +189,8 @@ class HuggingFaceTokenizer:
         # Only ids in range can be looked up among the holes.
         outside[~outside] = self._holes[row[~outside]]
         if outside.any():
-            raise AnnotatorError(self._not_an_id(row, np.flatnonzero(outside)))
+            raise AnnotatorError(describe_outside(row, np.flatnonzero(outside), self.vocab_size))
         return row.astype(np.int32)
-
-    def _not_an_id(self, row: NDArray[np.integer], outside: NDArray[np.intp]) -> str:
-        """The message about a row that has unknown ids at the positions ``outside``."""
-        id, first = row[outside[0]], outside[0]
-        place = f"token id {id} at position {first}"
-        if id < 0 or (len(outside) > 1 and (row[first:] == id).all()):
-            return (
-                f"{place}, as padding: it is no token of the tokenizer. Write the end-of-document id in its place, or "
-                "make rows without padding."
-            )
-        if id < self.vocab_size:
-            return (
-                f"{place} is a hole in the vocabulary: ids go up to {self.vocab_size - 1}, but no piece has this one. "
-                "The data were made with another version of the tokenizer: give that one."
-            )
-        return (
-            f"{place}, but the tokenizer has the ids 0 to {self.vocab_size - 1}. It is not the one that made this "
-            "data: give the tokenizer of the data."
-        )
 
     # --- the vocabulary -----------------------------------------------------------------------------------
 

@@ -75,8 +75,8 @@ class Tokenizer(Protocol):
         ...
 
     def segments(self, ids: NDArray[np.integer]) -> list[Pieces]:
-        """Cut a row of ids after each end-of-sequence id, and decode each segment on its own. A tokenizer.json also
-        cuts before each beginning-of-sequence id.
+        """Cut a row of ids into its documents, and decode each segment on its own. A row is cut after each
+        end-of-sequence id, before each beginning-of-sequence id, and after any other control ids.
 
         Returns:
             At least one segment, of no pieces for an empty row.

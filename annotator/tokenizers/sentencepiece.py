@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from annotator.errors import AnnotatorError
 from annotator.records import Pieces
 from annotator.tokenizers.piece_table import PieceTable, is_separable
-from annotator.tokenizers.rows import as_row, cut_row
+from annotator.tokenizers.rows import as_row, cut_row, describe_outside
 from annotator.tokenizers.spelling import REPLACEMENT, Spellings, offsets_of
 
 Encode = Callable[[str], tuple[list[int], list[tuple[int, int]]]]
@@ -61,7 +61,7 @@ class SentencePieceTokenizer:
 
     @property
     def bos_id(self) -> int:
-        """Id of the beginning-of-sequence piece, -1 if the model has none. Rows are not cut before it."""
+        """Id of the beginning-of-sequence piece, -1 if the model has none."""
         return self._sp.bos_id()
 
     @property
@@ -111,7 +111,7 @@ class SentencePieceTokenizer:
         return self._read(self._check_row(ids))
 
     def segments(self, ids: NDArray[np.integer]) -> list[Pieces]:
-        """Cut a row of ids after each end-of-sequence id, and decode each segment on its own.
+        """Cut a row of ids into its documents (see ``rows.cut_row``), and decode each segment on its own.
 
         Returns:
             At least one segment, of no pieces for an empty row.
@@ -120,7 +120,7 @@ class SentencePieceTokenizer:
             AnnotatorError: as ``decode``.
         """
         row = self._check_row(ids)
-        return [self._read(part) for part in cut_row(row, after=self.eos_id)]
+        return [self._read(part) for part in cut_row(row, self._spellings.control, self.eos_id, self.bos_id)]
 
     def _pieces(self, text: str, ids: NDArray[np.int32], offsets: NDArray[np.int32]) -> Pieces:
         return Pieces(text, ids, offsets, self._spellings.control[ids])
@@ -147,10 +147,7 @@ class SentencePieceTokenizer:
         row = as_row(ids)
         outside = np.flatnonzero((row < 0) | (row >= self.vocab_size))
         if len(outside):
-            raise AnnotatorError(
-                f"token id {row[outside[0]]} at position {outside[0]}, but the tokenizer has the ids 0 to "
-                f"{self.vocab_size - 1}. It is not the one that made this data: give the tokenizer of the data."
-            )
+            raise AnnotatorError(describe_outside(row, outside, self.vocab_size))
         return row.astype(np.int32)
 
     def _encode_spelled(self, text: str) -> tuple[NDArray[np.int32], NDArray[np.int32]] | None:

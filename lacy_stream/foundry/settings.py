@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from lacy_stream import recipe
 from lacy_stream.errors import UsageError
-from lacy_stream.schema import NotNegative, Positive, Section, mistakes
+from lacy_stream.schema import NotNegative, Positive, Section, mistakes, plain_values
 
 
 class Annotation(recipe.Annotation):
@@ -88,6 +88,10 @@ def check_settings(schema: type[AnySection], values: Mapping[str, Any] | None, k
         UsageError: an unknown key, a wrong type or an impossible value; names each of them.
     """
     try:
-        return schema.model_validate(dict(values or {}))
+        values = plain_values(dict(values or {}), key)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+    try:
+        return schema.model_validate(values)
     except ValidationError as error:
         raise UsageError("; ".join(f"{key}.{mistake}" for mistake in mistakes(error, schema))) from None

@@ -33,6 +33,7 @@ from lacy_stream.objective.minibatch import Masks, select_masks, uniform
 from lacy_stream.objective.reference import ReferenceLosses
 from lacy_stream.objective.scores import call_score
 from lacy_stream.objective.selectors import METHODS, Method, Selector, Targets
+from lacy_stream.objective.step_check import StepCheck
 
 log = logging.getLogger(__name__)
 
@@ -61,6 +62,9 @@ class CallObjective:
     several ranks, the average of their gradients does, as DistributedDataParallel makes it. The ranks and their number
     come from torch.distributed.
 
+    A step whose losses are not finite numbers on every rank is an error on all of them, before the last ``backward``:
+    neither the weights nor the moments of the optimizer take anything from it.
+
     Args:
         call_token_id: id of <CALL>, an entry of the model's vocabulary that never occurs in the data.
         call_fraction: share of the mini-batch's tokens to delegate, in (0, 1).
@@ -78,6 +82,7 @@ class CallObjective:
             the softmax, so that nothing lowers its logit there. See ``methods.Objective``.
         rank_calls_by: the score by which ``precision`` ranks positions. See ``methods.Rank``.
         accept_changes: continue from a state that was saved with another objective.
+        check_losses: whether a step with a NaN or an infinite loss, of the model or of the reference, is an error.
         seed: of the methods that draw at random. The draw depends on the seed, the step and the place in the
             mini-batch: not on microbatches, ranks, or whether the run was resumed.
 
@@ -98,6 +103,7 @@ class CallObjective:
         objective: Objective = "defer",
         rank_calls_by: Rank = "probability",
         accept_changes: bool = False,
+        check_losses: bool = True,
         seed: int = 17,
     ) -> None:
         check_fractions(call_fraction, ignore_fraction)
@@ -121,11 +127,12 @@ class CallObjective:
         self.scope: Scope = scope
         self.objective: Objective = objective
         self.rank_calls_by: Rank = rank_calls_by
-        self.accept_changes, self.seed = accept_changes, seed
+        self.accept_changes, self.check_losses, self.seed = accept_changes, check_losses, seed
         self._method_name = method if isinstance(method, str) else getattr(method, "__name__", type(method).__name__)
         self._reference = None if reference is None else ReferenceLosses(reference, call_token_id)
         self._warned = False
         # The state of the current step:
+        self._step = 0
         self._model: nn.Module | None = None
         self._fraction = call_fraction
         self._labels: list[Tensor] = []  # [B, T] of each microbatch
@@ -134,6 +141,7 @@ class CallObjective:
         self._masks: Masks | None = None  # of all microbatches, where they are known before the losses
         self._targets_per_rank: Tensor | None = None
         self._statistics = CallStatistics(call_fraction)
+        self._check = StepCheck()
 
     # --- a step, microbatch by microbatch -------------------------------------------------------------------
 
@@ -169,8 +177,9 @@ class CallObjective:
         lengths = sorted({labels.shape[1] for labels in self._labels})
         if len(lengths) != 1:
             raise UsageError(f"the rows of a step have the lengths {lengths}: pad all of them to one length")
-        self._model, self._masks, self._row, self._targets_per_rank = model, None, 0, None
-        self._statistics = CallStatistics(self.call_fraction)
+        self._step, self._model = step, model
+        self._masks, self._row, self._targets_per_rank = None, 0, None
+        self._statistics, self._check = CallStatistics(self.call_fraction), StepCheck()
         if self._reference is not None:
             self._reference.clear_clock()
         self._fraction = self.call_fraction * min(1.0, (step + 1) / max(1, self.call_fraction_warmup))
@@ -186,7 +195,7 @@ class CallObjective:
 
     def __call__(self, outputs: Any, batch: Batch) -> Tensor:
         """The part of one microbatch in the loss of the mini-batch: ``mean_loss`` times its share of all targets, a
-        scalar. The first call of a step is collective.
+        scalar. The first and the last call of a step are collective.
 
         Args:
             outputs: the model's, with logits [B, T, V]: a tensor, a mapping with ``logits``, or an object with them.
@@ -194,21 +203,24 @@ class CallObjective:
             batch: the next one of the microbatches that ``begin_step`` was given.
 
         Raises:
-            UsageError: there are no logits, no microbatch is left of those that were announced, or the weight of an
-                auxiliary loss is not known.
+            UsageError: there are no logits, no microbatch is left of those that were announced, no rank has a target in
+                this step, or the weight of an auxiliary loss is not known.
+            LossError: with the last microbatch, a loss of the step is NaN or infinite on some rank.
         """
         loss = self.mean_loss(outputs, batch)
         if self._targets_per_rank is None:
-            targets = torch.stack([_count(labels_BT) for labels_BT in self._labels]).sum().to(loss.device)
+            targets = self._targets().to(loss.device)
             dist.all_reduce(targets, "SUM")
             # Gradients are averaged over the ranks: with the mean number of targets, that is the mean over all targets.
             self._targets_per_rank = targets.clamp(min=1) / dist.get_world_size()
+        if self._row == len(self._random_BT):
+            self.check_step()
         return loss * (_count(batch["labels"]).to(loss.device) / self._targets_per_rank)
 
     def mean_loss(self, outputs: Any, batch: Batch) -> Tensor:
         """The mean loss over the valid targets of one microbatch and the auxiliary loss, a scalar, for trainers that
         weigh microbatches themselves. With one microbatch on each rank, collective with scope ``global``. Arguments and
-        errors as for a call of the objective."""
+        errors as for a call of the objective, but that the losses are only looked at by ``check_step``."""
         targets_BT, classes_BT = shift_labels(batch["labels"], batch["token_class"])
         valid_BT, rows = targets_BT != IGNORED_LABEL, len(targets_BT)
         if self._row + rows > self._rows:
@@ -222,7 +234,7 @@ class CallObjective:
             masks = self._masks.rows(self._row, rows)
         else:
             random_BT = self._random_BT[self._row : self._row + rows]
-            reference_BT = None if self._reference is None else self._reference(batch, targets_BT)
+            reference_BT = self._reference_losses(batch, targets_BT)
             masks = self._select(Targets(losses.true.detach(), classes_BT, valid_BT, random_BT, reference_BT))
         self._row += rows
         score_BT = call_score(logits.detach(), self.call_token_id, self.rank_calls_by, losses.detach())
@@ -230,7 +242,33 @@ class CallObjective:
         loss = training_loss(
             losses, valid_BT, *masks.selection, learned_share=masks.learned_share, objective=self.objective
         )
-        return loss + auxiliary_loss(self._model, outputs)
+        loss = loss + auxiliary_loss(self._model, outputs)
+        self._check.add(losses.true, valid_BT)  # those that are ignored, too: they had a part in the masks
+        self._check.add(loss)
+        return loss
+
+    def check_step(self) -> None:
+        """Look at the losses of the step, after the loss of its last microbatch and before the optimizer's step. A call
+        of the objective does it by itself; those who take ``mean_loss`` call it. Collective. Nothing is looked at with
+        ``check_losses=False``.
+
+        Raises:
+            LossError: a loss of the model, or of the reference model, is NaN or infinite on some rank.
+            UsageError: no rank has a target in this step.
+        """
+        if self.check_losses:
+            self._check.check(self._step, self._targets())
+
+    def _targets(self) -> Tensor:
+        """How many valid targets this rank has in the step, a scalar."""
+        return torch.stack([_count(labels_BT) for labels_BT in self._labels]).sum()
+
+    def _reference_losses(self, batch: Batch, targets_BT: Tensor) -> Tensor | None:
+        if self._reference is None:
+            return None
+        losses_BT = self._reference(batch, targets_BT)
+        self._check.add_reference(losses_BT, targets_BT != IGNORED_LABEL)
+        return losses_BT
 
     def _select(self, targets: Targets) -> Masks:
         return select_masks(self.method.select, targets, self._fraction, self.ignore_fraction, self.scope)
@@ -254,12 +292,13 @@ class CallObjective:
                 if self.method.loss and model is not None:
                     logits = logits_of(forward(microbatch) if forward else _forward(model, microbatch))
                     loss.append(true_losses(logits, targets_BT, self.call_token_id))
+                    self._check.add(loss[-1], valid[-1])
                     del logits  # before the next microbatch makes its own
                 else:
                     # The method does not look at it.
                     loss.append(torch.zeros_like(targets_BT, dtype=torch.float32))
-                if self._reference is not None:
-                    reference.append(self._reference(microbatch, targets_BT))
+                if (reference_BT := self._reference_losses(microbatch, targets_BT)) is not None:
+                    reference.append(reference_BT)
         reference_BT = torch.cat(reference) if reference else None
         joined = (torch.cat(parts) for parts in (loss, classes, valid))
         return self._select(Targets(*joined, self._random_BT, reference_BT))

@@ -21,6 +21,7 @@ from torchmetrics.utilities import dim_zero_cat
 from lacy_stream.objective.losses import IGNORED_LABEL
 from lacy_stream.objective.methods import Rank
 from lacy_stream.objective.scores import CallScores, TokenScores, call_scores, own_call_mask, token_scores
+from lacy_stream.objective.step_check import LossError
 
 
 class MaskModel:
@@ -174,6 +175,19 @@ class _MatchedLoss(_MaskedLoss):
     def update(self, batch: Mapping[str, Tensor], outputs: Tensor, labels: Tensor) -> None:  # type: ignore[override]
         """batch: with ``input_ids`` [B, T]; outputs: this model's logits [B, T, V]; labels [B, T], shifted."""
         self._add(outputs, labels, self._mask_from(batch))
+
+    def compute(self) -> Tensor:
+        """The mean.
+
+        Raises:
+            LossError: the other model's scores are NaN, so its mask would be one of chance.
+        """
+        if dim_zero_cat(self.score).isnan().any():
+            raise LossError(
+                "the model whose call mask is evaluated (eval_mask_from) gives NaN as scores of <CALL>: its weights "
+                "are damaged. Name another checkpoint"
+            )
+        return super().compute()
 
 
 class MatchedCallLoss(_MatchedLoss):

@@ -40,6 +40,7 @@ from annotator import Document, LabelledTokens
 from lacy_stream import distributed as dist
 from lacy_stream.errors import UsageError
 from lacy_stream.stream.ahead import one_ahead
+from lacy_stream.stream.contents import Contents
 from lacy_stream.stream.corpus import Corpus, Source, open_corpus
 from lacy_stream.stream.packing import START, Cursor, LanePacker, Row
 from lacy_stream.stream.pool import AnnotationPool
@@ -66,6 +67,10 @@ class StreamStats:
     """Time spent on waiting for the pool."""
     packing_s: float
     """Time spent on packing."""
+    rows_of_ids: int = 0
+    """Rows of token ids that were packed."""
+    unseparated_rows: int = 0
+    """Those of them without a control token: each is labelled as one text."""
 
     @property
     def wait_s(self) -> float:
@@ -168,6 +173,7 @@ class AnnotatedDataset(IterableDataset):
         self._resumed = False  # whether an iteration continues from this position
         self._stopwatch = _Stopwatch()
         self._open: list[_Lane] = []
+        self._contents = Contents(tokenizer, len(corpus), lanes // ranks)
 
     def __iter__(self) -> Iterator[Row]:
         if get_worker_info() is not None:
@@ -186,10 +192,8 @@ class AnnotatedDataset(IterableDataset):
         try:
             if self.repeat:
                 yield from self._endless()
-            elif self._ranks == 1:
-                yield from self._once()
             else:
-                yield from self._equal_on_all_ranks(self._once())
+                yield from self._pass()
         finally:
             for lane in lanes:  # otherwise an evaluation that stops early would leave its documents in the queue
                 lane.cancel()
@@ -231,9 +235,21 @@ class AnnotatedDataset(IterableDataset):
             lane = self._open[self._rows % len(self._open)]
             row = lane.next_row()
             assert row is not None, "an endless lane has a next row"
+            self._contents.add_row(row.ids, self.pool.quarantine)
             self._cursors[lane.index] = lane.cursor
             self._rows += 1  # before the yield: a state that is saved now points after this row
             yield row
+
+    def _pass(self) -> Iterator[Row]:
+        """Yield the rows of each document once, on all ranks equally many.
+
+        Raises:
+            DataError: no document has text.
+        """
+        before = self._contents.documents_with_text
+        yield from self._once() if self._ranks == 1 else self._equal_on_all_ranks(self._once())
+        if not any(dist.all_gather_object(self._contents.documents_with_text > before)):
+            raise self._contents.empty_pass(self.pool.quarantine)
 
     def _once(self) -> Iterator[Row]:
         """Take rows from the lanes in turn, until all lanes have ended."""
@@ -261,7 +277,7 @@ class AnnotatedDataset(IterableDataset):
     def _lane(self, index: int, cursor: Cursor) -> _Lane:
         packer = LanePacker(self.max_seq_len, self._eos_id, cursor)
         documents = self._documents(index, cursor.document)
-        return _Lane(index, documents, self.pool, packer, self._rows_ahead, self._stopwatch)
+        return _Lane(index, documents, self.pool, packer, self._rows_ahead, self._stopwatch, self._contents)
 
     def _documents(self, lane: int, first: int) -> Iterator[Document]:
         """Yield the documents of a lane, starting with its document number ``first``."""
@@ -273,7 +289,14 @@ class AnnotatedDataset(IterableDataset):
     def stats(self) -> StreamStats:
         """The counters of this dataset."""
         ahead = sum(lane.documents_ahead for lane in self._open)
-        return StreamStats(self._position.rows, ahead, *self._stopwatch.seconds.values())
+        contents = self._contents
+        return StreamStats(
+            self._position.rows,
+            ahead,
+            *self._stopwatch.seconds.values(),
+            contents.rows_of_ids,
+            contents.unseparated_rows,
+        )
 
     # --- resume -------------------------------------------------------------------------------------------
 
@@ -365,6 +388,15 @@ def _divisors(number: int) -> list[int]:
     return [divisor for divisor in range(1, number + 1) if number % divisor == 0]
 
 
+class _Pending(NamedTuple):
+    """A document that waits to be packed. tokens: an estimate for a text, exact for a row of ids."""
+
+    id: str
+    tokens: int
+    is_row: bool
+    labels: Future[LabelledTokens]
+
+
 class _Lane:
     """One lane: submits its documents to the pool ahead of their use, and packs them into rows in order.
 
@@ -372,6 +404,7 @@ class _Lane:
         index: number of the lane.
         documents: the documents of the lane, starting with that of the packer's cursor.
         rows_ahead: rows that are kept in the pool after each delivered row.
+        contents: looks at the documents that are packed.
     """
 
     def __init__(
@@ -382,12 +415,13 @@ class _Lane:
         packer: LanePacker,
         rows_ahead: int,
         stopwatch: _Stopwatch,
+        contents: Contents,
     ) -> None:
         self.index = index
         self._documents, self._pool, self._packer, self._rows_ahead = documents, pool, packer, rows_ahead
-        self._stopwatch = stopwatch
-        self._pending: deque[tuple[int, bool, Future[LabelledTokens]]] = deque()
-        self._pending_tokens = 0  # tokens of the pending documents: an estimate for texts, exact for rows of ids
+        self._stopwatch, self._contents = stopwatch, contents
+        self._pending: deque[_Pending] = deque()
+        self._pending_tokens = 0  # of the pending documents
 
     @property
     def cursor(self) -> Cursor:
@@ -407,13 +441,19 @@ class _Lane:
         """Wait for the lane's next row; None at the end of a finite lane."""
         # Where documents were shorter than estimated, nothing is pending. Then the next one is submitted here, and
         # waited for.
+        without_tokens = 0  # documents, one after another
         while self._packer.buffered < self._packer.seq_len and (self._pending or self._submit()):
-            tokens, end_of_document, future = self._pending.popleft()
+            document = self._pending.popleft()
             with self._stopwatch.stage("annotation"):
-                labelled = future.result()
+                labelled = document.labels.result()
             with self._stopwatch.stage("packing"):
-                self._packer.add(labelled, end_of_document)
-            self._pending_tokens -= tokens
+                before = self._packer.buffered
+                self._packer.add(labelled, end_of_document=not document.is_row)
+                self._contents.add_document(document.id, labelled, document.is_row)
+            self._pending_tokens -= document.tokens
+            without_tokens = without_tokens + 1 if self._packer.buffered == before else 0
+            if without_tokens:
+                self._contents.check_lane(without_tokens, self._pool.quarantine)
         if self._packer.buffered <= 0:
             return None
         with self._stopwatch.stage("packing"):
@@ -423,16 +463,16 @@ class _Lane:
 
     def cancel(self) -> None:
         """Withdraw the documents that no worker has begun."""
-        for *_, future in self._pending:
-            future.cancel()
+        for document in self._pending:
+            document.labels.cancel()
 
     def _submit(self) -> bool:
         with self._stopwatch.stage("shards"):
             document = next(self._documents, None)
         if document is None:
             return False
-        raw = document.ids is None  # a row of ids brings its own end-of-document tokens
-        self._pending.append((document.tokens, raw, self._pool.submit(document)))
+        is_row = document.ids is not None  # it brings its own end-of-document tokens
+        self._pending.append(_Pending(document.id, document.tokens, is_row, self._pool.submit(document)))
         self._pending_tokens += document.tokens
         return True
 

@@ -22,6 +22,7 @@ from streaming.base.stream import Stream
 
 from annotator import Document
 from annotator.spans import SPANS_VERSION
+from annotator.tokenizers.rows import wider_type
 from lacy_stream.errors import UsageError
 from lacy_stream.stream.report import Report
 from lacy_stream.stream.shards import DataError, Shards
@@ -93,6 +94,7 @@ class Corpus:
         """Everything that the documents and their order depend on, as text that can be compared and read."""
         data = [
             f"{choose} of {len(shards)} documents, {shards.digest}, column {source.tokens_column or source.text_column}"
+            + (", cut at control ids" if source.tokens_column else "")
             + ("" if source.annotate else ", not annotated")
             + (f", spans (rule {SPANS_VERSION}) in column {source.spans_column}" if source.spans_column else "")
             for shards, source, choose in zip(self._shards, self._sources, self._choose, strict=True)
@@ -306,6 +308,12 @@ def _ids(value: Any, source: Source, where: str) -> NDArray[np.integer]:
                 f"multiple of the size of {dtype}: set token_encoding_type to the type that the ids were written in"
             )
         value = np.frombuffer(value, dtype)
+        if (wider := wider_type(value)) is not None:
+            raise DataError(
+                f"column {source.tokens_column!r} of {where} has a row of {len(value)} ids of type {dtype}, in which "
+                f"zeros follow upon each id: they were written as {len(value) * dtype.itemsize * 8 // int(wider[3:])} "
+                f"ids of type {wider}. Set token_encoding_type: {wider}"
+            )
     if not isinstance(value, np.ndarray) or value.ndim != 1 or value.dtype.kind not in "iu":
         raise DataError(f"column {source.tokens_column!r} of {where} is {type(value).__name__}, not token ids")
     if not len(value):

@@ -17,8 +17,8 @@ from streaming.base.format.mds.reader import MDSReader
 from streaming.base.hashing import get_hash, is_hash
 
 from lacy_stream.errors import UsageError
+from lacy_stream.stream.source import INDEX
 
-INDEX = "index.json"
 PREFERRED_HASHES = ("xxh64", "xxh3_64", "sha1", "md5")
 LARGEST_SHARD = 2**32 - 1
 """Size in bytes that MDS can count in 32 bits."""

@@ -19,6 +19,7 @@ import threading
 from collections import deque
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from lacy_stream.errors import LacyStreamError, UsageError
@@ -27,7 +28,7 @@ from lacy_stream.stream.workers.local import LocalWorker
 from lacy_stream.stream.workers.protocol import Answer, StartWorker, Worker, WorkerCannotStart, WorkerDied
 
 if TYPE_CHECKING:
-    from annotator import AnnotatorSettings, Document, LabelledTokens
+    from annotator import Annotator, AnnotatorSettings, Document, LabelledTokens
     from lacy_stream.stream.labels.cache import LabelCache
 
 log = logging.getLogger(__name__)
@@ -287,8 +288,30 @@ class AnnotationPool:
                 self._workers[index] = worker
                 if not self._identity.done():
                     self._identity.set_result(worker.identity)
+            self._check_identity(worker.identity, index)
             return worker
         raise self._error or AnnotationError(f"annotation worker {index} did not start: it {'; '.join(deaths)}")
+
+    def _check_identity(self, identity: dict[str, str], index: int) -> None:
+        """Refuse a worker whose labels would differ from those of the others: on another machine, or after an update of
+        a package during the run.
+
+        Raises:
+            AnnotationError: names what differs.
+        """
+        if self._identity.exception() is not None:  # the pool has ended
+            return
+        first = self._identity.result()
+        differences = [
+            f"{key}: {identity.get(key)!r} there, {first.get(key)!r} in the others"
+            for key in dict.fromkeys([*first, *identity])
+            if identity.get(key) != first.get(key)
+        ]
+        if differences:
+            raise AnnotationError(
+                f"annotation worker {index} would label otherwise than the other workers: {'; '.join(differences)}. "
+                "Give all workers the same packages and files"
+            )
 
     def _take(self) -> list[_Job]:
         """Wait for the next batch. It is empty when the pool ends.
@@ -366,8 +389,7 @@ class AnnotationPool:
             if cache is not None:
                 cache.put(job.document, result)
             return result
-        # An annotator that only tokenises. It takes milliseconds to make, and few documents come here.
-        plain = replace(self.settings, model=None, labeller=None).build()
+        plain = self._plain
         try:
             unlabelled = replace(job.document, annotate=False)  # without its spans, which may be the cause
             labels, event, reason = plain.label([unlabelled])[0], "document_quarantined", result
@@ -383,6 +405,11 @@ class AnnotationPool:
                 + "; ".join(f"{name!r}: {why}" for name, why in list(self.quarantine.items())[:5])
             )
         return labels
+
+    @cached_property
+    def _plain(self) -> Annotator:
+        """Tokenises what cannot be annotated. Two threads may both make one at first, which does no harm."""
+        return replace(self.settings, model=None, labeller=None).build()
 
     # --- the label cache ------------------------------------------------------------------------------------------
 

@@ -21,7 +21,8 @@ Event = Literal[
     "download_retried",  # the download of a file failed and was tried again
     "shard_fetched_again",  # the cached copy of a shard was damaged
     "cache_entry_damaged",  # a record of the label cache was damaged; its document is annotated again
-    "checkpoint_set_aside",  # a killed run left half a checkpoint; it was renamed
+    "half_checkpoint_deleted",  # a run ended while it wrote a checkpoint; what it left was deleted
+    "checkpoint_set_aside",  # a file with a checkpoint's name is none; it was renamed
     "cache_full",  # the label cache has stopped adding documents
 ]
 EVENTS: tuple[Event, ...] = Event.__args__  # type: ignore[attr-defined]

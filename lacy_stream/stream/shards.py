@@ -49,6 +49,7 @@ from lacy_stream.stream.mds_index import (
     parse_index,
 )
 from lacy_stream.stream.report import Report
+from lacy_stream.stream.source import missing_index
 
 log = logging.getLogger(__name__)
 
@@ -209,6 +210,8 @@ class Shards:
                         self._remote.fetch(INDEX, INDEX, self._folder, partial(self._install_index, path))
             return readers or self._parse(path)
         except Exception as error:
+            if isinstance(error, FileNotFoundError) and (problem := missing_index(self._local, self._split)):
+                raise DataError(problem) from error
             raise DataError(
                 f"no usable MDS index at {self.where}: {self._reason(error)}. "
                 "Make one with `lacy-stream prepare SOURCE --out DIR`."

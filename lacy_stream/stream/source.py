@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 from pydantic import model_validator
 
@@ -31,7 +32,8 @@ class Source(Section):
     """Column with the names of documents. If there is no such column, the name is the number of the sample."""
     tokens_column: str | None = None
     """Column with rows of token ids of a fixed length, to use instead of the text. A value is an array, or bytes as LLM
-    Foundry writes them. Each row is labelled as a text of its own."""
+    Foundry writes them. A row is cut at end-of-sequence, beginning-of-sequence and other control ids, and each part is
+    labelled as a text of its own."""
     token_encoding_type: str = "int64"
     """Integer type of the token ids if `tokens_column` holds bytes."""
     annotate: bool = True
@@ -58,3 +60,23 @@ class Source(Section):
         if len(given) > 1:
             raise ValueError(f"{given[1]}: {' and '.join(given)} exclude one another; keep one of them")
         return self
+
+
+INDEX = "index.json"
+"""File that lists the shards of an MDS folder."""
+
+
+def missing_index(local: str | os.PathLike[str], split: str | None) -> str | None:
+    """What is wrong with a local folder of shards that has no index, and the way out; None where there is one."""
+    folder, parent = Path(local, split or ""), Path(local)
+    if (folder / INDEX).exists():
+        return None
+    splits = sorted(path.parent.name for path in parent.glob(f"*/{INDEX}"))
+    what = f"there is no {INDEX}" if folder.is_dir() else "there is no such folder"
+    if splits:
+        way = f"{parent} has the split{'s' * (len(splits) > 1)} {', '.join(splits)}: set split to one of them"
+    elif (parent / INDEX).exists():
+        way = f"{parent} has one itself: leave split out"
+    else:
+        way = "Make one with `lacy-stream prepare SOURCE --out DIR`"
+    return f"no usable MDS index at {folder}: {what}. {way}"

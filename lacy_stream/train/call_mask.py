@@ -39,8 +39,8 @@ class CallMask(Algorithm):
             on a GPU, where the model's logits are those of its output layer and nothing more. True: an error where
             they are not.
         settings: the other arguments of ``CallObjective``: ``ignore_fraction``, ``call_fraction_warmup``,
-            ``reference``, ``objective``, ``rank_calls_by``, ``accept_changes`` and ``seed``. A reference model runs in
-            the trainer's precision.
+            ``reference``, ``objective``, ``rank_calls_by``, ``accept_changes``, ``check_losses`` and ``seed``. A
+            reference model runs in the trainer's precision.
 
     The loss of a microbatch is the mean over its valid targets, which Composer weights by rows. Where rows are
     padded, give the Trainer ``accumulate_train_batch_on_tokens=True`` and a DataSpec that counts the valid targets,
@@ -74,6 +74,7 @@ class CallMask(Algorithm):
             Event.BEFORE_TRAIN_BATCH,
             Event.BEFORE_FORWARD,
             Event.AFTER_FORWARD,
+            Event.AFTER_TRAIN_BATCH,
             Event.BATCH_END,
             Event.FIT_END,
         )
@@ -97,6 +98,8 @@ class CallMask(Algorithm):
         elif event == Event.AFTER_FORWARD and self._batch is not None:
             self._pass_hidden_states(False)
             state.batch, self._batch = self._batch, None
+        elif event == Event.AFTER_TRAIN_BATCH:  # the gradients are there, and the optimizer has not taken its step
+            self.objective.check_step()
         elif event == Event.BATCH_END:
             logger.log_metrics({f"call_mask/{name}": value for name, value in self.objective.metrics().items()})
         elif event == Event.FIT_END:

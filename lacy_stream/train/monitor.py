@@ -34,6 +34,8 @@ class StreamMonitor(Callback):
     - ``stream/queue_depth``: documents that wait for a worker;
     - ``stream/documents_ahead``: documents submitted and not yet packed;
     - ``stream/cached_fraction``: documents that came from the label cache, as a share of all;
+    - ``stream/unseparated_rows``: rows of token ids without a control token, as a share of all since start; absent for
+      raw text;
     - ``stream/chunk_hit_rate``, ``stream/vector_hit_rate``: what the engine found in its tables of chunks and of word
       vectors, as a share of what it looked up, mean over the workers; absent where spaCy annotates;
     - ``stream/worker_restarted``, ``stream/document_quarantined``, ``stream/document_skipped``,
@@ -77,6 +79,8 @@ class StreamMonitor(Callback):
             "documents_ahead": stats.documents_ahead,
             "cached_fraction": pool.cached / max(pool.documents, 1),
         }
+        if stats.rows_of_ids:
+            metrics["unseparated_rows"] = stats.unseparated_rows / stats.rows_of_ids
         metrics |= pool.hit_rates | dataset.report.counts()
         logger.log_metrics({f"stream/{name}": value for name, value in metrics.items()})
 

@@ -17,9 +17,9 @@ def mend_save_folder(folder: str | os.PathLike[str], report: Report) -> None:
     """Make ``latest-rank0.pt`` point to the newest whole checkpoint, so that ``autoresume`` finds it.
 
     Composer writes a checkpoint under its final name, removes the link and makes a new one. A run that is killed in
-    between leaves half a file or no link, and is refused when it is started again. Half a file is set aside as
-    ``NAME.unfinished``: a whole one ends with the directory of a zip archive. Call it on one process, before the
-    Trainer is made.
+    between leaves half a file or no link, and is refused when it is started again. Half a file is deleted, which also
+    makes room on a full disk: a whole one ends with the directory of a zip archive. A file of another kind is set aside
+    as ``NAME.unfinished``. Call it on one process, before the Trainer is made.
     """
     folder = Path(folder)
     link = folder / LATEST
@@ -30,9 +30,18 @@ def mend_save_folder(folder: str | os.PathLike[str], report: Report) -> None:
         batch = re.fullmatch(r"ep\d+-ba(\d+)-rank0\.pt", path.name)
         if batch is not None and zipfile.is_zipfile(path):
             whole[int(batch[1])] = path
+        elif batch is not None and _is_half(path):
+            path.unlink()
+            report.add("half_checkpoint_deleted", path.name, "the run ended while it was written")
         elif batch is not None:
             path.rename(path.with_name(f"{path.name}.unfinished"))
-            report.add("checkpoint_set_aside", path.name, "the run was killed while it was written")
+            report.add("checkpoint_set_aside", path.name, "it is no checkpoint")
     if whole and (not link.is_symlink() or os.readlink(link) != whole[max(whole)].name):
         with replaced_file(link) as new:
             new.symlink_to(whole[max(whole)].name)
+
+
+def _is_half(path: Path) -> bool:
+    """Whether a file, which is not a whole zip archive, is the beginning of one."""
+    with open(path, "rb") as file:
+        return file.read(4) in (b"", b"PK\x03\x04")

@@ -6,10 +6,11 @@ import os
 import pickle
 import sys
 import warnings
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from annotator import AnnotatorError
+from annotator import AnnotatorError, AnnotatorSettings
 from annotator.labellers import find_labeller
 from annotator.pipelines import find_model
 from lacy_stream.errors import UsageError
@@ -33,6 +34,15 @@ from lacy_stream.train.components import (
     named_scheduler,
     other_components,
 )
+from lacy_stream.train.launcher import check_launcher
+from lacy_stream.train.places import (
+    check_places,
+    local_save_folder,
+    only_run_in,
+    other_models,
+    report_folder,
+    warn_of_little_room,
+)
 from lacy_stream.train.recipe_data import annotator_settings
 from lacy_stream.train.resume import LATEST, mend_save_folder
 
@@ -51,7 +61,15 @@ if TYPE_CHECKING:  # composer takes 12 s to import: only once the recipe is know
 
 
 def train(recipe: Recipe) -> None:
-    """Run a recipe to its end."""
+    """Run a recipe to its end.
+
+    Raises:
+        RecipeError: the recipe cannot be run here; nothing has been trained.
+        LossError: a loss, or what would have been saved, is NaN or infinite.
+        FileError: a checkpoint cannot be written.
+        LacyStreamError: the data cannot be read or annotated.
+    """
+    check_launcher(os.environ)
     tokenizer = tokenizer_path(recipe.tokenizer.name)
     settings = annotator_settings(recipe, tokenizer)
     try:
@@ -61,11 +79,20 @@ def train(recipe: Recipe) -> None:
     # Most mistakes of a recipe are found here, before workers start and before Composer is imported.
     _check_model(recipe, pieces, tokenizer)
     _check_annotator(recipe.annotator)
-    for key, path in _other_models(recipe).items():
-        if not Path(path).exists():
-            raise RecipeError(f"{key}: there is no file or folder {path!r}")
+    check_places(recipe)
     check_components(recipe)
-    _check_save_folder(recipe)
+    folder = local_save_folder(recipe)
+    with nullcontext() if folder is None or os.environ.get("RANK", "0") != "0" else only_run_in(folder):
+        _train(recipe, settings, pieces)
+
+
+def _train(recipe: Recipe, settings: AnnotatorSettings, pieces: int) -> None:
+    """Run a recipe that was checked.
+
+    Args:
+        settings: of the annotation workers.
+        pieces: ids of the tokenizer. The first one after them is <CALL>.
+    """
     # On a CPU, huge pages halve the time of a step with a vocabulary of 32,001: logits are 4 MB a row of 32.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     workers = recipe.annotator.num_workers or default_num_workers(int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
@@ -80,6 +107,9 @@ def train(recipe: Recipe) -> None:
         trainer = _built(recipe, pool, call_token_id=pieces)
         try:
             _announce(recipe, trainer, pool)
+            _check_ranks_agree(pool)
+            if (folder := local_save_folder(recipe)) is not None and os.environ.get("RANK", "0") == "0":
+                warn_of_little_room(folder, trainer.state.model)
             if trainer.state.max_duration is not None and trainer.state.timestamp >= trainer.state.max_duration:
                 print(f"nothing to do: the checkpoint is at max_duration, {recipe.max_duration}", file=sys.stderr)
                 return
@@ -87,15 +117,6 @@ def train(recipe: Recipe) -> None:
             _conclude(trainer, pool)
         finally:
             trainer.close()
-
-
-def _other_models(recipe: Recipe) -> dict[str, str]:
-    """The models that a recipe needs beside the one that it trains: key -> checkpoint file or folder."""
-    named = {
-        "algorithms.call_mask.reference": recipe.algorithms.call_mask.reference,
-        "eval_mask_from": recipe.eval_mask_from,
-    }
-    return {key: path for key, path in named.items() if path is not None}
 
 
 def _check_model(recipe: Recipe, pieces: int, tokenizer: Path) -> None:
@@ -123,27 +144,10 @@ def _check_annotator(settings: Annotation) -> None:
         raise RecipeError(f"annotator.{error}") from None
 
 
-def _local_save_folder(recipe: Recipe) -> Path | None:
-    """The save_folder; None where there is none, or a remote one, or one with Composer's placeholders."""
-    folder = recipe.save_folder
-    return None if folder is None or "://" in folder or "{" in folder else Path(folder)
-
-
-def _check_save_folder(recipe: Recipe) -> None:
-    """Refuse, before anything is loaded, a folder that cannot be written."""
-    try:
-        if (folder := _local_save_folder(recipe)) is not None:
-            folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RecipeError(f"save_folder: {recipe.save_folder!r} cannot be made: {error}") from None
-
-
 def _report_path(recipe: Recipe) -> Path | None:
     """The file of this rank's report; None where no folder is named."""
-    folder = recipe.report_folder
-    if folder is None and (save_folder := _local_save_folder(recipe)) is not None:
-        folder = save_folder / "report"
-    return None if folder is None else Path(folder) / f"rank{os.environ.get('RANK', '0')}.jsonl"
+    folder = report_folder(recipe)
+    return None if folder is None else folder / f"rank{os.environ.get('RANK', '0')}.jsonl"
 
 
 def _built(recipe: Recipe, pool: AnnotationPool, call_token_id: int) -> Trainer:
@@ -184,7 +188,7 @@ def build_trainer(recipe: Recipe, pool: AnnotationPool, call_token_id: int) -> T
 
     from lacy_stream.train.model import build_model
 
-    save_folder = _local_save_folder(recipe)
+    save_folder = local_save_folder(recipe)
     if recipe.autoresume and save_folder is not None and dist.get_global_rank() == 0:
         mend_save_folder(save_folder, pool.report)
     reproducibility.seed_all(recipe.seed)  # the model's first weights, too
@@ -221,7 +225,7 @@ def build_trainer(recipe: Recipe, pool: AnnotationPool, call_token_id: int) -> T
         optimizers=_optimizer(recipe, model),
         schedulers=_scheduler(recipe),
         algorithms=_algorithms(recipe, pool, call_token_id),
-        callbacks=_callbacks(recipe),
+        callbacks=[*_callbacks(recipe), *_checkpoint_callbacks(recipe)],
         loggers=_loggers(recipe),
         max_duration=recipe.max_duration.replace("_", ""),
         # Composer warns of settings for an evaluation that there is not.
@@ -252,7 +256,7 @@ def build_trainer(recipe: Recipe, pool: AnnotationPool, call_token_id: int) -> T
 
 def _starts_from_weights(recipe: Recipe) -> bool:
     """Whether the weights of a Hugging Face model are the first of the run: no checkpoint will be loaded over them."""
-    folder = _local_save_folder(recipe)
+    folder = local_save_folder(recipe)
     resumes = recipe.autoresume and folder is not None and (folder / LATEST).exists()
     return isinstance(recipe.model, HFCausalLM) and recipe.model.pretrained and not recipe.load_path and not resumes
 
@@ -339,6 +343,7 @@ def _algorithms(recipe: Recipe, pool: AnnotationPool, call_token_id: int) -> lis
             rank_calls_by=mask.rank_calls_by,
             fused_loss=mask.fused_loss,
             accept_changes=recipe.train_loader.accept_changes,
+            check_losses=recipe.callbacks.nan_monitor is not None,
             seed=recipe.seed,
         )
     ]
@@ -362,7 +367,7 @@ def _other_model(key: str, recipe: Recipe, pool: AnnotationPool) -> PreTrainedMo
     """The model that a key of the recipe names; None where it names none."""
     from lacy_stream.train.reference import load_reference
 
-    if (path := _other_models(recipe).get(key)) is None:
+    if (path := other_models(recipe).get(key)) is None:
         return None
     try:
         return load_reference(path, Path(pool.settings.tokenizer), recipe.max_seq_len)
@@ -372,7 +377,7 @@ def _other_model(key: str, recipe: Recipe, pool: AnnotationPool) -> PreTrainedMo
 
 def _callbacks(recipe: Recipe) -> list[Any]:
     import torch
-    from composer.callbacks import LRMonitor, MemoryMonitor, NaNMonitor, RuntimeEstimator, SpeedMonitor
+    from composer.callbacks import LRMonitor, MemoryMonitor, RuntimeEstimator, SpeedMonitor
 
     from lacy_stream.train.monitor import StreamMonitor
     from lacy_stream.train.record import RunRecord
@@ -384,8 +389,33 @@ def _callbacks(recipe: Recipe) -> list[Any]:
     callbacks += [LRMonitor()] if wanted.lr_monitor is not None else []
     callbacks += [MemoryMonitor()] if wanted.memory_monitor is not None and torch.cuda.is_available() else []
     callbacks += [RuntimeEstimator()] if wanted.runtime_estimator is not None else []
-    callbacks += [NaNMonitor()] if wanted.nan_monitor is not None else []
     return callbacks + [component.build() for component in other_components("callbacks", wanted)]
+
+
+def _checkpoint_callbacks(recipe: Recipe) -> list[Any]:
+    """What writes the checkpoints, and what looks at the weights before. Composer writes those of a remote folder."""
+    from composer.callbacks import CheckpointSaver as ComposerSaver
+
+    from lacy_stream.train.checkpoint_saver import CheckpointSaver, FiniteWeights
+
+    if recipe.save_folder is None:
+        return []
+    interval = recipe.save_interval.replace("_", "")
+    found: list[Any] = [FiniteWeights(interval)] if recipe.callbacks.nan_monitor is not None else []
+    named = [component.find() for component in other_components("callbacks", recipe.callbacks)]
+    if "://" not in recipe.save_folder and not any(issubclass(kind, ComposerSaver) for kind in named):
+        path = recipe.save_folder.lstrip("/")
+        found.append(
+            CheckpointSaver(
+                folder=recipe.save_folder,
+                remote_file_name=f"{path}/ep{{epoch}}-ba{{batch}}-rank{{rank}}.pt",
+                latest_remote_file_name=f"{path}/latest-rank{{rank}}.pt",
+                save_interval=interval,
+                overwrite=recipe.save_overwrite,
+                num_checkpoints_to_keep=recipe.save_num_checkpoints_to_keep,
+            )
+        )
+    return found
 
 
 def _loggers(recipe: Recipe) -> list[Any]:
@@ -420,14 +450,28 @@ def _loggers(recipe: Recipe) -> list[Any]:
 
 
 def _fit(trainer: Trainer, recipe: Recipe) -> None:
+    from lacy_stream.objective.step_check import LossError
+
     try:
         trainer.fit()
+    except LossError as error:
+        raise LossError(f"{error}. {_last_checkpoint(trainer)}".rstrip(". ")) from None
     except FileExistsError as error:  # Composer's, before the first batch; it advises a key of its own
         raise RecipeError(
             f"save_folder: {recipe.save_folder!r} has checkpoints of an earlier run "
             f"({error.args[0].split(' may ')[0]}). "
             "Continue that run with autoresume=true, replace it with save_overwrite=true, or name another folder"
         ) from None
+
+
+def _last_checkpoint(trainer: Trainer) -> str:
+    """Where a run that has ended too early may be continued, in a sentence; on rank 0, which writes the checkpoints."""
+    from composer.utils import dist
+
+    saved = trainer.saved_checkpoints
+    if dist.get_global_rank():
+        return ""
+    return f"The last checkpoint is {saved[-1]}" if saved else "No checkpoint has been written"
 
 
 def _announce(recipe: Recipe, trainer: Trainer, pool: AnnotationPool) -> None:
@@ -445,6 +489,25 @@ def _announce(recipe: Recipe, trainer: Trainer, pool: AnnotationPool) -> None:
             f"{tokens:,} tokens a batch, "
             f"{dist.get_world_size()} rank(s) with {pool.num_workers} annotation worker(s) each"
         )
+
+
+def _check_ranks_agree(pool: AnnotationPool) -> None:
+    """Refuse ranks whose workers would label otherwise than those of rank 0. Collective.
+
+    Raises:
+        UsageError: names what differs.
+    """
+    from lacy_stream import distributed as dist
+
+    if dist.get_world_size() == 1:
+        return
+    first, *others = dist.all_gather_object(pool.identity)
+    for rank, identity in enumerate(others, start=1):
+        if differences := [key for key in dict.fromkeys([*first, *identity]) if first.get(key) != identity.get(key)]:
+            raise UsageError(
+                f"the annotation workers of rank {rank} would label otherwise than those of rank 0: they differ in "
+                f"{', '.join(differences)}. Give all nodes the same packages and files"
+            )
 
 
 def _new_line(console: Console) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -299,15 +300,48 @@ def test_padding_is_grammatical(spaceless: Path):
 
 @some
 @given(st.lists(st.integers(0, 300) | st.just(EOS), max_size=24))
-def test_segments_end_with_the_end_of_sequence(tokenizer: Tokenizer, ids: list[int]):
-    """Segments joined are the row; each but the last ends with the only </s> that it holds."""
+def test_segments_are_cut_at_control_ids(tokenizer: Tokenizer, ids: list[int]):
+    """Segments joined are the row; each ends with the only </s>, or begins with the only <s>, that it holds."""
     segments = tokenizer.segments(np.array(ids, dtype=np.int64))
     assert [id for segment in segments for id in segment.ids.tolist()] == ids
     assert all(segment.ids.dtype == np.int32 for segment in segments)
     assert all(EOS not in segment.ids[:-1] for segment in segments)
-    assert all(segment.ids[-1] == EOS for segment in segments[:-1])
+    assert all(BOS not in segment.ids[1:] for segment in segments)
+    assert all(before.ids[-1] == EOS or after.ids[0] == BOS for before, after in pairwise(segments))
     for segment in segments:
         assert_in_order(segment.offsets, segment.ids, segment.text)
+
+
+def test_rows_are_cut_at_any_control_id(tokenizer: Tokenizer, spaceless: Path):
+    """Documents that are separated by the beginning of the next one, or by padding, are segments of their own, so that
+    their first mentions are found; an unknown piece is a part of its text."""
+    the = tokenizer.encode("the file").ids.tolist()
+    for row, texts in [
+        ([BOS, *the, BOS, *the], ["the file"] * 2),
+        ([*the, BOS, *the, EOS], ["the file"] * 2),
+        ([BOS, *the, EOS, BOS, *the, EOS], ["the file"] * 2),
+        ([*the, UNK, *the], ["the file\ufffd the file"]),
+    ]:
+        assert [segment.text for segment in tokenizer.segments(np.array(row))] == texts
+    padded = open_tokenizer(spaceless)
+    the, pad = padded.encode("the").ids.tolist(), 3
+    assert [s.text for s in padded.segments(np.array([*the, pad, pad, *the, pad]))] == ["the", "the"]
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ([5, 6, -100, -100], "token id -100 at position 2, as padding.*column of the labels"),
+        ([5, 6, 7, 8, 9, 32_003], "token id 32003 at position 5.*as those of added tokens do"),
+        (np.array([5, 6, 7, 8], np.int32).view(np.int64), "Read as int32, .*Set token_encoding_type: int32"),
+        (np.array([5, 6, 7, 8], np.uint16).view(np.int64), "Read as uint16, .*Set token_encoding_type: uint16"),
+        ([70_000, 5, 90_000, 100_000], "70000 at position 0, .*not the one that made this data"),
+    ],
+)
+def test_causes_of_an_id_outside_the_vocabulary(tokenizer: Tokenizer, row: list[int], message: str):
+    """Padding, added tokens, another integer type, and another tokenizer are told apart."""
+    with pytest.raises(ValueError, match=message):
+        tokenizer.segments(np.array(row))
 
 
 @pytest.mark.parametrize("bad", [32_000, -1, 2**32 + 5])

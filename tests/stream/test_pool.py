@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from workers import WordWorkers, words_as_tokens
+from workers import WordWorker, WordWorkers, words_as_tokens
 
 from annotator import AnnotatorSettings, Document, FactClass, LabelledTokens
 from annotator.annotate import fingerprint
@@ -100,6 +100,22 @@ def test_identity_is_the_workers(settings: AnnotatorSettings) -> None:
     with AnnotationPool(settings, num_workers=2, start_worker=WordWorkers()) as pool:
         assert pool.identity == WordWorkers.identity
         assert pool.fingerprint == fingerprint(WordWorkers.identity)
+
+
+def test_workers_that_differ_are_refused(settings: AnnotatorSettings) -> None:
+    """A worker with other rules, as on a node with another version, ends the pool with the name of what differs."""
+    workers = WordWorkers()
+
+    def start(name: str, settings: AnnotatorSettings) -> WordWorker:
+        worker = workers(name, settings)
+        if name == "annotator-1":
+            worker.identity = WordWorkers.identity | {"rules": "vowels"}
+        return worker
+
+    with AnnotationPool(settings, num_workers=2, start_worker=start) as pool:
+        with pytest.raises(AnnotationError, match="otherwise than the other workers: rules: '(vowels|capitals)' there"):
+            while True:
+                submit_all(pool, TEXTS)[-1].result(timeout=30)
 
 
 def test_counters(settings: AnnotatorSettings) -> None:

@@ -50,7 +50,7 @@ def document_key(document: Document) -> bytes | None:
         except UnicodeEncodeError:
             return None
     else:
-        kind = b"I" if document.annotate else b"i"
+        kind = b"J" if document.annotate else b"j"  # "I" was for rows that were cut at fewer ids
         content = np.ascontiguousarray(document.ids, dtype="<i8").tobytes()
     return hashlib.blake2b(kind + content, digest_size=KEY_BYTES).digest()
 
