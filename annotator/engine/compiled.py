@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import stat
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +27,11 @@ _VECTOR_SUMS = {"reassoc", "contract", "nsz"}
 def kernel(function: Callable[..., Any]) -> Any:
     """Compile a function on its first call; later processes load it from the cache.
 
-    The cache is ``NUMBA_CACHE_DIR`` if that is set, else ``__pycache__`` beside the source, else a folder in the user's
-    home, else one of this user's in the folder for temporary files: the first that can be written. Numba replaces its
-    files atomically, so that processes which start at once do not break one another.
-
-    Numba compiles a function again when the file of the function changes. It does not notice a change of what the
-    function calls in another file: ``parser`` and ``entities`` call kernels of ``scorer`` and ``layers``. After such a
-    change, remove the cache by hand.
+    The cache is a folder in ``NUMBA_CACHE_DIR`` if that is set, else in ``__pycache__`` beside the source, else in the
+    user's cache, else among the temporary files: the first that can be written. Its name holds a digest of the engine's
+    sources. Numba itself looks at the file of a function only, and would load what was compiled from another version
+    of the functions and types that this one uses. Numba replaces its files atomically, so that processes which start at
+    once do not break one another.
     """
     return _register(function, fastmath=False)
 
@@ -41,36 +42,75 @@ def vector_kernel(function: Callable[..., Any]) -> Any:
 
 
 def _register(function: Callable[..., Any], fastmath: bool | set[str]) -> Any:
-    compiled = _jit(function, fastmath)
-    if compiled is None and (folder := _temporary_folder()) is not None:
-        numba.config.CACHE_DIR = folder  # of this process: numba looks there first from now on
-        compiled = _jit(function, fastmath)
-    if compiled is None:  # no folder can be written
+    folder = _cache_folder(numba.config.CACHE_DIR)
+    if folder is None:
         compiled = numba.njit(nogil=True, fastmath=fastmath)(function)
+    else:
+        with _numbas_folder(folder):
+            compiled = numba.njit(cache=True, nogil=True, fastmath=fastmath)(function)
     _KERNELS.append(compiled)
     return compiled
 
 
-def _jit(function: Callable[..., Any], fastmath: bool | set[str]) -> Any:
-    """The function, to be compiled on its first call and kept in a cache; None if no folder of numba's can be
-    written."""
+@contextmanager
+def _numbas_folder(folder: str) -> Iterator[None]:
+    """A function that is decorated within this context is kept in a folder. Numba has no argument for it."""
+    before, numba.config.CACHE_DIR = numba.config.CACHE_DIR, folder
     try:
-        return numba.njit(cache=True, nogil=True, fastmath=fastmath)(function)
-    except RuntimeError:
-        return None
+        yield
+    finally:
+        numba.config.CACHE_DIR = before
 
 
-def _temporary_folder() -> str | None:
+@cache
+def _cache_folder(wanted: str) -> str | None:
+    """The folder of this version's compiled functions; None if none can be written.
+
+    Args:
+        wanted: by the user, "" for no wish.
+    """
+    name = f"lacy-stream-{_digest()}"
+    for parent in _parents(wanted):
+        folder = parent / name
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=folder).close()
+        except OSError:
+            continue
+        return str(folder)
+    return None
+
+
+def _parents(wanted: str) -> Iterator[Path]:
+    if wanted:
+        yield Path(wanted)
+    yield Path(__file__).parent / "__pycache__"
+    home = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    if os.path.isabs(home):
+        yield Path(home)
+    if (temporary := _temporary_folder()) is not None:
+        yield temporary
+
+
+def _digest() -> str:
+    """Of numba's version and of every source file of the engine."""
+    digest = hashlib.sha256(numba.__version__.encode())
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(path.name.encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def _temporary_folder() -> Path | None:
     """A folder for compiled functions that only this user can write, since what lies in it is run; None if it cannot be
     made."""
-    path = Path(tempfile.gettempdir(), f"lacy-stream-numba-{os.getuid()}")
+    path = Path(tempfile.gettempdir(), f"lacy-stream-{os.getuid()}")
     try:
         path.mkdir(mode=0o700, exist_ok=True)
         found = path.lstat()
     except OSError:
         return None
     ours = stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and not found.st_mode & 0o022
-    return str(path) if ours else None
+    return path if ours else None
 
 
 def announce_compile() -> bool:

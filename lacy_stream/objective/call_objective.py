@@ -213,7 +213,7 @@ class CallObjective:
             dist.all_reduce(targets, "SUM")
             # Gradients are averaged over the ranks: with the mean number of targets, that is the mean over all targets.
             self._targets_per_rank = targets.clamp(min=1) / dist.get_world_size()
-        if self._row == len(self._random_BT):
+        if self._row == self._rows:
             self.check_step()
         return loss * (_count(batch["labels"]).to(loss.device) / self._targets_per_rank)
 

@@ -463,7 +463,7 @@ class _Lane:
 
     def cancel(self) -> None:
         """Withdraw the documents that no worker has begun."""
-        for document in self._pending:
+        for document in list(self._pending):  # another thread may add one
             document.labels.cancel()
 
     def _submit(self) -> bool:

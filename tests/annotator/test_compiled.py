@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import numba
 import pytest
-from numba.core import caching
 
 from annotator.engine import compiled
 
@@ -17,12 +18,22 @@ def double(number: int) -> int:
 
 
 @pytest.fixture(autouse=True)
-def no_folder_of_numbas(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No folder can be written but the one that the configuration names, as for a user without a home whose packages
-    belong to another."""
-    monkeypatch.setattr(caching.CacheImpl, "_locator_classes", [caching.UserProvidedCacheLocator])
+def only_temporary_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """No folder can be written but those of temporary files, as for a user without a home whose packages belong to
+    another."""
     monkeypatch.setattr(numba.config, "CACHE_DIR", "")
+    monkeypatch.setattr(compiled, "__file__", "/proc/self/compiled.py")
+    monkeypatch.setenv("XDG_CACHE_HOME", "/proc/self/cache")
+    monkeypatch.setattr(compiled.tempfile, "tempdir", str(tmp_path))
+    forget(monkeypatch)
+    yield
+    compiled._cache_folder.cache_clear()
+
+
+def forget(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in another process."""
     monkeypatch.setattr(compiled, "_KERNELS", [])
+    compiled._cache_folder.cache_clear()
 
 
 def test_folder_that_can_be_written_is_found(
@@ -30,26 +41,48 @@ def test_folder_that_can_be_written_is_found(
 ) -> None:
     """Functions are kept in a folder of this user's among the temporary files, which only it can write; a later start
     finds them there, and says nothing."""
-    monkeypatch.setattr(compiled.tempfile, "tempdir", str(tmp_path))
     kernel = compiled.kernel(double)
     assert compiled.announce_compile() and "once; later starts read it from disk" in caplog.text
     assert kernel(21) == 42
     (folder,) = tmp_path.iterdir()
     assert list(folder.rglob("*.nbc")) and not folder.stat().st_mode & 0o077
     caplog.clear()
-    compiled._KERNELS.clear()
+    forget(monkeypatch)
     assert compiled.kernel(double)(21) == 42
     assert not compiled.announce_compile() and not caplog.text
+    assert numba.config.CACHE_DIR == "", "the functions of others stay where they are"
+
+
+def test_folder_that_was_named_comes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """NUMBA_CACHE_DIR holds the functions; where it cannot be written, the next folder does."""
+    for named, found in [(str(tmp_path / "named"), "named"), ("/proc/self/named", f"lacy-stream-{os.getuid()}")]:
+        monkeypatch.setattr(numba.config, "CACHE_DIR", named)
+        forget(monkeypatch)
+        assert compiled.kernel(double)(21) == 42
+        assert list((tmp_path / found).rglob("*.nbc"))
+
+
+def test_other_sources_have_another_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was compiled from another version of any source of the engine is not looked at: it may hold types that this
+    version has not."""
+    sources = tmp_path / "engine"
+    sources.mkdir()
+    monkeypatch.setattr(compiled, "__file__", str(sources / "compiled.py"))
+    folders = []
+    for text in ("A = 1", "A = 2", "A = 1"):
+        (sources / "layers.py").write_text(text)
+        forget(monkeypatch)
+        folders.append(compiled._cache_folder(""))
+    assert folders[0] == folders[2] != folders[1]
 
 
 def test_folder_of_somebody_else_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What lies in the cache is run: a folder that others can write is left alone."""
-    monkeypatch.setattr(compiled.tempfile, "tempdir", str(tmp_path))
     compiled.kernel(double)
     (folder,) = tmp_path.iterdir()
-    numba.config.CACHE_DIR = ""
     folder.chmod(0o777)
-    assert compiled._temporary_folder() is None
+    forget(monkeypatch)
+    assert compiled._cache_folder("") is None
     assert compiled.kernel(double)(21) == 42
 
 
