@@ -171,7 +171,7 @@ class Annotation(Section):
     """A labeller that marks the facts in place of the pipeline: the name of an entry point, or
     `package.module:callable`."""
     num_workers: Annotated[Positive, Field(le=1024)] | None = None
-    """Worker processes of each rank; null: as many as the rank has cores."""
+    """Worker processes of each rank; null: one less than the cores of the rank."""
     label_cache: str | None = None
     """Folder that keeps the labels of each document, so that nothing is parsed from the second epoch on; null: off."""
     label_cache_limit_gb: PositiveFloat = 20.0

@@ -108,8 +108,9 @@ class _Job:
 
 
 def default_num_workers(ranks_on_node: int = 1) -> int:
-    """The number of cores that this process may use, divided by the ranks of the node, and at least 1."""
-    return max(1, len(os.sched_getaffinity(0)) // max(1, ranks_on_node))
+    """The number of cores that this process may use, divided by the ranks of the node, less one for the trainer, and at
+    least 1."""
+    return max(1, len(os.sched_getaffinity(0)) // max(1, ranks_on_node) - 1)
 
 
 class AnnotationPool:
@@ -117,7 +118,7 @@ class AnnotationPool:
 
     Args:
         settings: the annotator that every worker loads.
-        num_workers: by default, the number of cores that this process may use.
+        num_workers: by default, the number of cores that this process may use, less one for the trainer.
         quarantine_limit: number of documents that may go into quarantine before the pool fails; with 0, the pool fails
             at the first.
         timeout_s: seconds that a batch may take before its worker is replaced. One second is added for every 1,000

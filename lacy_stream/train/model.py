@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -22,6 +23,7 @@ from lacy_stream.objective.metrics import (
 )
 from lacy_stream.recipe import GPT2, Model
 from lacy_stream.train.attention import attend_without_mask
+from lacy_stream.train.flops import flops_of_batch, flops_per_token
 from lacy_stream.train.hugging_face import causal_model
 
 
@@ -70,7 +72,10 @@ def for_composer(model: PreTrainedModel, metrics: Sequence[Metric] = ()) -> Hugg
     # Composer warns that checkpoints lack a Hugging Face tokenizer: ours is named in the recipe.
     logging.getLogger("composer.models.huggingface").setLevel(logging.ERROR)
     with _known_to_be_causal():
-        return HuggingFaceModel(model, use_logits=True, metrics=[], eval_metrics=list(metrics), shift_labels=True)
+        wrapped = HuggingFaceModel(model, use_logits=True, metrics=[], eval_metrics=list(metrics), shift_labels=True)
+    if flops_per_token(model, length=1) is not None:
+        wrapped.flops_per_batch = functools.partial(flops_of_batch, model)  # type: ignore[assignment]
+    return wrapped
 
 
 def _gpt2(config: GPT2, vocab_size: int, max_seq_len: int, eos_id: int) -> PreTrainedModel:

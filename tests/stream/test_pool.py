@@ -270,4 +270,4 @@ def test_pool_needs_a_worker(settings: AnnotatorSettings) -> None:
 def test_default_is_the_cores_of_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """Workers default to the cores that the process may use, shared among the ranks of a node, at least one."""
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(12)))
-    assert [default_num_workers(ranks) for ranks in (1, 4, 8, 100)] == [12, 3, 1, 1]
+    assert [default_num_workers(ranks) for ranks in (1, 4, 8, 100)] == [11, 2, 1, 1]

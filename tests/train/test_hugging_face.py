@@ -372,6 +372,21 @@ def test_build_model_wraps_for_composer(caplog: pytest.LogCaptureFixture) -> Non
     assert not caplog.text
 
 
+def test_arithmetic_of_a_batch() -> None:
+    """6 for each weight that is multiplied, and attention, for each token: an embedding that is tied is multiplied, one
+    that is not is only looked up. A mixture of experts is not counted."""
+    tokens, attention = 2 * 8, 12 * 2 * 16 * 8
+    untied, tied = new("llama", tie_word_embeddings=False), new("llama", tie_word_embeddings=True)
+    for model in (untied, tied):
+        weights = sum(weight.numel() for weight in model.parameters()) - (model is untied) * (PIECES + 1) * 16
+        batch = {"input_ids": torch.zeros(2, 8, dtype=torch.long)}
+        assert for_composer(model).flops_per_batch(batch) == tokens * (6 * weights + attention)
+    assert not hasattr(for_composer(new("olmoe")), "flops_per_batch")
+    gpt2 = new("gpt2")
+    weights = sum(weight.numel() for weight in gpt2.parameters()) - LENGTH * 16
+    assert for_composer(gpt2).flops_per_batch(batch) == tokens * (6 * weights + attention)
+
+
 @pytest.mark.slow
 def test_smollm2_learns_to_call(
     smollm: Path,
