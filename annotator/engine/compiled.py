@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numba
+from numba.core import config
 
 _log = logging.getLogger(__name__)
 _KERNELS: list[Any] = []
@@ -42,7 +43,7 @@ def vector_kernel(function: Callable[..., Any]) -> Any:
 
 
 def _register(function: Callable[..., Any], fastmath: bool | set[str]) -> Any:
-    folder = _cache_folder(numba.config.CACHE_DIR)
+    folder = _cache_folder(config.CACHE_DIR)  # pyright: ignore[reportAttributeAccessIssue]
     if folder is None:
         compiled = numba.njit(nogil=True, fastmath=fastmath)(function)
     else:
@@ -55,11 +56,12 @@ def _register(function: Callable[..., Any], fastmath: bool | set[str]) -> Any:
 @contextmanager
 def _numbas_folder(folder: str) -> Iterator[None]:
     """A function that is decorated within this context is kept in a folder. Numba has no argument for it."""
-    before, numba.config.CACHE_DIR = numba.config.CACHE_DIR, folder
+    before = config.CACHE_DIR  # pyright: ignore[reportAttributeAccessIssue]
+    config.CACHE_DIR = folder  # pyright: ignore[reportAttributeAccessIssue]
     try:
         yield
     finally:
-        numba.config.CACHE_DIR = before
+        config.CACHE_DIR = before  # pyright: ignore[reportAttributeAccessIssue]
 
 
 @cache

@@ -71,7 +71,7 @@ def _check_bytes(path: Path, spec: dict[str, Any]) -> None:
         )
 
 
-def unused_settings(spec: Mapping[str, Any]) -> list[str]:
+def unused_settings(spec: dict[str, Any]) -> list[str]:
     """What a tokenizer.json says about rows for a model, and the annotator does not do, since it takes whole texts."""
     found = []
     if added := _added_by_template(spec.get("post_processor")):
@@ -83,7 +83,7 @@ def unused_settings(spec: Mapping[str, Any]) -> list[str]:
     return found
 
 
-def _added_by_template(processor: Mapping[str, Any] | None) -> list[str]:
+def _added_by_template(processor: dict[str, Any] | None) -> list[str]:
     """Names of the tokens that a post-processor puts around a text, in order."""
     added = []
     for step in steps(processor, "processors"):

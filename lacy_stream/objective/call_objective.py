@@ -300,8 +300,8 @@ class CallObjective:
                 if (reference_BT := self._reference_losses(microbatch, targets_BT)) is not None:
                     reference.append(reference_BT)
         reference_BT = torch.cat(reference) if reference else None
-        joined = (torch.cat(parts) for parts in (loss, classes, valid))
-        return self._select(Targets(*joined, self._random_BT, reference_BT))
+        targets = (torch.cat(loss), torch.cat(classes), torch.cat(valid), self._random_BT, reference_BT)
+        return self._select(Targets(*targets))
 
     # --- what is logged, and what a checkpoint holds -----------------------------------------------------------
 

@@ -194,8 +194,8 @@ class _TokenLosses(torch.autograd.Function):
             grad_weight += grad_NV.T @ logits.states_ND[rows].to(logits.product_dtype)
         return (
             grad_states_ND.view(states.shape),
-            None if grad_weight is None else grad_weight.to(weight.dtype),
-            None if grad_bias is None else grad_bias.to(bias.dtype),
+            None if weight is None or grad_weight is None else grad_weight.to(weight.dtype),
+            None if bias is None or grad_bias is None else grad_bias.to(bias.dtype),
             None,
             None,
         )

@@ -40,7 +40,7 @@ class OutputLayer:
         self.passes = False
         """Whether what the model calls its logits are its last hidden states."""
         self._layer = layer
-        layer.forward = self._forward
+        layer.forward = self._forward  # pyright: ignore[reportAttributeAccessIssue]
         try:
             self._check(model, name)
         except BaseException:
