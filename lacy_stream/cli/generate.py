@@ -6,6 +6,7 @@ import argparse
 
 from lacy_stream.cascade.settings import MANY_TEXTS, GenerateOptions
 from lacy_stream.cli.options import DEVICE, Commands, Parser, add_command, add_options, choose_device, parsed
+from lacy_stream.files import check_writable
 
 GENERATE = """\
 Continue prompts with a small model. A larger model, the partner, writes the tokens where the small one calls.
@@ -49,6 +50,8 @@ def _generate(args: argparse.Namespace) -> int:
         args.batch_size = MANY_TEXTS
     choose_device(args)
     options = parsed(GenerateOptions, args)
+    if options.html is not None:
+        check_writable(options.html)
     from lacy_stream.cascade.run import run
 
     return 1 if run(options) else 0
