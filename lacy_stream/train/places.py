@@ -1,4 +1,4 @@
-"""Every file and folder that a recipe names, looked at before anything is loaded; and the lock on a save_folder.
+"""Tries every file and folder of a recipe before anything is loaded, and locks the save_folder.
 
 A run reads and writes some of its files after hours only. What would fail then fails here, with the key of the recipe.
 """
