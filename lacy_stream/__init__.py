@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         TotalLoss,
     )
     from lacy_stream.objective.selectors import METHODS, Selection, Targets, highest
+    from lacy_stream.objective.step_check import LossError
     from lacy_stream.recipe import Recipe, RecipeError, load_recipe
     from lacy_stream.stream.batches import AnnotatedDataset, PositionError, annotated_dataloader
     from lacy_stream.stream.corpus import Corpus, open_corpus
@@ -40,6 +41,7 @@ _MODULES = {
     "errors": ("LacyStreamError",),
     "objective.call_objective": ("CallObjective",),
     "objective.losses": ("HiddenStates", "token_losses", "training_loss"),
+    "objective.step_check": ("LossError",),
     "objective.metrics": ("CallLoss", "MaskModel", "MatchedCallLoss", "MatchedNonCallLoss", "NonCallLoss", "TotalLoss"),
     "train.monitor": ("StreamMonitor",),
     "stream.pool": ("AnnotationError", "AnnotationPool"),
@@ -64,6 +66,7 @@ __all__ = [
     "DataError",
     "HiddenStates",
     "LacyStreamError",
+    "LossError",
     "METHODS",
     "MaskModel",
     "MatchedCallLoss",

@@ -40,6 +40,32 @@ def file_errors(path: AnyPath, doing: Literal["read", "written"]) -> Iterator[No
         raise FileError(f"{os.fspath(path)} cannot be {doing}: {error.strerror or error}. Check {check}") from error
 
 
+def try_folder(folder: AnyPath) -> None:
+    """Write a file that vanishes at once, in a folder or, where it is still to be made, in the nearest one above it.
+
+    Raises:
+        OSError: this is not possible.
+    """
+    folder = Path(folder).absolute()
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    tempfile.TemporaryFile(dir=there).close()
+
+
+def check_writable(path: AnyPath) -> None:
+    """Try whether a file can be written, before the work whose result it will hold. Nothing is changed.
+
+    Raises:
+        FileError: it is a folder, or cannot be written.
+    """
+    path = Path(path)
+    with file_errors(path, "written"):
+        if path.is_dir():
+            raise FileError(f"{path} is a folder: name a file in it")
+        if path.exists():
+            os.close(os.open(path, os.O_WRONLY))
+        try_folder(path.parent)
+
+
 def read_text(path: AnyPath) -> str:
     """Read a UTF-8 file.
 

@@ -22,7 +22,7 @@ from lacy_stream.evaluate.settings import (
     NluOptions,
     SweepOptions,
 )
-from lacy_stream.files import file_errors
+from lacy_stream.files import file_errors, try_folder
 
 if TYPE_CHECKING:
     from lacy_stream.evaluate.biographies import Biography, CascadeSettings
@@ -121,6 +121,7 @@ def _add(
         options = parse_options(kind, args)
         with file_errors(options.out, "written"):
             os.makedirs(options.out, exist_ok=True)
+            try_folder(options.out)
         run(options)
         return 0
 

@@ -14,6 +14,7 @@ from lacy_stream.cli.options import (
     choose_device,
     parse_options,
 )
+from lacy_stream.files import check_writable
 
 GENERATE = """\
 Continue prompts with a small model. A larger model, the partner, writes the tokens where the small one calls.
@@ -57,6 +58,8 @@ def _generate(args: argparse.Namespace) -> int:
         args.batch_size = MANY_TEXTS
     choose_device(args)
     options = parse_options(GenerateOptions, args)
+    if options.html is not None:
+        check_writable(options.html)
     from lacy_stream.cascade.run import run
 
     return 1 if run(options) else 0

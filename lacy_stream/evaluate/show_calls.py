@@ -19,7 +19,7 @@ from annotator.pipelines import OFFICIAL
 from annotator.terminal import printable
 from lacy_stream.errors import UsageError
 from lacy_stream.evaluate.settings import ShowCallsOptions
-from lacy_stream.files import read_text, write_text
+from lacy_stream.files import check_writable, read_text, write_text
 from lacy_stream.objective.methods import Rank
 from lacy_stream.objective.scores import TokenScores, join_scores, own_call_mask, token_scores
 from lacy_stream.objective.selectors import METHODS, Selection, Targets, budget
@@ -196,6 +196,8 @@ def show_calls(options: ShowCallsOptions) -> None:
         UsageError: the checkpoints do not fit together.
     """
     console = Console(highlight=False)
+    if options.html is not None:
+        check_writable(options.html)
     checkpoint = load_checkpoint(options.checkpoint)
     chosen = _choose_documents(checkpoint.recipe, options.files, max(options.documents, options.sample))
     shown = len(chosen) if options.files else options.documents

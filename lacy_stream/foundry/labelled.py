@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, IterableDataset
 
 from annotator import Document, FactClass, LabelledTokens
+from annotator.tokenizers.rows import wider_type
 from lacy_stream.errors import UsageError
 from lacy_stream.stream.batches import StreamStats
 from lacy_stream.stream.pool import AnnotationPool
@@ -120,6 +121,7 @@ class LabelledLoader(DataLoader):
         rows = []
         for ids_T, real_T in zip(ids_BT, real_BT, strict=True):
             self._rows_read += 1
+            _check_width(ids_T)
             parts = self._borders.cut(ids_T[real_T])
             futures = [self.pool.submit(Document(f"row {self._rows_read}", "", part.copy())) for part in parts]
             rows.append(_Row(real_T, futures))
@@ -131,6 +133,16 @@ class LabelledLoader(DataLoader):
         self._waiting_s += time.perf_counter() - start
         self._rows_taken += len(rows)
         return batch
+
+
+def _check_width(ids_T: NDArray[np.int64]) -> None:
+    """Refuse ids of which each is followed by 0, since Foundry has read them in too narrow an integer type."""
+    for narrow in (np.int32, np.int16):
+        if (wider := wider_type(ids_T.astype(narrow))) is not None:
+            raise UsageError(
+                "train_loader.dataset.token_encoding_type: zeros follow upon each token id of a row, so the ids were "
+                f"written in a wider integer type. Set it to {wider}, or to the type that the data were written in"
+            )
 
 
 @dataclass(frozen=True)

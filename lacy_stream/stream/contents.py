@@ -1,4 +1,4 @@
-"""What the rows of a stream hold: whether there is text in them, and where rows of token ids are cut."""
+"""Looks for text in the rows of a stream, and for separators in rows of token ids."""
 
 from __future__ import annotations
 

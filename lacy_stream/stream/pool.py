@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import atexit
 import logging
+import math
 import os
 import threading
 from collections import deque
@@ -129,7 +130,7 @@ class AnnotationPool:
         start_worker: starts a worker; by default, a process of this machine.
 
     Raises:
-        UsageError: ``num_workers`` is below 1.
+        UsageError: ``num_workers`` is below 1, or ``timeout_s`` is no number of seconds.
     """
 
     def __init__(
@@ -147,6 +148,8 @@ class AnnotationPool:
         num_workers = default_num_workers() if num_workers is None else num_workers
         if num_workers < 1:
             raise UsageError(f"num_workers is {num_workers}: the pool needs at least one worker")
+        if not (math.isfinite(timeout_s) and timeout_s > 0):
+            raise UsageError(f"timeout_s is {timeout_s}: give a number of seconds above 0")
         self.settings, self.num_workers = settings, num_workers
         self._start_worker = start_worker
         self._quarantine_limit, self._timeout_s = quarantine_limit, timeout_s

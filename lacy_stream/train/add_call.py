@@ -14,7 +14,7 @@ from torch import Tensor
 
 from annotator.tokenizers import Tokenizer
 from lacy_stream.errors import FileError, UsageError
-from lacy_stream.files import read_text, replaced_file
+from lacy_stream.files import check_writable, read_text, replaced_file
 from lacy_stream.train.call_row import set_call_row
 from lacy_stream.train.checkpoint import CheckpointError, ModelNotFoundError
 from lacy_stream.train.hugging_face import model_of_config
@@ -63,6 +63,7 @@ def add_call(
     """
     if Path(out).exists():
         raise FileError(f"{os.fspath(out)!r} exists: name a file that does not")
+    check_writable(out)
     if text is not None and tokenizer is None:
         raise UsageError("a text is turned into ids by the tokenizer of the run: name it, too")
     file = _read(checkpoint)

@@ -23,7 +23,8 @@ from lacy_stream.objective.step_check import LossError
 
 
 class FiniteWeights(Callback):
-    """Ends a run instead of writing a checkpoint whose weights, or moments of the optimizer, are NaN or infinite.
+    """Ends a run instead of writing a checkpoint whose weights, or moments of the optimizer, are NaN or infinite, and
+    instead of ending well with such weights.
 
     It has to stand before what writes the checkpoints. Their last one stays as it is.
 
@@ -40,8 +41,18 @@ class FiniteWeights(Callback):
         Raises:
             LossError: one of them is NaN or infinite, on some rank.
         """
-        if not self._is_due(state, Event.BATCH_CHECKPOINT):
-            return
+        if self._is_due(state, Event.BATCH_CHECKPOINT):
+            self._check(state, ", so no checkpoint was written")
+
+    def fit_end(self, state: State, logger: Logger) -> None:
+        """Look at all weights at the end, where no loss of a next batch would show them. Collective.
+
+        Raises:
+            LossError: one of them is NaN or infinite, on some rank.
+        """
+        self._check(state, "")
+
+    def _check(self, state: State, consequence: str) -> None:
         unusable = [~torch.isfinite(tensor).all() for tensor in _trained_tensors(state)]
         count = state.device.tensor_to_device(torch.tensor([0.0]))
         if unusable:
@@ -50,8 +61,8 @@ class FiniteWeights(Callback):
         if count.item():
             raise LossError(
                 f"after batch {state.timestamp.batch.value}, weights of the model or moments of the optimizer are NaN "
-                "or infinite, so no checkpoint was written. Start from the last checkpoint, with a lower learning "
-                "rate or gradient clipping"
+                f"or infinite{consequence}. Start from the last checkpoint, with a lower learning rate or gradient "
+                "clipping"
             )
 
 

@@ -1,4 +1,4 @@
-"""Tasks of a cluster that nobody has made ranks of one run: refused."""
+"""Refuses to run as one of several tasks of a cluster of which no launcher has made ranks."""
 
 from __future__ import annotations
 

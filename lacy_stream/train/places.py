@@ -1,4 +1,4 @@
-"""Every file and folder that a recipe names, looked at before anything is loaded; and the lock on a save_folder.
+"""Tries every file and folder of a recipe before anything is loaded, and locks the save_folder.
 
 A run reads and writes some of its files after hours only. What would fail then fails here, with the key of the recipe.
 """
@@ -10,13 +10,14 @@ import logging
 import os
 import shutil
 import socket
-import tempfile
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lacy_stream.errors import FileError
+from lacy_stream.files import check_writable, try_folder
 from lacy_stream.recipe import Recipe, RecipeError
 from lacy_stream.stream.source import missing_index
 
@@ -47,18 +48,15 @@ def check_places(recipe: Recipe) -> None:
             raise RecipeError(f"save_folder: {recipe.save_folder!r} cannot be made: {_reason(error)}") from None
     for key, path in _written_folders(recipe).items():
         _try_writing(key, path)
-    if (log_file := recipe.loggers.file) is not None:
-        path = _known_part(log_file.filename, recipe)
-        _try_writing("loggers.file.filename", path.parent)
-        if path.is_dir() and path.name == Path(log_file.filename).name:
-            raise RecipeError(f"loggers.file.filename: {log_file.filename!r} is a folder: name a file in it")
+    if recipe.loggers.file is not None:
+        _try_log_file("loggers.file.filename", recipe.loggers.file.filename, recipe)
 
 
 def local_save_folder(recipe: Recipe) -> Path | None:
     """The save_folder; None where there is none, or a remote one, or one whose name Composer makes up."""
     if recipe.save_folder is None or "://" in recipe.save_folder:
         return None
-    name = recipe.save_folder.replace("{run_name}", recipe.run_name or "{run_name}")
+    name = _filled(recipe.save_folder, recipe)
     return None if "{" in name else Path(name)
 
 
@@ -118,7 +116,9 @@ def _check_checkpoint(key: str, path: Path, sharded: bool = False) -> None:
         whole = zipfile.is_zipfile(path)
     except OSError as error:
         raise RecipeError(f"{key}: {str(path)!r} cannot be read: {_reason(error)}") from None
-    if whole or path.name.endswith(ARCHIVES) or start[:1] == b"\x80":  # a pickle, from before PyTorch wrote archives
+    if (
+        whole or path.name.endswith((*ARCHIVES, ".symlink")) or start[:1] == b"\x80"
+    ):  # a pickle, from before PyTorch wrote archives
         return
     if start in (b"", b"PK\x03\x04"):
         raise RecipeError(f"{key}: {str(path)!r} was not written to its end. Name another checkpoint")
@@ -150,7 +150,7 @@ def _written_folders(recipe: Recipe) -> dict[str, Path]:
         for place, source in {} if loader is None else loader.dataset.sources().items():
             if source.remote is not None:  # local is its cache
                 named[".".join(filter(None, (name, "dataset", place, "local")))] = source.local
-    return {key: _known_part(os.fspath(path), recipe) for key, path in named.items() if path is not None}
+    return {key: _known_folder(os.fspath(path), recipe) for key, path in named.items() if path is not None}
 
 
 def _folder_of_tensorboard(recipe: Recipe) -> str:
@@ -158,19 +158,34 @@ def _folder_of_tensorboard(recipe: Recipe) -> str:
     return recipe.loggers.tensorboard.log_dir or "tensorboard_logs"  # Composer's choice
 
 
-def _known_part(name: str, recipe: Recipe) -> Path:
-    """A path as far as it is known before the run has a name: up to the first placeholder of Composer's."""
-    known = {"run_name": recipe.run_name, "rank": os.environ.get("RANK", "0")}
-    for key, value in known.items():
+def _filled(name: str, recipe: Recipe) -> str:
+    """A path with those of Composer's placeholders filled that are known before the run has a name."""
+    for key, value in {"run_name": recipe.run_name, "rank": os.environ.get("RANK", "0")}.items():
         name = name.replace(f"{{{key}}}", value or f"{{{key}}}")
-    return Path(name.partition("{")[0] + "_").parent if "{" in name else Path(name)
+    return name
+
+
+def _known_folder(name: str, recipe: Recipe) -> Path:
+    """The folder of this name, or the one above the first placeholder that is not known."""
+    known, placeholder, _ = _filled(name, recipe).partition("{")
+    return Path(known + "_").parent if placeholder else Path(known)
+
+
+def _try_log_file(key: str, name: str, recipe: Recipe) -> None:
+    """Refuse a file that cannot be written, or whose folder cannot."""
+    if "{" in _filled(name, recipe):
+        _try_writing(key, _known_folder(name, recipe))
+        return
+    try:
+        check_writable(_filled(name, recipe))
+    except FileError as error:
+        raise RecipeError(f"{key}: {error}") from None
 
 
 def _try_writing(key: str, folder: Path) -> None:
-    """Write a file that vanishes at once, in the folder or in the nearest one above it that there is."""
-    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    """Refuse a folder in which nothing can be written."""
     try:
-        tempfile.TemporaryFile(dir=there).close()
+        try_folder(folder)
     except OSError as error:
         raise RecipeError(
             f"{key}: {str(folder)!r} cannot be written: {_reason(error)}. Name a folder in which this user may write"

@@ -398,10 +398,10 @@ def _checkpoint_callbacks(recipe: Recipe) -> list[Any]:
 
     from lacy_stream.train.checkpoint_saver import CheckpointSaver, FiniteWeights
 
-    if recipe.save_folder is None:
-        return []
     interval = recipe.save_interval.replace("_", "")
     found: list[Any] = [FiniteWeights(interval)] if recipe.callbacks.nan_monitor is not None else []
+    if recipe.save_folder is None:
+        return found
     named = [component.find() for component in other_components("callbacks", recipe.callbacks)]
     if "://" not in recipe.save_folder and not any(issubclass(kind, ComposerSaver) for kind in named):
         path = recipe.save_folder.lstrip("/")

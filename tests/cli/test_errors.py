@@ -13,7 +13,7 @@ from annotator.errors import AnnotatorError, MissingFileError
 from annotator.tokenizers import open_tokenizer
 from lacy_stream.cli.main import main
 from lacy_stream.errors import FileError, LacyStreamError
-from lacy_stream.files import file_errors, new_folder, replaced_file
+from lacy_stream.files import check_writable, file_errors, new_folder, replaced_file
 
 
 def numpy_bug(*_: object, **__: object) -> None:
@@ -143,3 +143,31 @@ def test_files_are_whole_or_absent(tmp_path: Path) -> None:
         pass
     with pytest.raises(ValueError, match="ours"), file_errors(path, "read"):
         raise ValueError("ours")
+
+
+@pytest.mark.process  # importing Composer starts one
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["generate", "nowhere.pt", "--prompt", "x", "--html", "/proc/self/page.html"],
+        ["show-calls", "nowhere.pt", "--html", "/proc/self/page.html"],
+        ["add-call", "nowhere.pt", "/proc/self/grown.pt"],
+        ["evaluate", "losses", "nowhere.pt", "--out", "/proc/self"],
+    ],
+)
+def test_place_of_a_result_is_tried_before_the_work(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """A page or a folder that cannot be written is named before a model is looked for."""
+    assert main(command) == 2
+    message = capsys.readouterr().err
+    assert "/proc/self" in message and "cannot be written" in message and "nowhere" not in message
+
+
+def test_trying_a_file_changes_nothing(tmp_path: Path) -> None:
+    """Neither a file nor a folder is made, and a file keeps its content; a folder is no file."""
+    (tmp_path / "there.txt").write_text("as it was")
+    for path in (tmp_path / "there.txt", tmp_path / "new.txt", tmp_path / "a" / "b" / "new.txt"):
+        check_writable(path)
+    assert [path.name for path in tmp_path.iterdir()] == ["there.txt"]
+    assert (tmp_path / "there.txt").read_text() == "as it was"
+    with pytest.raises(FileError, match="is a folder: name a file in it"):
+        check_writable(tmp_path)

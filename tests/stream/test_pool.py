@@ -262,9 +262,12 @@ def test_close_ends_the_workers(settings: AnnotatorSettings) -> None:
 
 
 def test_pool_needs_a_worker(settings: AnnotatorSettings) -> None:
-    """Zero workers is an error, not a pool that waits for ever."""
+    """Zero workers is an error, not a pool that waits for ever; and so is a time limit that no clock reaches."""
     with pytest.raises(ValueError, match="num_workers is 0"):
         AnnotationPool(settings, num_workers=0)
+    for timeout_s in (0, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match=f"timeout_s is {timeout_s}: give a number of seconds above 0"):
+            AnnotationPool(settings, num_workers=1, timeout_s=timeout_s)
 
 
 def test_default_is_the_cores_of_this_process(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -111,6 +111,13 @@ def test_checkpoint_of_damaged_weights_is_not_written(
     assert_finite(tmp_path / "run" / "ep0-ba2-rank0.pt")
 
 
+def test_run_does_not_end_well_with_damaged_weights(recipe: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """The weights are looked at after the last batch, too, also where none are saved."""
+    damage = f'callbacks={{"{__name__}:Damage": {{}}}}'
+    output = run(capfd, 2, recipe, damage, "save_folder=null", "max_duration=3ba")
+    assert "error: after batch 3, weights of the model" in output and "No checkpoint has been written" in output
+
+
 def test_older_checkpoint_stays_until_the_newer_one_is_proved(
     recipe: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
