@@ -57,7 +57,8 @@ def labels_of_both(models: Sequence[str], baselines: Sequence[str]) -> tuple[dic
     Raises:
         UsageError: as ``labels``, for either list.
     """
-    labels(models), labels(baselines)
+    for paths in (models, baselines):
+        labels(paths)
     first = {os.path.abspath(path): path for path in models}
     both = labels([*models, *(path for path in baselines if os.path.abspath(path) not in first)])
     label_of = {os.path.abspath(path): label for label, path in both.items()}
