@@ -23,7 +23,7 @@ from annotator.errors import AnnotatorError
 from annotator.facts import Rule, class_of_rule
 from annotator.page import PageToken, token_page
 from annotator.records import Document, FactClass
-from annotator.terminal import printable
+from annotator.terminal import accept_all_characters, printable
 
 
 class _Family(NamedTuple):
@@ -79,6 +79,7 @@ class _Mark(NamedTuple):
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
+    accept_all_characters()
     parser = _argument_parser()
     args = parser.parse_args(argv)
     tally = _Tally()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import sys
 import unicodedata
 
 # Bidirectional embeddings, overrides and isolates show the text around them in another order than it has.
@@ -23,3 +25,10 @@ def printable(text: str) -> str:
 
 def _harmless(c: str) -> bool:
     return c.isprintable() or c in "\n\t" or (unicodedata.category(c) in ("Zs", "Cf") and c not in _REORDERING)
+
+
+def accept_all_characters() -> None:
+    """Let stdout and stderr replace characters that their encoding lacks, as on an ASCII terminal."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.errors in ("strict", "surrogateescape"):
+            stream.reconfigure(errors="replace")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from collections.abc import Callable
 
@@ -18,6 +19,14 @@ class FileError(LacyStreamError, OSError):
     """A file or folder that a user named cannot be read or written."""
 
 
+def accept_all_characters() -> None:
+    """Let stdout and stderr replace characters that their encoding lacks, so that a command that has done its work does
+    not fail when it says so on an ASCII terminal."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.errors in ("strict", "surrogateescape"):
+            stream.reconfigure(errors="replace")
+
+
 def run_command(command: Callable[[], int], program: str = "") -> int:
     """Run a command line, and report its errors by the rule that all entry points share.
 
@@ -29,6 +38,7 @@ def run_command(command: Callable[[], int], program: str = "") -> int:
         The command's exit code, or 2 after an error for users, which is printed on stderr. Other errors are not
         caught.
     """
+    accept_all_characters()
     try:
         return command()
     except Exception as error:

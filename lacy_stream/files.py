@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from lacy_stream.errors import FileError
 
@@ -67,13 +67,13 @@ def check_writable(path: AnyPath) -> None:
 
 
 def read_text(path: AnyPath) -> str:
-    """Read a UTF-8 file.
+    """Read a UTF-8 file, without the byte order mark that some editors put at its beginning.
 
     Raises:
         FileError: it cannot be read.
     """
     with file_errors(path, "read"):
-        return Path(path).read_text(encoding="utf-8")
+        return Path(path).read_text(encoding="utf-8-sig")
 
 
 def write_text(path: AnyPath, text: str, errors: str = "strict") -> None:
@@ -151,6 +151,21 @@ def file_fingerprint(path: AnyPath) -> str:
     files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
     stats = [(file.relative_to(path).as_posix(), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
     return hashlib.sha256(json.dumps(stats).encode()).hexdigest()[:16]
+
+
+def is_unicode(text: str) -> bool:
+    """Whether a text can be written as UTF-8. One with a lone surrogate, which JSON can spell, cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def json_line(value: Any) -> str:
+    """A value as JSON on one line, in plain characters where they can be written as UTF-8, and escaped where not."""
+    line = json.dumps(value, ensure_ascii=False)
+    return line if is_unicode(line) else json.dumps(value)
 
 
 def is_hub_name(name: str) -> bool:

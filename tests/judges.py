@@ -22,6 +22,10 @@ class Reply(NamedTuple):
     delay_s: float = 0.0
     raw: bytes | None = None
     """This body, in place of a chat completion."""
+    finish: str | None = "stop"
+    """The finish reason."""
+    content: object = ()
+    """The content of the message, in place of the text."""
 
 
 class ScriptedJudge:
@@ -48,7 +52,7 @@ class ScriptedJudge:
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self._server.daemon_threads, self._server.block_on_close = True, False
         self.url = f"http://127.0.0.1:{self._server.server_port}/v1"
-        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+        threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
 
     def close(self) -> None:
         self._end.set()
@@ -56,7 +60,9 @@ class ScriptedJudge:
         self._server.server_close()
 
     def _answer(self, handler: BaseHTTPRequestHandler, request: dict) -> None:
-        assert handler.path == "/v1/chat/completions" and request["temperature"] == 0
+        if handler.path != "/v1/chat/completions":
+            return _send(handler, 404, b'{"detail": "Not Found"}')
+        assert request["temperature"] == 0
         question = request["messages"][-1]["content"]
         with self._lock:
             before = self.questions.count(question)
@@ -69,17 +75,21 @@ class ScriptedJudge:
         elif reply.status != 200:
             body = json.dumps({"error": {"message": reply.text}}).encode()
         else:
-            body = completion(request["model"], reply.text)
-        handler.send_response(reply.status)
-        handler.send_header("Content-Type", "application/json")
-        handler.send_header("Content-Length", str(len(body)))
-        handler.end_headers()
-        handler.wfile.write(body)
+            body = completion(request["model"], reply.text if reply.content == () else reply.content, reply.finish)
+        _send(handler, reply.status, body)
 
 
-def completion(model: str, text: str) -> bytes:
+def _send(handler: BaseHTTPRequestHandler, status: int, body: bytes) -> None:
+    handler.send_response(status)
+    handler.send_header("Content-Type", "application/json")
+    handler.send_header("Content-Length", str(len(body)))
+    handler.end_headers()
+    handler.wfile.write(body)
+
+
+def completion(model: str, content: object, finish: str | None = "stop") -> bytes:
     """The body of a chat completion."""
-    choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": text}}
+    choice = {"index": 0, "finish_reason": finish, "message": {"role": "assistant", "content": content}}
     return json.dumps(
         {"id": "1", "object": "chat.completion", "created": 0, "model": model, "choices": [choice]}
     ).encode()

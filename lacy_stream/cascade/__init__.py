@@ -6,7 +6,8 @@ delegation  logits -> score
 thresholds  scores so far -> threshold
 partner     the interface of the larger model: text -> candidates for the next token
 local, endpoint, open   a partner in this process, one at an HTTP endpoint, and either of them by its name
-articles    what the partner reads before a text
+biography_prompt, articles   the prompt for a biography, and what the partner reads before it
+identity    what stands under the name of a model now
 vocabulary, bridge      a token of the partner -> tokens of the small model
 generation  all of these together: prompts -> texts
 output      texts -> JSONL, terminal and page

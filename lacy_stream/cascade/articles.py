@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from typing import Protocol
 
+from lacy_stream.cascade.biography_prompt import name_in
 from lacy_stream.cascade.generation import Prompt
 from lacy_stream.errors import UsageError
+from lacy_stream.files import is_unicode
 
 ARTICLE_CHARACTERS = 8000
 TEMPLATE = (
@@ -17,7 +18,6 @@ TEMPLATE = (
     "<|im_start|>assistant\n<think>\n\n</think>\n\n"
 )
 """The template of the paper, in the chat format of Qwen 3. Other models need their own."""
-_BIOGRAPHY = re.compile(r"Tell me a bio of (.+?)\. ")
 
 
 class Articles(Protocol):
@@ -28,15 +28,9 @@ class Articles(Protocol):
         ...
 
 
-def title_of(prompt: str) -> str | None:
-    """Find the name in a prompt of the form "Tell me a bio of NAME. "; None for other prompts."""
-    found = _BIOGRAPHY.match(prompt)
-    return None if found is None else found[1]
-
-
 def with_article(text: str, title: str | None, articles: Articles, template: str = TEMPLATE) -> Prompt:
     """Make a prompt whose preamble is a template with the first 8,000 characters of an article. If there is no such
-    article, the template is filled with an empty one, as in the paper.
+    article, the template is filled with an empty one, as in the paper, and the prompt says which is ``missing``.
 
     Args:
         text: the prompt.
@@ -49,8 +43,10 @@ def with_article(text: str, title: str | None, articles: Articles, template: str
     """
     if "{article}" not in template:
         raise UsageError("the template has no {article}: put it where the article belongs")
-    if (title := title or title_of(text)) is None:
-        raise UsageError(f'no title for the prompt {text[:60]!r}: give {{"prompt": …, "title": …}} in a JSONL file')
-    article = articles.article(title) or ""
-    filled = template.replace("{title}", title).replace("{article}", article[:ARTICLE_CHARACTERS])
-    return Prompt(text, filled)
+    if (title := title or name_in(text)) is None:
+        raise UsageError(
+            f'no title for the prompt {text[:60]!r}: give --title, or {{"prompt": …, "title": …}} in a JSONL file'
+        )
+    article = articles.article(title) if is_unicode(title) else None
+    filled = template.replace("{title}", title).replace("{article}", (article or "")[:ARTICLE_CHARACTERS])
+    return Prompt(text, filled, missing=title if article is None else "")

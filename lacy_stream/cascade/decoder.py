@@ -13,7 +13,7 @@ from transformers import DynamicCache, PreTrainedModel, RepetitionPenaltyLogitsP
 
 class Decoder:
     """The logits after a row of ids. The cache is cropped to the prefix that the row shares with the last row, and the
-    model reads only the rest.
+    model reads only the rest. A model whose state cannot be cropped (Mamba, hybrids) reads the whole row each time.
 
     Args:
         model: the model, in eval mode.
@@ -21,7 +21,7 @@ class Decoder:
     """
 
     def __init__(self, model: PreTrainedModel, *, reuse: bool = True) -> None:
-        self._model, self._reuse = model, reuse
+        self._model, self._reuse, self._has_cache = model, reuse and can_crop(model), can_crop(model)
         # Only the logits of the last token are wanted. For 49,000 pieces they are a fifth of SmolLM2's work on a token.
         self._last_only = {"logits_to_keep": 1} if reuse and "logits_to_keep" in _parameters(model) else {}
         self._cache, self._ids = DynamicCache(), []
@@ -49,7 +49,8 @@ class Decoder:
         elif keep < len(self._ids):
             self._cache.crop(keep)
         new = torch.tensor([ids[keep:]], device=self._model.device)
-        out = self._model(input_ids=new, past_key_values=self._cache, use_cache=True, **self._last_only)
+        cache = {"past_key_values": self._cache, "use_cache": True} if self._has_cache else {"use_cache": False}
+        out = self._model(input_ids=new, **cache, **self._last_only)
         self._ids, self.tokens_read = ids, self.tokens_read + len(ids) - keep
         self._last_V = last_V = out.logits[0, -1].float()
         return last_V
@@ -66,13 +67,14 @@ class BatchDecoder:
         - d e    g h      0 1 1  1 1      2 3 (of g and h)
 
     Args:
-        model: the model, in eval mode.
-        rows: numbers of the rows. There may be several if the model ``takes_batches``.
+        model: the model, in eval mode. One whose state cannot be cropped reads the whole row each time, as ``Decoder``.
+        rows: numbers of the rows. There may be several if there is no reason in ``no_batches``.
         reuse: False reads the whole rows each time, for comparison.
     """
 
     def __init__(self, model: PreTrainedModel, rows: Collection[int], *, reuse: bool = True) -> None:
-        self._model, self._reuse, self._many = model, reuse, len(rows) > 1
+        self._model, self._many, self._has_cache = model, len(rows) > 1, can_crop(model)
+        self._reuse = reuse and self._has_cache
         self._begin(rows)
 
     def _begin(self, rows: Collection[int]) -> None:
@@ -105,7 +107,8 @@ class BatchDecoder:
             # masked.
             positions_BT = (read_B1.to(device) + steps_T - padding_B1).clamp(min=0)
             places = {"attention_mask": self._mask_BT, "position_ids": positions_BT}
-        out = self._model(input_ids=ids_BT, past_key_values=self._cache, use_cache=True, **places)
+        cache = {"past_key_values": self._cache, "use_cache": True} if self._has_cache else {"use_cache": False}
+        out = self._model(input_ids=ids_BT, **cache, **places)
         self._read = {number: len(rows[number]) for number in self._read}
         return {
             number: logits_TV[width - len(ids) :].float()
@@ -125,9 +128,31 @@ class BatchDecoder:
             self._cache.batch_select_indices(left_B)
 
 
-def takes_batches(model: PreTrainedModel) -> bool:
-    """Whether a model can read rows of different lengths together. It must accept their positions as an argument."""
-    return "position_ids" in _parameters(model)
+CROPPED = {"full_attention", "sliding_attention", "chunked_attention"}
+"""Kinds of layers whose cache holds keys and values of each position."""
+
+
+def can_crop(model: PreTrainedModel) -> bool:
+    """Whether what a model keeps of a row can be cropped to a prefix: keys and values of each position, and no state of
+    recurrent layers or convolutions."""
+    config = model.config.get_text_config(decoder=True)
+    kinds = set(getattr(config, "layer_types", None) or ())
+    return not model._is_stateful and "past_key_values" in _parameters(model) and kinds <= CROPPED
+
+
+def no_batches(model: PreTrainedModel) -> str:
+    """Why a model cannot read rows of different lengths together; "" if it can. It must accept their positions as an
+    argument, and the padding between their ids must not count as a position anywhere."""
+    if "position_ids" not in _parameters(model):
+        return "takes no position ids"
+    if not can_crop(model):
+        return "has a recurrent state, which padding would change"
+    config = model.config.get_text_config(decoder=True)
+    window = getattr(config, "sliding_window", None) or getattr(config, "attention_chunk_size", None)
+    kinds = getattr(config, "layer_types", None)
+    if window and (kinds is None or set(kinds) != {"full_attention"}):
+        return f"has a sliding window of {window} tokens, in which padding would count"
+    return ""
 
 
 def _parameters(model: PreTrainedModel) -> Collection[str]:

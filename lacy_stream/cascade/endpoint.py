@@ -3,21 +3,40 @@
 from __future__ import annotations
 
 import json
-import os
 import re
+import urllib.error
+import urllib.request
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from lacy_stream.cascade.bridge import Candidate
 from lacy_stream.cascade.partner import PartnerError, PromptError
-from lacy_stream.cascade.vocabulary import Vocabulary
+from lacy_stream.cascade.vocabulary import SPECIAL_NAME, Vocabulary
+from lacy_stream.endpoints import api_key, base_url, hint, says_too_long
 
 TOP_LOGPROBS = 20
 """Number of candidates to ask for: vLLM's default limit."""
 TIMEOUT_S = 60.0
 RETRIES = 4
-# How chat models spell their special tokens: <|im_end|>, </s>, <eos>, [INST] and the like.
-_SPECIAL = re.compile(r"<\|.*\|>|</?s>|<(bos|eos|pad|unk|end_of_turn|start_of_turn)>|\[(INST|/INST)\]")
+REFUSED = (400, 413, 422)
+"""Statuses that say the request is at fault."""
+_ID = re.compile(r"token_id:(\d+)")
+"""How vLLM names tokens with --return-tokens-as-token-ids."""
+_BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
+_RAW = ("\u0120", "\u010a", "\u2581")
+"""How pieces begin in tokenizer files where a text has a space or a line break."""
+
+
+class _Named(NamedTuple):
+    """A token as an endpoint describes it."""
+
+    logprob: float
+    name: str
+    """Its text, or a name in place of it."""
+    data: list[int] | None = None
+    """The bytes of its text, where the endpoint gives them."""
+    id: int | None = None
+    """Its id in the partner's vocabulary, where the endpoint gives it."""
 
 
 class EndpointPartner:
@@ -28,6 +47,8 @@ class EndpointPartner:
 
     Args:
         spec: ``http://host:8000/v1#MODEL``. Without a name, the endpoint must have exactly one model.
+        vocabulary: that of the model, which tells text from names of tokens. None if it is not known: names that look
+            like special tokens are then no text, and ids are asked for at ``/detokenize``.
         timeout_s: seconds for each attempt.
         retries: further attempts, with growing pauses, if the endpoint does not answer.
 
@@ -35,16 +56,18 @@ class EndpointPartner:
         PartnerError: the endpoint cannot be reached, or several models need a name, or openai is not installed.
     """
 
-    def __init__(self, spec: str, *, timeout_s: float = TIMEOUT_S, retries: int = RETRIES) -> None:
+    def __init__(
+        self, spec: str, vocabulary: Vocabulary | None = None, *, timeout_s: float = TIMEOUT_S, retries: int = RETRIES
+    ) -> None:
         try:
             import openai
         except ImportError as error:
             raise PartnerError("an endpoint as a partner needs the package openai: pip install openai") from error
         url, _, model = spec.partition("#")
-        self._url, self._openai = url, openai
-        self._client = openai.OpenAI(
-            base_url=url, api_key=os.environ.get("OPENAI_API_KEY", "none"), timeout=timeout_s, max_retries=retries
-        )
+        self._url, self._openai, self._vocabulary, self._timeout_s = base_url(url), openai, vocabulary, timeout_s
+        self._client = openai.OpenAI(base_url=self._url, api_key=api_key(), timeout=timeout_s, max_retries=retries)
+        self._texts: dict[int, str | None] = {}
+        """Answers of ``/detokenize``."""
         self.name = model or self._only_model()
 
     def speaks(self, vocabulary: Vocabulary) -> bool:
@@ -55,41 +78,114 @@ class EndpointPartner:
         """Begin a text after a preamble."""
         return EndpointSession(self, preamble)
 
-    def candidates(self, prompt: str) -> list[Candidate]:
+    def candidates(self, prompt: str) -> Iterator[Candidate]:
         """Ask for the most likely next tokens.
 
         Returns:
-            Up to ``TOP_LOGPROBS`` candidates, best first, without ids.
+            Up to ``TOP_LOGPROBS`` candidates, best first, without ids. None if the model ends without a token.
 
         Raises:
-            PartnerError: the endpoint does not answer, refuses the request, or returns no top log-probabilities.
+            PartnerError: the endpoint does not answer, refuses the request, returns no top log-probabilities, or, when
+                the candidates are read, names all tokens in ways that cannot be resolved.
             PromptError: the prompt is longer than the model's context.
         """
         try:
             answer = self._client.completions.with_raw_response.create(
                 model=self.name, prompt=prompt, max_tokens=1, temperature=0, logprobs=TOP_LOGPROBS
             )
-        except self._openai.BadRequestError as error:
-            if re.search(r"context|too long|maximum.*length|exceed", str(error), re.IGNORECASE):
+        except self._openai.APIStatusError as error:
+            if error.status_code in REFUSED and says_too_long(str(error)):
                 raise PromptError(f"the partner {self.name} refuses the text: {error}") from error
-            raise PartnerError(f"{self._url} refuses the request: {error}") from error
+            if error.status_code in REFUSED:
+                raise PartnerError(f"{self._url} refuses the request: {error}") from error
+            raise self._unreachable(error) from error
         except self._openai.OpenAIError as error:
             raise self._unreachable(error) from error
-        return self._read(answer.text)
+        return self._candidates(self._read(answer.text))
 
-    def _read(self, answer: str) -> list[Candidate]:
+    def _candidates(self, tokens: Sequence[_Named]) -> Iterator[Candidate]:
+        unresolved = 0
+        for token in sorted(tokens, key=lambda token: -token.logprob):
+            try:
+                yield Candidate(self._spelling(token))
+            except _UnresolvedError:
+                unresolved += 1
+                yield Candidate(None)
+        if tokens and unresolved == len(tokens):
+            raise PartnerError(
+                f"{self._url} names its tokens, as in {tokens[0].name!r}, and what they spell is not known: give the "
+                "folder or hub name of the partner's tokenizer by --partner-tokenizer"
+            )
+
+    def _read(self, answer: str) -> list[_Named]:
+        """The candidates for the first token, in no order; empty if the model ends without a token."""
         try:
-            logprobs = json.loads(answer)["choices"][0].get("logprobs")
-            top = _top_logprobs(logprobs)
+            choice = json.loads(answer)["choices"][0]
+            logprobs = choice.get("logprobs")
+            if choice.get("text") == "" and choice.get("finish_reason") == "stop" and not logprobs:
+                return []
+            return _top_logprobs(logprobs)
         except (ValueError, LookupError, TypeError, AttributeError):
-            top = []
-        if not top:
             raise PartnerError(
                 f"{self._url} answers without top log-probabilities, which the cascade needs for the next-best token "
                 f"(it asks for completions with logprobs={TOP_LOGPROBS}). vLLM and llama.cpp's server give them. "
                 f"The answer: {answer[:200]}"
-            )
-        return [Candidate(spelling) for _, spelling in sorted(top, key=lambda pair: -pair[0])]
+            ) from None
+
+    def _spelling(self, token: _Named) -> bytes | None:
+        """The bytes of a token. None for a special token, and for a part of a character.
+
+        Raises:
+            _UnresolvedError: the token is named, and what it spells is not known.
+        """
+        name, data, vocabulary = token.name, token.data, self._vocabulary
+        named_id = _ID.fullmatch(name)
+        id = int(named_id[1]) if named_id else token.id
+        if vocabulary is not None:
+            known = vocabulary.ids.get(name)
+            is_name = name.startswith(_RAW) or SPECIAL_NAME.fullmatch(name)
+            if id is None and (is_name or (known is not None and vocabulary.spellings[known] is None)):
+                id = -1 if known is None else known
+            if id is not None:
+                return vocabulary.spellings[id] if 0 <= id < len(vocabulary.spellings) else None
+        elif named_id:
+            name, data = self._text_of(int(named_id[1])), None  # the bytes are those of the name
+        elif _BYTE.fullmatch(name):
+            return bytes.fromhex(name[3:5])
+        elif name.startswith(_RAW) and not data:
+            raise _UnresolvedError
+        elif SPECIAL_NAME.fullmatch(name):
+            return None
+        if not name or (not data and "\ufffd" in name):
+            return None
+        return bytes(data) if data else name.encode()
+
+    def _text_of(self, id: int) -> str:
+        """The text that an id spells in a text, by the server's ``/detokenize`` (vLLM, llama.cpp, SGLang); "" for a
+        special token.
+
+        Raises:
+            _UnresolvedError: the server has no such thing.
+        """
+        if id not in self._texts:
+            alone, twice = self._detokenized([id]), self._detokenized([id, id])  # a text may lose its first space
+            self._texts[id] = None if alone is None or twice is None else twice[len(alone) :]
+        text = self._texts[id]
+        if text is None:
+            raise _UnresolvedError
+        return "" if SPECIAL_NAME.fullmatch(text) else text
+
+    def _detokenized(self, ids: list[int]) -> str | None:
+        body = json.dumps({"model": self.name, "tokens": ids}).encode()
+        headers = {"Content-Type": "application/json", "Authorization": f"Bearer {api_key()}"}
+        url = re.sub(r"/v\d+$", "", self._url) + "/detokenize"
+        try:
+            request = urllib.request.Request(url, body, headers)
+            with urllib.request.urlopen(request, timeout=self._timeout_s) as response:
+                said = json.load(response)
+            return next(said[key] for key in ("prompt", "content", "text") if isinstance(said.get(key), str))
+        except (OSError, ValueError, AttributeError, StopIteration):
+            return None
 
     def _only_model(self) -> str:
         try:
@@ -104,8 +200,8 @@ class EndpointPartner:
 
     def _unreachable(self, error: Exception) -> PartnerError:
         return PartnerError(
-            f"the partner {self._url} does not answer ({type(error).__name__}: {error}). What was generated is kept: "
-            "start the endpoint and run the same command again"
+            f"the partner {self._url} does not answer ({type(error).__name__}: {error}){hint(self._url)}. What was "
+            "generated is kept: start the endpoint and run the same command again"
         )
 
 
@@ -120,18 +216,30 @@ class EndpointSession:
         yield from self._partner.candidates(self._preamble + text)
 
 
-def _top_logprobs(logprobs: dict[str, Any]) -> list[tuple[float, bytes | None]]:
-    """Read the candidates for the first token as (log-probability, spelling). There are two layouts: a dictionary
-    (OpenAI's completions, vLLM), and the list of chat completions, which llama.cpp uses for both."""
+class _UnresolvedError(Exception):
+    """A token is named, and what it spells is not known."""
+
+
+def _top_logprobs(logprobs: dict[str, Any]) -> list[_Named]:
+    """Read the candidates for the first token. There are two layouts: a dictionary (OpenAI's completions, vLLM), and
+    the list of chat completions, which llama.cpp uses for both. An empty list is a completion without tokens.
+
+    Raises:
+        LookupError, TypeError, AttributeError, ValueError: there are no candidates.
+    """
     if "content" in logprobs:
+        if not logprobs["content"]:
+            return []
         entries = logprobs["content"][0]["top_logprobs"]
-        return [(float(e["logprob"]), _spelling(e["token"], e.get("bytes"))) for e in entries]
-    return [(float(value), _spelling(token, None)) for token, value in logprobs["top_logprobs"][0].items()]
+        found = [_Named(float(e["logprob"]), e["token"], e.get("bytes"), _as_id(e.get("id"))) for e in entries]
+    elif not logprobs["top_logprobs"] and not logprobs.get("tokens"):
+        return []
+    else:
+        found = [_Named(float(value), token) for token, value in logprobs["top_logprobs"][0].items()]
+    if not found:
+        raise LookupError
+    return found
 
 
-def _spelling(token: str, data: list[int] | None) -> bytes | None:
-    """The bytes of a token as an endpoint names it. None for a special token, and for a part of a character that was
-    replaced by U+FFFD."""
-    if not token or _SPECIAL.fullmatch(token) or ("\ufffd" in token and not data):
-        return None
-    return bytes(data) if data else token.encode()
+def _as_id(id: object) -> int | None:
+    return id if isinstance(id, int) else None

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from annotator import Annotator
 from lacy_stream.cascade.bridge import first_expressible
-from lacy_stream.cascade.decoder import BatchDecoder, apply_repetition_penalty, takes_batches
+from lacy_stream.cascade.decoder import BatchDecoder, apply_repetition_penalty, no_batches
 from lacy_stream.cascade.delegation import Score, open_score
 from lacy_stream.cascade.partner import Partner, PromptError, Session
 from lacy_stream.cascade.settings import Decoding, Delegation
@@ -77,7 +77,9 @@ class Prompt(NamedTuple):
 
     text: str
     preamble: str = ""
-    """Text that the partner reads first, such as an article. The small model does not read it."""
+    """What the partner reads before the text, such as an article. The small model does not read it."""
+    missing: str = ""
+    """Title of the article that the preamble lacks, because there is none; "" if it lacks none."""
 
 
 OnToken = Callable[[int, Token], None]
@@ -120,8 +122,8 @@ def generate(
         UsageError: the model cannot delegate in this way, or cannot write several texts at once.
         PartnerError: the partner does not answer.
     """
-    if decoding.batch_size > 1 and not takes_batches(model.model):
-        raise UsageError(f"batch_size is {decoding.batch_size}: {model.name} takes no position ids, so give 1")
+    if decoding.batch_size > 1 and (why := no_batches(model.model)):
+        raise UsageError(f"batch_size is {decoding.batch_size}: {model.name} {why}, so give 1")
     vocabulary = open_vocabulary(model)
     calls = None
     if partner is not None and delegation.call_rate > 0:
@@ -248,7 +250,7 @@ class _Text:
         self._so_far = prompt.text
         """The prompt and all that was written after it, with U+FFFD for bytes that are not a character."""
         self.row: list[int] = []
-        """The ids that the small model reads. The end-of-text token stands before the first token, as in training."""
+        """What the small model reads: ``start_ids``, the prompt, and what was written after it."""
         try:
             self.row = _first_row(prompt.text, self._vocabulary, self._model)
         except PromptError as error:
@@ -330,10 +332,9 @@ class _Text:
         if not same_vocabulary:
             found = first_expressible(session.propose(self._so_far), self._so_far, self._vocabulary)
             return None if found is None else found[1]
-        # Without the end-of-text token in the first place: the partner begins a text in its own way.
-        for candidate in session.propose(self._so_far, self.row[1:]):
+        for candidate in session.propose(self._so_far, self.row[len(self._model.start_ids) :]):
             # With the same vocabulary the end of text can be expressed, too.
-            token, is_end = candidate.token, candidate.token == self._model.eos_id
+            token, is_end = candidate.token, candidate.token in self._model.end_ids
             if token is not None and (candidate.spelling is not None or is_end):
                 return [token]
         return None
@@ -342,7 +343,7 @@ class _Text:
         """Add the tokens of a decision; returns why the text ends here, or "" if it does not."""
         score, threshold = decision.score, decision.threshold
         for id in decision.ids:
-            if id == self._model.eos_id:
+            if id in self._model.end_ids:
                 return "end"
             self.row.append(id)
             # A byte decoder yields a character with its last byte: for "é" in two pieces, the texts are "" and "é".
@@ -359,7 +360,7 @@ class _Text:
 
 
 def _first_row(prompt: str, vocabulary: Vocabulary, model: CallingModel) -> list[int]:
-    """The ids of a prompt, after an end-of-text token.
+    """The ids of a prompt, after those that stand before a text.
 
     Raises:
         PromptError: the prompt is empty, too long, or cannot be encoded.
@@ -372,9 +373,12 @@ def _first_row(prompt: str, vocabulary: Vocabulary, model: CallingModel) -> list
         raise PromptError(f"the prompt holds a lone surrogate at code point {error.start}") from None
     # One position must be left to write.
     ids = vocabulary.encode(prompt)
-    if len(ids) + 1 >= model.max_seq_len:
+    row = [*model.start_ids, *ids]
+    if len(row) >= model.max_seq_len:
         raise PromptError(f"the prompt has {len(ids)} tokens, and {model.name} has a context of {model.max_seq_len}")
-    return [model.eos_id, *ids]
+    if not row:
+        raise PromptError(f"the tokenizer of {model.name} has no token for the prompt {prompt[:60]!r}")
+    return row
 
 
 def _decisions(tokens: Iterable[Token]) -> Iterator[tuple[float | None, int, int]]:

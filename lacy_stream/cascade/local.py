@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,8 +13,9 @@ from annotator.packages import package_file
 from lacy_stream.cascade.bridge import Candidate
 from lacy_stream.cascade.decoder import Decoder, apply_repetition_penalty
 from lacy_stream.cascade.partner import PartnerError, PromptError
-from lacy_stream.cascade.vocabulary import TransformersVocabulary, Vocabulary
+from lacy_stream.cascade.vocabulary import SPECIAL_NAME, TransformersVocabulary, Vocabulary
 from lacy_stream.errors import UsageError
+from lacy_stream.train.checkpoint import context_of, start_of_text
 
 CANDIDATES = 100
 """Number of the partner's tokens that are tried, best first, until one can be expressed."""
@@ -44,15 +46,20 @@ class TransformersPartner:
     ) -> None:
         self.name, self.model, self.penalty, self.reuse = name, model, repetition_penalty, reuse
         self.vocabulary = TransformersVocabulary(tokenizer)
-        # The beginning-of-text token. A model without one begins with the text itself.
-        start = tokenizer.bos_token and tokenizer.convert_tokens_to_ids(str(tokenizer.bos_token))
-        self.start = [start] if isinstance(start, int) else []
-        self.context: int | None = getattr(model.config, "max_position_embeddings", None)
+        # What the tokenizer puts before each text. Folders of our export begin with the end of text, as in training.
+        is_ours = hasattr(model.config, "call_token_id")
+        eos_id: Any = model.config.eos_token_id
+        self.start: list[int] = [eos_id] if is_ours else list(start_of_text(tokenizer))
+        self.context = context_of(model.config)
         spellings = self.vocabulary.spellings
+        # Qwen's <think> is an added token like a word, and its name is no text all the same.
+        named = {id for id, token in tokenizer.added_tokens_decoder.items() if SPECIAL_NAME.fullmatch(token.content)}
+        self.proposed = [None if id in named else spelling for id, spelling in enumerate(spellings)]
         # Whether a space can be a token of its own, or is always the beginning of the next token.
         self.splits_spaces = b" " in [spellings[id] for id in self.vocabulary.encode("a 1")]
         spaced = [bool(s) and s.startswith(b" ") for s in spellings]
-        spaced += [False] * (model.config.vocab_size - len(spaced))  # there are more logits than ids
+        rows = model.config.get_text_config(decoder=True).vocab_size
+        spaced += [False] * (rows - len(spaced))  # there are more logits than ids
         self.begin_with_space_V = torch.tensor(spaced, device=model.device)
 
     def speaks(self, vocabulary: Vocabulary) -> bool:
@@ -61,7 +68,9 @@ class TransformersPartner:
 
     def session(self, preamble: str = "") -> TransformersSession:
         """Begin a text after a preamble."""
-        return TransformersSession(self, self.vocabulary.encode_special(preamble) if preamble else self.start)
+        ids = self.vocabulary.encode_special(preamble) if preamble else []
+        has_start = ids[: len(self.start)] == self.start  # templates may name the beginning-of-text token
+        return TransformersSession(self, ids if has_start else [*self.start, *ids])
 
 
 class TransformersSession:
@@ -75,7 +84,7 @@ class TransformersSession:
     def propose(self, text: str, ids: Sequence[int] | None = None) -> Iterator[Candidate]:
         """See ``partner.Session``."""
         logits_V, _ = self.next_logits(text, ids)
-        spellings = self._partner.vocabulary.spellings
+        spellings = self._partner.proposed
         for id in torch.topk(logits_V, min(CANDIDATES, len(logits_V))).indices.tolist():
             yield Candidate(spellings[id] if id < len(spellings) else None, id)
 

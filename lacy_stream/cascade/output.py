@@ -63,7 +63,7 @@ def read_prompts(path: str | os.PathLike[str], articles: Articles | None = None,
         FileError: the file cannot be read.
     """
     prompts = []
-    with file_errors(path, "read"), open(path, encoding="utf-8") as file:
+    with file_errors(path, "read"), open(path, encoding="utf-8-sig") as file:
         for number, line in enumerate(file, start=1):
             text, title = line.rstrip("\r\n"), None
             if os.fspath(path).endswith(".jsonl"):

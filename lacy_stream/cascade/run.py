@@ -13,6 +13,7 @@ from rich.text import Text
 from annotator.terminal import printable
 from lacy_stream.cascade.articles import TEMPLATE, Articles
 from lacy_stream.cascade.generation import Generation, OnToken, Prompt, Token, generate
+from lacy_stream.cascade.identity import IF_KNOWN
 from lacy_stream.cascade.open import open_partner
 from lacy_stream.cascade.output import (
     PARTNER_STYLE,
@@ -39,25 +40,32 @@ def run(options: GenerateOptions) -> int:
     Raises:
         LacyStreamError: the options, the prompts, the model or the partner cannot be used.
     """
-    prompts = _prompts(options)
-    journal = None if options.out is None else Journal(options.out, options.settings())
-    done = [] if journal is None else [from_record(value) for value in journal.results]
-    _check_same(prompts, done, options.out)
-    console = Console(highlight=False)
-    finished = list(done)
-    if len(done) < len(prompts):
-        with _display(console, prompts, len(done), options) as (on_token, on_text):
-            for generation in _generations(options, prompts, done, on_token):
+    prompts, console = _prompts(options), Console(highlight=False)
+    if options.out is None:
+        finished = _finished(options, prompts, console, None)
+    else:
+        with Journal(options.out, options.settings(), if_known=IF_KNOWN) as journal:
+            finished = _finished(options, prompts, console, journal)
+    if options.html is not None:
+        write_page(finished, options.html)
+    _summarise(console, prompts, finished, options)
+    return sum(bool(generation.skipped) for generation in finished)
+
+
+def _finished(
+    options: GenerateOptions, prompts: Sequence[Prompt], console: Console, journal: Journal | None
+) -> list[Generation]:
+    """The texts of all prompts: those of the journal, and new ones, which it keeps."""
+    finished = [] if journal is None else [from_record(value) for value in journal.results]
+    _check_same(prompts, finished, options.out)
+    if len(finished) < len(prompts):
+        with _display(console, prompts, len(finished), options) as (on_token, on_text):
+            for generation in _generations(options, prompts, list(finished), on_token):
                 if journal is not None:
                     journal.add(record(generation))
                 finished.append(generation)
                 on_text(generation)
-    if journal is not None:
-        journal.close()
-    if options.html is not None:
-        write_page(finished, options.html)
-    _summarise(console, finished, options)
-    return sum(bool(generation.skipped) for generation in finished)
+    return finished
 
 
 def _prompts(options: GenerateOptions) -> list[Prompt]:
@@ -91,7 +99,10 @@ def _generations(
     partner = None
     if options.partner is not None:
         partner = open_partner(
-            options.partner, repetition_penalty=options.decoding.repetition_penalty, device=options.device
+            options.partner,
+            repetition_penalty=options.decoding.repetition_penalty,
+            device=options.device,
+            tokenizer=options.partner_tokenizer,
         )
     return generate(
         model,
@@ -137,7 +148,9 @@ def _display(console: Console, prompts: Sequence[Prompt], done: int, options: Ge
     yield on_token if options.decoding.batch_size == 1 else None, on_text
 
 
-def _summarise(console: Console, generations: Sequence[Generation], options: GenerateOptions) -> None:
+def _summarise(
+    console: Console, prompts: Sequence[Prompt], generations: Sequence[Generation], options: GenerateOptions
+) -> None:
     """Print the numbers of texts and calls, and what went wrong."""
     written = [generation for generation in generations if not generation.skipped]
     tokens = sum(len(generation.tokens) for generation in written)
@@ -150,6 +163,10 @@ def _summarise(console: Console, generations: Sequence[Generation], options: Gen
     fallbacks = sum(generation.fallbacks for generation in written)
     if fallbacks:
         console.print(f"{fallbacks:,} calls gave no token that can be expressed; the small model wrote instead")
+    if missing := list(dict.fromkeys(prompt.missing for prompt in prompts if prompt.missing)):
+        shown = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
+        said = f"{len(missing):,} titles have no article, so the partner read none for them: {printable(shown)}"
+        console.print(said, style="yellow", markup=False)
     for number, generation in enumerate(generations, start=1):
         if generation.skipped:
             console.print(f"skipped: prompt {number}: {printable(generation.skipped)}", style="yellow", markup=False)

@@ -6,6 +6,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Annotated, Literal, get_args
 
+from lacy_stream.cascade.identity import model_settings, partner_settings
 from lacy_stream.errors import UsageError
 from lacy_stream.files import file_fingerprint
 from lacy_stream.objective.methods import RANKS, Rank
@@ -116,6 +117,9 @@ class GenerateOptions:
     partner: Annotated[str, "PARTNER"] | None = None
     """The larger model. Without one, there are no calls."""
 
+    partner_tokenizer: Annotated[str, "NAME"] | None = None
+    """Tokenizer of a partner at an endpoint: a folder or hub name. It tells text from names of tokens."""
+
     out: Annotated[str, "FILE"] | None = None
     """JSONL file of the texts, token by token; the same command resumes it. Required with --prompts."""
 
@@ -150,5 +154,6 @@ class GenerateOptions:
         """The settings on which the texts depend, besides the prompts."""
         files = {"knowledge": self.knowledge, "template": self.template}
         prints = {name: file and file_fingerprint(file) for name, file in files.items()}
-        texts = {"model": file_fingerprint(self.model), "partner": self.partner, "title": self.title}
-        return texts | flat_settings(self.delegation, self.decoding) | prints
+        texts = {**model_settings(self.model), "partner": self.partner, "title": self.title}
+        partner = partner_settings(self.partner, self.partner_tokenizer)
+        return texts | partner | flat_settings(self.delegation, self.decoding) | prints

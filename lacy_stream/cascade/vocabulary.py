@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from typing import Any
 
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-from annotator.tokenizers import Tokenizer
+from annotator.errors import AnnotatorError
+from annotator.packages import package_file
+from annotator.tokenizers import Tokenizer, open_tokenizer
 from lacy_stream.errors import UsageError
 from lacy_stream.train.checkpoint import CallingModel
+
+SPECIAL_NAME = re.compile(r"<[^<>\s]+>|\[/?[A-Za-z_]*[A-Z]{2,}[A-Za-z_]*(_?\d+)?\]|\[control_\d+\]|\[gMASK\]")
+"""Names that special tokens have: <|im_end|>, </s>, <end_of_turn>, [INST], [TOOL_CALLS]."""
 
 
 class Vocabulary:
@@ -22,6 +28,8 @@ class Vocabulary:
     (control, special, unknown) have None."""
     adds_space: bool
     """Whether the tokenizer puts a space before each text, which does not belong to the text."""
+    ids: dict[str, int]
+    """Name of a piece, as the tokenizer's file spells it -> id."""
 
     def encode(self, text: str) -> list[int]:
         """Encode a whole text, without special tokens."""
@@ -71,6 +79,7 @@ class TokenizerVocabulary(Vocabulary):
         self._tokenizer = tokenizer
         self.spellings = tokenizer.spellings()
         self.adds_space = tokenizer.adds_space
+        self.ids = {name: id for id, name in enumerate(tokenizer.pieces())}
 
     def encode(self, text: str) -> list[int]:
         return self._tokenizer.encode(text).ids.tolist()
@@ -102,7 +111,8 @@ class TransformersVocabulary(Vocabulary):
         special = {id for id, token in tokenizer.added_tokens_decoder.items() if token.special}
         added = tokenizer.added_tokens_decoder
         self.spellings = [None] * len(tokenizer)
-        for token, id in tokenizer.get_vocab().items():
+        self.ids = tokenizer.get_vocab()
+        for token, id in self.ids.items():
             if id in added:
                 self.spellings[id] = None if id in special else added[id].content.encode()
             else:
@@ -147,6 +157,26 @@ def open_vocabulary(model: CallingModel) -> Vocabulary:
     if vocabulary.spell(vocabulary.encode(SPELLED)) != SPELLED.encode():
         raise UsageError(f"{model.tokenizer}: a tokenizer whose pieces do not spell the text is not supported")
     return vocabulary
+
+
+def load_vocabulary(name: str) -> Vocabulary:
+    """Load the vocabulary of a tokenizer.
+
+    Args:
+        name: a folder or hub name of transformers, a SentencePiece model or tokenizer.json, or ``package:NAME/PATH``.
+
+    Raises:
+        UsageError: there is no such tokenizer, or it is of an unknown kind.
+    """
+    try:
+        if (path := package_file(name)).is_file():
+            return TokenizerVocabulary(open_tokenizer(path))
+        tokenizer = AutoTokenizer.from_pretrained(name, use_fast=True)
+    except (OSError, ValueError, ImportError, AnnotatorError) as error:
+        raise UsageError(f"{name} cannot be loaded as a tokenizer: {str(error).strip().splitlines()[0]}") from error
+    if not isinstance(tokenizer, PreTrainedTokenizerFast):
+        raise UsageError(f"{name} has no fast tokenizer (tokenizer.json): convert it")
+    return TransformersVocabulary(tokenizer)
 
 
 SPELLED = "Ada was born in 1815.\nShe"

@@ -16,7 +16,7 @@ fraction of the run. A checkpoint is a pickle, which can run code: use only your
 
 EXPORT = """\
 Write a checkpoint as a folder that transformers and lm-eval load without lacy-stream: safetensors, the config, and the
-tokenizer with <CALL> as its last id.
+tokenizer with <CALL> as its last id. generation_config.json keeps `generate` of transformers from writing <CALL>.
 """
 
 ADD_CALL = """\
@@ -35,6 +35,9 @@ class ExportOptions:
 
     out: Annotated[str, "OUT"]
     """The folder to make; it must not exist."""
+
+    without_call: bool = False
+    """Leave <CALL> out of the model and the tokenizer: for lm-eval's `hf`, vLLM and other tools that do not know it."""
 
 
 @dataclass(frozen=True)
@@ -96,8 +99,9 @@ def _export(args: argparse.Namespace) -> int:
     from lacy_stream.train.export import export
 
     options = parse_options(ExportOptions, args)
-    written = export(options.checkpoint, options.out)
-    print(f"{options.out}: {written.model.num_parameters():,} parameters, <CALL> = {written.call_token_id}")
+    written = export(options.checkpoint, options.out, without_call=options.without_call)
+    call = "no <CALL>" if written.call_token_id is None else f"<CALL> = {written.call_token_id}"
+    print(f"{options.out}: {written.model.num_parameters():,} parameters, {call}")
     return 0
 
 

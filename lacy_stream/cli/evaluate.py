@@ -159,8 +159,15 @@ def _judge(options: JudgeOptions, out: str) -> Judge:
     from lacy_stream.evaluate.judge import Judge
 
     cache = options.judge_cache or Path(out) / "judge.sqlite"
-    limits = {"timeout_s": options.judge_timeout, "retries": options.judge_retries}
-    return Judge(options.judge, options.judge_model, cache, **limits)
+    return Judge(
+        options.judge,
+        options.judge_model,
+        cache,
+        timeout_s=options.judge_timeout,
+        retries=options.judge_retries,
+        max_tokens=options.judge_max_tokens,
+        extra_body=options.extra_body(),
+    )
 
 
 def _acceptability(options: AcceptabilityOptions) -> None:
@@ -192,7 +199,9 @@ def _cascade(options: FactscoreOptions, delegation: Delegation) -> CascadeSettin
 
     writing = options.writing
     articles = options.checking.knowledge if writing.rag else None
-    return CascadeSettings(writing.partner, delegation, options.decoding, articles, writing.template)
+    return CascadeSettings(
+        writing.partner, delegation, options.decoding, articles, writing.template, writing.partner_tokenizer
+    )
 
 
 def _texts(label: str, path: str, cascade: CascadeSettings, options: FactscoreOptions) -> list[Biography]:
@@ -219,7 +228,7 @@ def _factscore(options: FactscoreOptions) -> None:
 def _sweep(options: SweepOptions) -> None:
     from dataclasses import replace
 
-    from lacy_stream.evaluate.models import labels, training_notes
+    from lacy_stream.evaluate.models import labels_of_both, training_notes
     from lacy_stream.evaluate.sweep import SweepEntry, evaluate_sweep, run_label
 
     def runs(models: Mapping[str, str], delegations: list[Delegation]) -> list[SweepEntry]:
@@ -231,7 +240,7 @@ def _sweep(options: SweepOptions) -> None:
         ]
 
     checker, base = _fact_checker(options), options.delegation
-    models, baselines = labels(options.models), labels(options.baseline)
+    models, baselines = labels_of_both(options.models, options.baseline)
     training = training_notes(models | baselines)
     rates = runs(models, [replace(base, method="call", call_rate=rate) for rate in options.rates])
     methods = runs(

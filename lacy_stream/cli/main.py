@@ -11,7 +11,7 @@ from lacy_stream.cli.evaluate import add_evaluate
 from lacy_stream.cli.generate import add_generate
 from lacy_stream.cli.options import CommandParser
 from lacy_stream.cli.prepare import add_knowledge, add_prepare
-from lacy_stream.errors import run_command
+from lacy_stream.errors import accept_all_characters, run_command
 
 DESCRIPTION = """\
 Pretrain a small language model that predicts what it can and calls a larger model for the facts.
@@ -32,6 +32,7 @@ Use it in this order:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line. Returns 0, 1 if something was skipped, 2 for what the user has to change, 130 after
     Ctrl-C."""
+    accept_all_characters()
     args = _parser().parse_args(sys.argv[1:] if argv is None else argv)
     try:
         return run_command(lambda: args.run(args), args.prog)

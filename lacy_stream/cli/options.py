@@ -165,7 +165,8 @@ def _settings(option: _Option, default: str | None, positional: bool) -> dict[st
     if get_origin(kind) is Literal:
         settings |= {"choices": get_args(kind), "metavar": placeholder or None}
     else:
-        settings |= {"type": CONVERTERS.get(placeholder or kind, str), "metavar": placeholder or PLACEHOLDERS[kind]}
+        convert = CONVERTERS.get(placeholder) or CONVERTERS.get(kind, str)
+        settings |= {"type": convert, "metavar": placeholder or PLACEHOLDERS[kind]}
     if many:
         settings["nargs"] = "*" if positional and option.default is not MISSING else "+"
     return settings

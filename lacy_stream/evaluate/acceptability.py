@@ -19,7 +19,7 @@ import torch
 from annotator import Annotator, Document, FactClass
 from annotator.tokenizers import Tokenizer
 from lacy_stream.errors import UsageError
-from lacy_stream.evaluate.judge import Judge, in_parallel
+from lacy_stream.evaluate.judge import Judge, NothingScoredError, first_failure, in_parallel
 from lacy_stream.evaluate.results import Table, publish
 from lacy_stream.evaluate.settings import JudgeOptions
 from lacy_stream.evaluate.token_table import LOSS_BIN_NAMES, LOSS_BINS, token_table
@@ -30,7 +30,7 @@ from lacy_stream.recipe import Recipe
 from lacy_stream.train.checkpoint import CallingModel, load_model
 from lacy_stream.train.recipe_data import held_out_documents
 
-VERDICT_TOKENS = 256
+VERDICT_TOKENS = 512
 CLASSES = {"factual": True, "other": False}
 
 QUESTION = """\
@@ -112,13 +112,13 @@ def propose(model: CallingModel, annotator: Annotator, document: Document) -> li
         annotator: an annotator with the model's tokenizer.
         document: a document with text.
     """
-    labelled = annotator.annotate([document.text])[0]
-    ids, classes = labelled.ids[: model.max_seq_len - 1], labelled.classes[: model.max_seq_len - 1]
+    labelled, before = annotator.annotate([document.text])[0], len(model.start_ids)
+    ids, classes = labelled.ids[: model.max_seq_len - before], labelled.classes[: model.max_seq_len - before]
     if len(ids) < 2:
         return []
-    # The end of text stands before the first token, as in training.
-    row_1T = torch.from_numpy(np.append(model.eos_id, ids))[None].long()
-    class_1T = torch.from_numpy(np.append(FactClass.GRAMMATICAL, classes))[None]
+    row_1T = torch.from_numpy(np.concatenate([np.array(model.start_ids, ids.dtype), ids]))[None].long()
+    no_facts = np.full(before, FactClass.GRAMMATICAL, classes.dtype)
+    class_1T = torch.from_numpy(np.concatenate([no_facts, classes]))[None]
     logits_1TV = model.model(input_ids=row_1T.to(model.model.device)).logits.float().cpu()
     # The table has the targets of the row. The row begins with the end of text, so entry i is token i of the document.
     table = token_table(logits_1TV, row_1T, class_1T, annotator.vocab_size)
@@ -126,12 +126,12 @@ def propose(model: CallingModel, annotator: Annotator, document: Document) -> li
         Proposal(
             start=int(labelled.offsets[i, 0]),
             reference=_spell_piece(annotator.tokenizer, ids[i - 1], ids[i]),
-            proposal=_spell_piece(annotator.tokenizer, ids[i - 1], table.proposal[i]),
-            loss=float(table.loss[i]),
+            proposal=_spell_piece(annotator.tokenizer, ids[i - 1], table.proposal[target]),
+            loss=float(table.loss[target]),
             factual=bool(classes[i] == FactClass.FACTUAL),
-            correct=bool(table.correct[i]),
+            correct=bool(table.correct[target]),
         )
-        for i in range(1, len(ids))
+        for i, target in enumerate(range(before, len(table.loss)), start=1)
     ]
 
 
@@ -186,7 +186,7 @@ def question(text: str, proposal: Proposal) -> str:
 
 def parse_acceptability(answer: str) -> bool | None:
     """Read the last verdict of an answer, or an answer that is only a digit; None if there is neither."""
-    said = re.findall(r"verdict\W*([01])\b", answer, re.IGNORECASE) or re.findall(r"^\W*([01])\W*$", answer)
+    said = re.findall(r"verdict\W*([01])\b(?![./,]\d)", answer, re.IGNORECASE) or re.findall(r"^\W*([01])\W*$", answer)
     return said[-1] == "1" if said else None
 
 
@@ -300,6 +300,7 @@ def evaluate_acceptability(
 
     Raises:
         JudgeError: the endpoint cannot be used; the answers so far are kept in its cache.
+        NothingScoredError: no proposal of a model that was asked about has a verdict. The files were written.
     """
     judged = {label: judge_all(label, documents, judge, threads) for label, documents in scored.items()}
     proposals = {label: [p for one in documents for p in one.proposals] for label, documents in judged.items()}
@@ -313,7 +314,7 @@ def evaluate_acceptability(
             *training,
             *(note for label, those in proposals.items() for note in _notes(label, those)),
             f"Judge: {judge.model}; {judge.counts['asked']:,} questions asked, {judge.counts['from_cache']:,} answered "
-            f"before, {judge.counts['retried']:,} retries, {judge.counts['failed']:,} failed.",
+            f"before, {judge.counts['retried']:,} retries, {judge.counts['failed']:,} failed{first_failure(judge)}.",
         ],
     )
     draw_acceptability(Path(out) / "acceptability.png", binned)
@@ -326,6 +327,9 @@ def evaluate_acceptability(
         for label, documents in judged.items()
     ]
     publish(out, "acceptability", {"judge": judge.model, "questions": judge.counts, "models": models}, table)
+    asked = {label: [p.acceptable for p in those if not p.correct] for label, those in proposals.items()}
+    if unscored := [label for label, verdicts in asked.items() if set(verdicts) == {None}]:
+        raise NothingScoredError(f"no proposal was judged for {', '.join(unscored)}{first_failure(judge)}")
 
 
 def _rows(proposals: Sequence[Proposal], binned: Sequence[Bin]) -> list[list[str | float | None]]:

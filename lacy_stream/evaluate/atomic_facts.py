@@ -74,6 +74,40 @@ def verdict_question(name: str, fact: str, passages: Sequence[str]) -> str:
 
 
 def parse_verdict(answer: str) -> bool | None:
-    """Read the last "true" or "false" of an answer; None if it says neither."""
-    said = re.findall(r"\b(true|false)\b", answer.lower())
-    return said[-1] == "true" if said else None
+    """Read the verdict of an answer.
+
+    A verdict is what the answer begins with ("False. It is not said that …"), what it names as its verdict ("so the
+    answer is false"), or a word that is its last sentence. Else, all that it says must agree: "not true" says false.
+
+    Returns:
+        None if it says neither, or both without one of these forms.
+    """
+    answer = _BOTH.sub(" ", answer)
+    for form in (_FIRST, _NAMED, _ALONE):
+        if found := form.findall(answer):
+            return _is_true(found[-1])
+    said = {_is_true(found) for found in _SAID.findall(answer)}
+    return said.pop() if len(said) == 1 else None
+
+
+_WORD = r"((?:\bnot|n['’]t|\bnever|\bcannot be)\W+(?:\w+\W+)?)?\b(true|false)\b"
+"""True or false, with a negation before it."""
+_BOTH = re.compile(r"\btrue\s*(?:or|/)\s*false\b\??", re.IGNORECASE)
+_SAID = re.compile(_WORD, re.IGNORECASE)
+_FIRST = re.compile(
+    r"\A\W*(?:(?:the|this|that|it|output|answer|verdict|statement|claim|fact|sentence|is|would be)\W+)*"
+    + _WORD
+    + r"(?!\s+that\b)",
+    re.IGNORECASE,
+)
+_NAMED = re.compile(
+    r"\b(?:output|answer|verdict|conclusion|(?:statement|claim|fact) is|therefore|hence|thus)\W+"
+    r"(?:(?:is|it|the|this|statement|claim|fact)\W+)*" + _WORD,
+    re.IGNORECASE,
+)
+_ALONE = re.compile(r"(?:\A|[\n.!?:])\W*" + _WORD + r"\W*\Z", re.IGNORECASE)
+
+
+def _is_true(said: tuple[str, str]) -> bool:
+    negation, word = said
+    return (word.lower() == "true") != bool(negation)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from lacy_stream.cascade.biography_prompt import PROMPT, name_in, prompt_for
+from lacy_stream.cascade.identity import IF_KNOWN, model_settings, partner_settings
 from lacy_stream.cascade.settings import MANY_TEXTS, Decoding, Delegation, flat_settings
 from lacy_stream.errors import UsageError
 from lacy_stream.files import file_errors, file_fingerprint, read_text
@@ -18,9 +19,6 @@ from lacy_stream.progress import progress
 
 if TYPE_CHECKING:
     from lacy_stream.cascade import Generation, Prompt
-
-PROMPT = "Tell me a bio of {name}. {name} is"
-"""Prompt for models that do not follow instructions (appendix B). "NAME is" is part of the judged text."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +47,8 @@ class CascadeSettings:
     """Store from which the partner reads the person's article first (RAG, appendix A.5); None for no articles."""
     template: str | None = None
     """File with the text around the article; None for that of the paper, for Qwen 3."""
+    partner_tokenizer: str | None = None
+    """Tokenizer of a partner at an endpoint, see ``open_partner``."""
 
     def record(self) -> dict[str, Any]:
         """All fields as JSON values."""
@@ -58,7 +58,8 @@ class CascadeSettings:
     def settings(self) -> dict[str, Any]:
         """All settings on which the texts depend, as JSON values. Files are given by their fingerprints."""
         files = {"articles": self.articles, "template": self.template}
-        return self.record() | {name: file and file_fingerprint(file) for name, file in files.items()}
+        prints = {name: file and file_fingerprint(file) for name, file in files.items()}
+        return self.record() | prints | partner_settings(self.partner, self.partner_tokenizer)
 
 
 def read_names(path: str | os.PathLike[str], limit: int | None = None) -> list[str]:
@@ -88,7 +89,7 @@ def read_biographies(path: str | os.PathLike[str], limit: int | None = None) -> 
         UsageError: the file has no biographies, or a line of another form.
     """
     biographies = []
-    with file_errors(path, "read"), open(path, encoding="utf-8") as file:
+    with file_errors(path, "read"), open(path, encoding="utf-8-sig") as file:
         for number, line in enumerate(file, 1):
             try:
                 row = json.loads(line)
@@ -108,7 +109,8 @@ def read_biographies(path: str | os.PathLike[str], limit: int | None = None) -> 
 def _read(row: dict[str, Any]) -> Biography:
     """Read one row. Raises KeyError, TypeError or ValueError if it is not a biography."""
     if "prompt" in row:
-        (name,) = re.findall(r"^Tell me a bio of (.+)\. \1 is$", row["prompt"])
+        if (name := name_in(row["prompt"])) is None or row["prompt"] != prompt_for(name):
+            raise ValueError
         return _biography(name, row["text"], row.get("call_rate"), row.get("skipped", ""))
     name, text = (row["name"], row["text"]) if "name" in row else (row["topic"], row["output"])
     if not isinstance(name, str) or not isinstance(text, str):
@@ -142,21 +144,21 @@ def write_biographies(
     """
     from lacy_stream.cascade.output import from_record, record
 
-    kept = Journal(journal, {"model": file_fingerprint(path), "prompt": PROMPT, **cascade.settings()})
-    done = [from_record(row) for row in kept.results]
-    prompts = _prompts(names, cascade)
-    if [one.prompt for one in done[: len(prompts)]] != [prompt.text for prompt in prompts[: len(done)]]:
-        raise JournalError(
-            f"{kept.path} was written about other names; remove it to start over, or choose another --out"
-        )
-    if len(done) < len(prompts):
-        what = f"{label}: biographies written"
-        with progress(what, len(prompts), len(done), together=cascade.decoding.batch_size) as advance:
-            for generation in _generate(path, prompts, cascade, done, device):
-                kept.add(record(generation))
-                done.append(generation)
-                advance(1)
-    kept.close()
+    settings = {**model_settings(path), "prompt": PROMPT, **cascade.settings()}
+    with Journal(journal, settings, if_known=IF_KNOWN) as kept:
+        done = [from_record(row) for row in kept.results]
+        prompts = _prompts(names, cascade)
+        if [one.prompt for one in done[: len(prompts)]] != [prompt.text for prompt in prompts[: len(done)]]:
+            raise JournalError(
+                f"{kept.path} was written about other names; remove it to start over, or choose another --out"
+            )
+        if len(done) < len(prompts):
+            what = f"{label}: biographies written"
+            with progress(what, len(prompts), len(done), together=cascade.decoding.batch_size) as advance:
+                for generation in _generate(path, prompts, cascade, done, device):
+                    kept.add(record(generation))
+                    done.append(generation)
+                    advance(1)
     return [_biography(name, g.text, g.call_rate, g.skipped) for name, g in zip(names, done, strict=False)]
 
 
@@ -164,7 +166,7 @@ def _prompts(names: Sequence[str], cascade: CascadeSettings) -> list[Prompt]:
     from lacy_stream.cascade.articles import TEMPLATE, with_article
     from lacy_stream.cascade.generation import Prompt
 
-    texts = {name: PROMPT.format(name=name) for name in names}
+    texts = {name: prompt_for(name) for name in names}
     if cascade.articles is None:
         return [Prompt(text) for text in texts.values()]
     articles = Knowledge(cascade.articles)
@@ -182,7 +184,12 @@ def _generate(
     model.model.to(device)  # type: ignore[arg-type]
     partner = None
     if cascade.partner is not None:
-        partner = open_partner(cascade.partner, repetition_penalty=cascade.decoding.repetition_penalty, device=device)
+        partner = open_partner(
+            cascade.partner,
+            repetition_penalty=cascade.decoding.repetition_penalty,
+            device=device,
+            tokenizer=cascade.partner_tokenizer,
+        )
     return generate(
         model, prompts, partner=partner, delegation=cascade.delegation, decoding=cascade.decoding, done=list(done)
     )

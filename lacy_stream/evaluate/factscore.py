@@ -5,7 +5,8 @@
 Instructions, parsing and length penalty are those of FActScore's code (retrieval and ChatGPT). There are four
 differences. Passages are found by bm25 instead of a GTR encoder. Sentences are split by spaCy's rules instead of
 NLTK's. The demonstrations are other ones (``--demonstrations`` takes yours). And an answer that says neither true nor
-false is no verdict, whereas FActScore counts it as support unless it says "not" or "unknown".
+false is no verdict, whereas FActScore counts it as support unless it says "not" or "unknown"; of an answer with both
+words it takes the last, where ``parse_verdict`` looks for the one that is the verdict.
 """
 
 from __future__ import annotations
@@ -27,9 +28,10 @@ from lacy_stream.evaluate.atomic_facts import (
     verdict_question,
 )
 from lacy_stream.evaluate.biographies import Biography
-from lacy_stream.evaluate.judge import Judge, in_parallel
+from lacy_stream.evaluate.judge import Judge, NothingScoredError, first_failure, in_parallel
 from lacy_stream.evaluate.results import Table, bars, publish
 from lacy_stream.evaluate.settings import FactCheckOptions, JudgeOptions
+from lacy_stream.files import is_unicode
 from lacy_stream.prepare.knowledge import Knowledge
 from lacy_stream.progress import progress
 
@@ -37,7 +39,8 @@ GAMMA = FactCheckOptions.gamma
 """Number of facts below which a biography is penalised for being short."""
 PASSAGES = 5
 """Number of passages that the judge is shown for a fact."""
-FACT_TOKENS, VERDICT_TOKENS = 256, 32
+FACT_TOKENS, VERDICT_TOKENS = 512, 256
+"""Longest answers. A judge that adds reasons to its verdict must be able to end them: a cut answer is none."""
 PAPER = {"Baseline 334M": 15.89, "LaCy 334M": 22.71, "LaCy 334M, RAG partner": 31.67, "Llama 3.2 1B alone": 34.20}
 
 
@@ -122,6 +125,9 @@ def judge_biography(biography: Biography, checker: FactChecker) -> JudgedBiograp
     """
     judge, knowledge = checker.judge, checker.knowledge
     judged = JudgedBiography(biography.name, biography.text, biography.call_rate)
+    if not is_unicode(biography.name + biography.text):
+        judged.skipped = "not Unicode; it holds a lone surrogate"
+        return judged
     if biography.skipped:
         judged.skipped = f"not written; {biography.skipped}"
         return judged
@@ -240,6 +246,7 @@ def evaluate_factscore(
 
     Raises:
         JudgeError: the endpoint cannot be used; the answers so far are kept in its cache.
+        NothingScoredError: no biography of a model has a score. The files were written.
     """
     judged = {label: judge_biographies(label, texts, checker) for label, texts in biographies.items()}
     scores = {label: aggregate(items, checker.gamma) for label, items in judged.items()}
@@ -265,6 +272,20 @@ def evaluate_factscore(
         for label, items in judged.items()
     ]
     publish(out, "factscore", {"jury": checker_settings(checker), "models": models}, table)
+    check_scored(scores, checker.judge)
+
+
+def check_scored(scores: Mapping[str, FactScore], judge: Judge) -> None:
+    """Check that each model has a score.
+
+    Raises:
+        NothingScoredError: one has none.
+    """
+    unscored = {label: notes(label, score) for label, score in scores.items() if score.scored == 0}
+    if unscored:
+        why = " ".join(note for said in unscored.values() for note in said)
+        first = f" The judge's first failure: {judge.first_failure}" if judge.first_failure else ""
+        raise NothingScoredError(f"nothing was scored for {', '.join(unscored)}. {why}{first}")
 
 
 def checker_settings(checker: FactChecker) -> dict[str, Any]:
@@ -283,5 +304,6 @@ def judge_note(checker: FactChecker) -> str:
     counts = checker.judge.counts
     return (
         f"Judge: {checker.judge.model}; {counts['asked']:,} questions asked, {counts['from_cache']:,} answered before, "
-        f"{counts['retried']:,} retries, {counts['failed']:,} failed. Articles: {checker.knowledge.articles:,}."
+        f"{counts['retried']:,} retries, {counts['failed']:,} failed{first_failure(checker.judge)}. "
+        f"Articles: {checker.knowledge.articles:,}."
     )

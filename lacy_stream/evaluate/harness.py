@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 from collections.abc import Sequence
@@ -33,8 +34,11 @@ _HFLM: Any = HFLM  # its own decorator hides its type
 class LacyLM(_HFLM):
     """A checkpoint of a run or an exported folder, with <CALL> banned.
 
+    Once this module is imported, lm-eval knows it as "lacy". lm-eval's command line does not import it, so use
+    ``lm_eval.simple_evaluate(LacyLM(PATH), tasks=[...])``.
+
     Args:
-        model: a loaded model, or a path, as in ``lm_eval --model lacy --model_args model=PATH``.
+        model: a loaded model, or a path.
         batch_size: sequences at a time.
         device: torch device; None for the CPU.
     """
@@ -46,12 +50,15 @@ class LacyLM(_HFLM):
         self._call_token_id = loaded.call_token_id
         loaded.model.to(device or "cpu")  # type: ignore[arg-type]
         tokenizer = hf_tokenizer(loaded)
+        is_ours = loaded.other_start is None
         super().__init__(
             pretrained=loaded.model.eval(),
             tokenizer=tokenizer,
             batch_size=batch_size,
             max_length=loaded.max_seq_len,
-            add_bos_token=False,
+            # Models of others are read as their tokenizer says.
+            add_bos_token=False if is_ours else None,
+            prefix_token_id=loaded.eos_id if is_ours else None,  # of an empty context, as for an exported folder
         )
 
     def _model_call(self, inps: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
@@ -79,6 +86,9 @@ def hf_tokenizer(model: CallingModel) -> PreTrainedTokenizerBase:
     tokens in a text are read as text.
     """
     path = model.tokenizer
+    if model.other_start is not None:
+        with contextlib.suppress(OSError, ValueError, ImportError):  # a SentencePiece model without its settings
+            return AutoTokenizer.from_pretrained(path.parent)
     if is_tokenizer_json(path) and model.recipe is None:
         return AutoTokenizer.from_pretrained(path.parent)
     if is_tokenizer_json(path):  # of a checkpoint: no model may lie beside it

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lacy_stream.files import write_text
+from lacy_stream.files import is_unicode, write_text
 
 Cell = str | float | None
 OURS, PAPER = "#3b6ea5", "#c9c9c9"
@@ -76,8 +76,9 @@ def _line(cells: Sequence[str]) -> str:
 def publish(out: str | os.PathLike[str], name: str, content: Mapping[str, Any], *tables: Table) -> None:
     """Write OUT/NAME.json (`content`) and OUT/NAME.md, and print the tables."""
     out = Path(out)
-    write_text(out / f"{name}.json", json.dumps(content, ensure_ascii=False, indent=1) + "\n")
-    write_text(out / f"{name}.md", "\n".join(table.markdown() for table in tables))
+    text = json.dumps(content, ensure_ascii=False, indent=1)
+    write_text(out / f"{name}.json", (text if is_unicode(text) else json.dumps(content, indent=1)) + "\n")
+    write_text(out / f"{name}.md", "\n".join(table.markdown() for table in tables), errors="replace")
     for table in tables:
         table.show()
     print(f"written: {out / name}.json, .md" + (", .png" if (out / f"{name}.png").exists() else ""))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 from lacy_stream.cascade.settings import MANY_TEXTS, Decoding, Delegation, DelegationMethod
 from lacy_stream.errors import UsageError
@@ -36,7 +37,11 @@ class EvaluationOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class LossesOptions(EvaluationOptions):
-    """The options of `evaluate_losses`."""
+    """The options of `evaluate_losses`.
+
+    Raises:
+        UsageError: a value is out of range.
+    """
 
     baseline: Annotated[str, "MODEL"] | None = None
     """A model to compare with on the call masks of the others. It need not know <CALL>."""
@@ -58,6 +63,14 @@ class LossesOptions(EvaluationOptions):
 
     batch_size: int = 8
     """Rows that a model reads at once."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.call_fraction < 1:
+            raise UsageError(
+                f"--call-fraction is {self.call_fraction}: give a share between 0 and 1, so that there are targets on "
+                "the call mask and off it"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,11 +123,39 @@ class JudgeOptions:
     judge_cache: Annotated[str, "FILE"] | None = None
     """File that keeps the answers; several runs may share it. Default: DIR/judge.sqlite."""
 
+    judge_max_tokens: int | None = None
+    """Longest answer in tokens, thoughts included. Default: 512 for facts and for reasons, 256 for verdicts."""
+
+    judge_extra_body: Annotated[str, "JSON"] = ""
+    """Further fields of the requests, such as '{"chat_template_kwargs": {"enable_thinking": false}}'. They replace
+    fields of the same name."""
+
     threads: int = 8
     """Questions that are asked at once."""
 
     def __post_init__(self) -> None:
-        check_positive(self, "threads")
+        check_positive(self, "threads", "judge_max_tokens")
+        if not self.judge_timeout > 0:
+            raise UsageError(f"--judge-timeout is {self.judge_timeout}: give a number of seconds above 0")
+        if self.judge_retries < 0:
+            raise UsageError(f"--judge-retries is {self.judge_retries}: give 0 or more")
+        self.extra_body()
+
+    def extra_body(self) -> dict[str, Any]:
+        """The further fields of the requests.
+
+        Raises:
+            UsageError: they are no JSON object.
+        """
+        try:
+            fields = json.loads(self.judge_extra_body or "{}")
+        except ValueError:
+            fields = None
+        if not isinstance(fields, dict):
+            raise UsageError(
+                f"--judge-extra-body is {self.judge_extra_body!r}: give a JSON object, such as '{{\"temperature\": 1}}'"
+            )
+        return fields
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,6 +201,9 @@ class PartnerOptions:
 
     partner: Annotated[str, "PARTNER"] | None = None
     """The model that answers calls, as in `lacy-stream generate`. Without one, there are no calls."""
+
+    partner_tokenizer: Annotated[str, "NAME"] | None = None
+    """Tokenizer of a partner at an endpoint, as in `lacy-stream generate`."""
 
     rag: bool = False
     """The partner first reads the person's article in --knowledge."""
@@ -212,6 +256,9 @@ class SweepOptions(FactscoreOptions):
         super().__post_init__()
         if self.writing.partner is None:
             raise UsageError("--partner is missing: a sweep measures what delegating to a partner brings")
+        for rate in (*self.rates, self.method_rate):
+            if not 0 <= rate <= 1:
+                raise UsageError(f"a call rate of the sweep is {rate}: give shares of the tokens, 0 to 1")
 
 
 # ---------------------------------------------------------------- show-calls

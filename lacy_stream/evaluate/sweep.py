@@ -12,6 +12,7 @@ from lacy_stream.evaluate.factscore import (
     FactChecker,
     FactScore,
     aggregate,
+    check_scored,
     checker_settings,
     judge_biographies,
     judge_note,
@@ -71,6 +72,7 @@ def evaluate_sweep(
 
     Raises:
         JudgeError: the endpoint cannot be used; the answers so far are kept in its cache.
+        NothingScoredError: no biography of a run has a score. The files were written.
     """
     runs = [*rates, *methods]
     judged = [judge_biographies(run.label, run.biographies, checker) for run in runs]
@@ -92,6 +94,7 @@ def evaluate_sweep(
         for run, score, items in zip(runs, scores, judged, strict=True)
     ]
     publish(Path(out), "sweep", {"jury": checker_settings(checker), "runs": content}, *tables)
+    check_scored({run.label: score for run, score in zip(runs, scores, strict=True)}, checker.judge)
 
 
 def _rates_table(runs: Sequence[SweepEntry], scores: Sequence[FactScore]) -> Table:

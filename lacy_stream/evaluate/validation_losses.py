@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -49,8 +49,9 @@ def evaluate_losses(options: LossesOptions) -> None:
     Raises:
         UsageError: a model has no <CALL>, the tokenizers differ, or there is no data.
     """
-    models, out, baseline = labels(options.models), Path(options.out), options.baseline
-    everyone = models | ({"baseline": baseline} if baseline else {})
+    models, out = labels(options.models), Path(options.out)
+    baseline = _free_label("baseline", models)  # a MODEL may have this name, too
+    everyone = models | ({baseline: options.baseline} if options.baseline else {})
     loaded = {label: load_model(path) for label, path in everyone.items()}
     _check(loaded, models)
     first = next(iter(loaded.values()))
@@ -68,11 +69,11 @@ def evaluate_losses(options: LossesOptions) -> None:
                 "annotation": pool.identity,
                 "columns": list(TokenTable._fields),
             }
-            journal = Journal(out / f"losses-{label}" / "parts.jsonl", settings)
-            tables[label] = _table(label, model, pool, dataset, length, options, journal)
+            with Journal(out / f"losses-{label}" / "parts.jsonl", settings) as journal:
+                tables[label] = _table(label, model, pool, dataset, length, options, journal)
     fraction = options.call_fraction
     ranks = {label: options.rank_calls_by or loaded[label].rank_calls_by for label in models}
-    matched = tables.get("baseline") if baseline else None
+    matched = tables.get(baseline)
     found = {label: _figures(tables[label], fraction, ranks[label], matched) for label in models}
     how = {label: [_objective(loaded[label].recipe), ranks[label]] for label in models}
     draw_losses(out / "losses.png", {label: [row] for label, row in found.items()})
@@ -88,6 +89,13 @@ def evaluate_losses(options: LossesOptions) -> None:
     figures = {label: {"objective": how[label][0], "rank_calls_by": ranks[label]} | found[label] for label in models}
     content = {"targets": targets, "call_fraction": fraction, "models": figures}
     publish(out, "losses", content, table)
+
+
+def _free_label(label: str, taken: Collection[str]) -> str:
+    """A label that no model has: the given one, or one that is longer."""
+    while label in taken:
+        label = f"{label}-to-compare"
+    return label
 
 
 def _check(loaded: Mapping[str, CallingModel], calling: Mapping[str, str]) -> None:
@@ -146,7 +154,6 @@ def _table(
                 _keep_part(pending, folder, journal)
     if pending:
         _keep_part(pending, folder, journal)
-    journal.close()
     return join_tables(TokenTable(**np.load(folder / part["file"])) for part in journal.results)
 
 

@@ -35,6 +35,9 @@ CREATE VIRTUAL TABLE titles USING fts5(title, content='articles');
 """
 
 
+_APOSTROPHES = dict.fromkeys(map(ord, "\u2018\u2019\u02bc\u2032\uff07`\u00b4"), "'")
+
+
 class KnowledgeError(UsageError):
     """A store or its sources cannot be used; the message says why, and what to do."""
 
@@ -79,10 +82,16 @@ class Knowledge:
             raise KnowledgeError(f"{self.path} is no store of this version's `lacy-stream knowledge build`")
 
     def article(self, title: str) -> str | None:
-        """The text of the article with exactly this title (after ``normal_title``), or None."""
+        """The text of the article with this title (after ``normal_title``), or None. A title with the other kind of
+        apostrophe comes second: "Flann O'Brien" for "Flann O’Brien"."""
+        exact = normal_title(title)
+        straight = exact.translate(_APOSTROPHES)
+        titles = dict.fromkeys([exact, straight, straight.replace("'", "\u2019")])
         with closing(self._connect()) as store:
-            row = store.execute("SELECT text FROM articles WHERE title = ?", (normal_title(title),)).fetchone()
-        return row and row[0]
+            for one in titles:
+                if (row := store.execute("SELECT text FROM articles WHERE title = ?", (one,)).fetchone()) is not None:
+                    return row[0]
+        return None
 
     def nearest_titles(self, title: str, count: int = 3) -> list[str]:
         """Find the titles that are most similar to this one, for messages about missing articles."""

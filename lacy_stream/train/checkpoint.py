@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
 from composer.models import HuggingFaceModel
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.utils.hub import cached_file
 
 from annotator import AnnotatorSettings
@@ -44,9 +44,12 @@ class CallingModel:
     tokenizer: its SentencePiece file or tokenizer.json, with the files that belong to it beside it.
     call_token_id: id of <CALL>, the first after the tokenizer's pieces; None for a model without. Any rows of the
         model's vocabulary after it are never used.
-    eos_id: end of text; it also stands before a text's first token, as in training.
+    eos_id: end of text.
     max_seq_len: positions.
     name: for people. recipe: of the run, where known.
+    other_start: what stands before a text's first token in a model of others; None for a model of ours, which was
+        trained with the end of text there.
+    further_ends: ids that end a text, too.
     """
 
     model: PreTrainedModel
@@ -56,6 +59,18 @@ class CallingModel:
     max_seq_len: int
     name: str
     recipe: Recipe | None
+    other_start: tuple[int, ...] | None = field(default=None, kw_only=True)
+    further_ends: frozenset[int] = field(default=frozenset(), kw_only=True)
+
+    @property
+    def start_ids(self) -> tuple[int, ...]:
+        """The ids that stand before a text's first token; there may be none."""
+        return (self.eos_id,) if self.other_start is None else self.other_start
+
+    @property
+    def end_ids(self) -> frozenset[int]:
+        """The ids that end a text."""
+        return self.further_ends | {self.eos_id}
 
     @property
     def rank_calls_by(self) -> str:
@@ -196,18 +211,60 @@ def _from_transformers(name: str) -> CallingModel:
     config = model.config
     recipe = _file_of(name, RECIPE)
     recipe = None if recipe is None else check_recipe(yaml.safe_load(recipe.read_text(encoding="utf-8")))
-    # A run's model is used up to the length of its rows, even if it has more positions.
-    positions = getattr(config, "max_position_embeddings", None) if recipe is None else recipe.max_seq_len
-    if positions is None:
-        raise CheckpointError(f"{name} names no max_position_embeddings in its config.json: add the number of tokens")
-    # A chat model may end its texts in several ways. The first one counts.
-    eos_id = config.eos_token_id[0] if isinstance(config.eos_token_id, list) else config.eos_token_id
-    if eos_id is None:
+    positions = (context_of(config) or UNKNOWN_CONTEXT) if recipe is None else recipe.max_seq_len
+    ends = [*_ids(config.eos_token_id), *_ids(getattr(model.generation_config, "eos_token_id", None))]
+    if not ends:
         raise CheckpointError(f"{name} names no eos_token_id in its config.json: add the id that ends a text")
-    # An exported folder has call_token_id in its configuration.
+    call_token_id = getattr(config, "call_token_id", None)
+    is_ours = recipe is not None or call_token_id is not None
     return CallingModel(
-        model.eval(), tokenizer, getattr(config, "call_token_id", None), eos_id, positions, Path(name).name, recipe
+        model.eval(),
+        tokenizer,
+        call_token_id,
+        ends[0],
+        positions,
+        Path(name).name,
+        recipe,
+        other_start=None if is_ours else _start_of(name, config),
+        further_ends=frozenset(ends[1:]),
     )
+
+
+CONTEXT_NAMES = (
+    "max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "max_seq_length", "max_sequence_length",
+    "seq_length", "context_length", "model_max_length",
+)  # fmt: skip
+UNKNOWN_CONTEXT = 2048
+"""Positions of a small model whose configuration names none, as lm-eval assumes."""
+
+
+def context_of(config: Any) -> int | None:
+    """The number of positions that a configuration of transformers names, by whatever name; None where it names none,
+    as with ALiBi and recurrent models."""
+    config = config.get_text_config(decoder=True)
+    named = (getattr(config, name, None) for name in CONTEXT_NAMES)
+    return next((value for value in named if isinstance(value, int) and value > 0), None)
+
+
+def start_of_text(tokenizer: Any) -> tuple[int, ...]:
+    """The ids that a tokenizer of transformers puts before each text, such as its beginning-of-text token."""
+    alone: list[int] = tokenizer("a", add_special_tokens=False)["input_ids"]
+    whole: list[int] = tokenizer("a")["input_ids"]
+    places = [at for at in range(len(whole)) if alone and whole[at : at + len(alone)] == alone]
+    return tuple(whole[: places[0]]) if places else ()
+
+
+def _start_of(name: str, config: Any) -> tuple[int, ...]:
+    """What stands before a text in a model of others."""
+    try:
+        return start_of_text(AutoTokenizer.from_pretrained(name))
+    except Exception:  # transformers lacks files of the tokenizer, or what it converts them with
+        begin, ends = _ids(config.bos_token_id), _ids(config.eos_token_id)
+        return tuple(begin) if begin != ends else ()
+
+
+def _ids(value: int | list[int] | None) -> list[int]:
+    return [] if value is None else [value] if isinstance(value, int) else list(value)
 
 
 def model_tokenizer_file(name: str) -> Path | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,6 +18,7 @@ from annotator.tokenizers.sentencepiece import SentencePieceTokenizer
 from lacy_stream.errors import UsageError
 from lacy_stream.files import new_folder
 from lacy_stream.recipe import dump_recipe
+from lacy_stream.train.call_row import grow_vocabulary
 from lacy_stream.train.checkpoint import RECIPE, SENTENCEPIECE, TOKENIZER_JSON, CallingModel, load_model
 
 CALL_TOKEN = "<CALL>"
@@ -28,14 +30,19 @@ PROBE = "  Größe 1987: the ꙮ's\n\n</s> <CALL> unbelievable mitochondria "
 """A text in which tokenizers that are set up otherwise differ."""
 
 
-def export(checkpoint: str | os.PathLike[str], out: str | os.PathLike[str]) -> CallingModel:
+def export(
+    checkpoint: str | os.PathLike[str], out: str | os.PathLike[str], *, without_call: bool = False
+) -> CallingModel:
     """Write model.safetensors, config.json, generation_config.json, the tokenizer and the recipe of a run.
 
-    The folder appears when it is whole, or not at all.
+    The folder appears when it is whole, or not at all. Other tools do not know that <CALL> is no text, so
+    generation_config.json suppresses it and the unused rows after it: ``generate`` of transformers never writes them.
 
     Args:
         checkpoint: file in a run's ``save_folder``.
         out: the folder to make.
+        without_call: leave <CALL> out of the model and the tokenizer, for tools that read no generation_config.json, or
+            that score texts: the row of <CALL> has a share in their softmax.
 
     Returns:
         The model that was written.
@@ -47,23 +54,39 @@ def export(checkpoint: str | os.PathLike[str], out: str | os.PathLike[str]) -> C
     """
     with new_folder(out) as folder:
         calling = load_model(checkpoint)
+        if calling.call_token_id is None:
+            raise UsageError(f"{calling.name} is a Hugging Face model already: there is nothing to export")
+        if without_call:
+            calling = _without_call(calling)
         write_folder(calling, folder)
     return calling
+
+
+def _without_call(calling: CallingModel) -> CallingModel:
+    """The same model without the row of <CALL> and the unused rows after it.
+
+    Raises:
+        UsageError: the model does not let its embeddings be resized.
+    """
+    assert calling.call_token_id is not None, "export refuses a model without <CALL>"
+    grow_vocabulary(calling.model, calling.call_token_id)
+    return replace(calling, call_token_id=None)
 
 
 def write_folder(calling: CallingModel, folder: Path) -> None:
     """Write a model as ``export`` does, into a new folder.
 
     Raises:
-        UsageError: the model has no <CALL>; or the tokenizer cannot be given as a fast one of transformers.
+        UsageError: the model is one of others; or the tokenizer cannot be given as a fast one of transformers.
     """
-    if calling.call_token_id is None:
-        raise UsageError(f"{calling.name} is a Hugging Face model already: there is nothing to export")
     config = calling.model.config
     config.use_cache = True  # off in training; generation is slow without
-    config.call_token_id = calling.call_token_id
+    if calling.call_token_id is not None:
+        config.call_token_id = calling.call_token_id
     if (generation := calling.model.generation_config) is not None:
         generation.use_cache = True
+        if calling.call_token_id is not None:
+            generation.suppress_tokens = list(range(calling.call_token_id, config.vocab_size))
     calling.model.save_pretrained(folder)
     if is_tokenizer_json(calling.tokenizer):
         _copy_tokenizer_json(calling, folder)
@@ -76,13 +99,12 @@ def write_folder(calling: CallingModel, folder: Path) -> None:
 
 def _copy_tokenizer_json(calling: CallingModel, folder: Path) -> None:
     """Copy a tokenizer.json and what belongs to it. It stays as it is, so that it gives its ids: the
-    tokenizer_config.json beside it adds <CALL>, and says what else the run has set.
+    tokenizer_config.json beside it adds <CALL> where the model has it, and says what else the run has set.
 
     Raises:
         UsageError: transformers gives other ids than the run, or <CALL> another id.
     """
     tokenizer = calling.open_tokenizer()
-    assert calling.call_token_id is not None, "write_folder refuses a model without <CALL>"
     original, *companions = tokenizer.files
     shutil.copyfile(original, folder / TOKENIZER_JSON)
     for file in companions:
@@ -92,10 +114,11 @@ def _copy_tokenizer_json(calling: CallingModel, folder: Path) -> None:
     config = {"tokenizer_class": "PreTrainedTokenizerFast", "model_input_names": MODEL_INPUTS} | config
     config["eos_token"] = tokenizer.pieces()[calling.eos_id]
     config["split_special_tokens"] = calling.annotator_settings.split_special_tokens
-    further = [token for token in config.get("additional_special_tokens") or [] if _name(token) != CALL_TOKEN]
-    config["additional_special_tokens"] = [*further, CALL_TOKEN]
-    if "added_tokens_decoder" in config:  # then transformers reads special tokens from there only
-        config["added_tokens_decoder"][str(calling.call_token_id)] = {"content": CALL_TOKEN} | CALL_SETTINGS
+    if calling.call_token_id is not None:
+        further = [token for token in config.get("additional_special_tokens") or [] if _name(token) != CALL_TOKEN]
+        config["additional_special_tokens"] = [*further, CALL_TOKEN]
+        if "added_tokens_decoder" in config:  # then transformers reads special tokens from there only
+            config["added_tokens_decoder"][str(calling.call_token_id)] = {"content": CALL_TOKEN} | CALL_SETTINGS
     (folder / CONFIG).write_text(json.dumps(config, indent=2, ensure_ascii=False), encoding="utf-8")
     theirs = cast(PreTrainedTokenizerFast, AutoTokenizer.from_pretrained(folder))
     _check_call_id(theirs, calling)
@@ -117,14 +140,16 @@ def _name(token: Any) -> Any:
 
 
 def _check_call_id(tokenizer: PreTrainedTokenizerFast, calling: CallingModel) -> None:
+    if calling.call_token_id is None:
+        return
     found = tokenizer.convert_tokens_to_ids(CALL_TOKEN)
     if found != calling.call_token_id:
         raise UsageError(f"{CALL_TOKEN} would be id {found} instead of {calling.call_token_id} in {calling.tokenizer}")
 
 
 def transformers_tokenizer(calling: CallingModel) -> PreTrainedTokenizerFast:
-    """The SentencePiece model as a fast tokenizer of transformers, with <CALL> as the last id. It gives SentencePiece's
-    ids, puts nothing before a text, and reads a literal "<CALL>" or "</s>" in a text as text.
+    """The SentencePiece model as a fast tokenizer of transformers, with <CALL> as the last id where the model has it.
+    It gives SentencePiece's ids, puts nothing before a text, and reads a literal "<CALL>" or "</s>" in a text as text.
 
     It is built from pieces and scores: the converter of transformers needs a protobuf that fits sentencepiece's,
     when it converts and, with some settings, whenever the folder is loaded.
@@ -145,7 +170,8 @@ def transformers_tokenizer(calling: CallingModel) -> PreTrainedTokenizerFast:
         model_max_length=calling.max_seq_len,
         model_input_names=MODEL_INPUTS,
     )
-    tokenizer.add_special_tokens({"additional_special_tokens": [CALL_TOKEN]})
+    if calling.call_token_id is not None:
+        tokenizer.add_special_tokens({"additional_special_tokens": [CALL_TOKEN]})
     _check_call_id(tokenizer, calling)
     if tokenizer(PROBE)["input_ids"] != ours.encode(PROBE).ids.tolist():
         raise UsageError(

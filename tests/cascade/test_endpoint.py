@@ -79,6 +79,71 @@ def test_a_text_that_is_too_long_for_the_endpoint(wordy_model: Path) -> None:
     assert text.finish == "skipped" and "maximum context length" in text.skipped
 
 
+def test_ids_are_asked_for_or_resolved_by_the_tokenizer(tiny_partner: Path) -> None:
+    """vLLM may name tokens by their ids: /detokenize or the partner's tokenizer says what they spell. Without either,
+    the message says what to give."""
+    with completions_server("ids") as (url, _):
+        found = [candidate.spelling for candidate in open_partner(url).session().propose("one")]
+        assert found == [None, b" Paris", None, b"x"]
+    with completions_server("lone-ids") as (url, _):
+        found = [c.spelling for c in open_partner(url, tokenizer=str(tiny_partner)).session().propose("one")]
+        assert found == [b"\x03", b"\x00", b"\x01", b"\x02"]
+        with pytest.raises(PartnerError, match="token_id:3.*--partner-tokenizer"):
+            list(open_partner(url).session().propose("one"))
+
+
+def test_pieces_as_in_a_tokenizers_file(tmp_path: Path, tokenizer_path: Path) -> None:
+    """A space may be written as in the tokenizer's file: that is no text, unless the tokenizer is known."""
+    with completions_server("raw") as (url, _):
+        found = [candidate.spelling for candidate in open_partner(url).session().propose("one")]
+        assert found == [None, None, None]
+        found = [c.spelling for c in open_partner(url, tokenizer=str(tokenizer_path)).session().propose("one")]
+        assert found == [None, b" London", None]
+
+
+def test_special_tokens_of_other_families() -> None:
+    """Whatever looks like a special token is no text."""
+    with completions_server("foreign") as (url, _):
+        found = [candidate.spelling for candidate in open_partner(url).session().propose("one")]
+    assert found == [None] * 5 + [b" Paris"]
+
+
+def test_tokenizers_that_are_none(tiny_partner: Path, tmp_path: Path) -> None:
+    """A tokenizer that cannot be loaded, or belongs to a partner with one of its own, is named."""
+    with pytest.raises(PartnerError, match="cannot be loaded as a tokenizer"):
+        open_partner("http://127.0.0.1:9/v1#m", tokenizer=str(tmp_path))
+    with pytest.raises(PartnerError, match="is no endpoint"):
+        open_partner(str(tiny_partner), tokenizer=str(tiny_partner))
+
+
+def test_a_completion_without_tokens_ends_nothing(wordy_model: Path) -> None:
+    """Where the partner has nothing to say, the small model writes, and that is counted."""
+    with completions_server("empty") as (url, _):
+        [text] = generate(
+            load_model(wordy_model),
+            ["one two"],
+            partner=open_partner(url),
+            delegation=Delegation(call_rate=1),
+            decoding=Decoding(max_new_tokens=4),
+        )
+    assert (text.finish, text.fallbacks, text.call_rate) == ("length", 4, 0)
+
+
+def test_a_refused_request_is_no_full_context(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A message that holds "exceeds" ends the run with the endpoint's words; and an empty key is none."""
+    monkeypatch.setenv("OPENAI_API_KEY", "")
+    with completions_server("refusing") as (url, _), pytest.raises(PartnerError, match="logprobs: 20 exceeds"):
+        open_partner(url).session().propose("one").__next__()
+
+
+def test_base_urls_of_partners() -> None:
+    """A URL without a scheme is one, and a URL without a version gets a hint."""
+    with completions_server("vllm") as (url, _):
+        assert open_partner(f"{url.removeprefix('http://')}#stub").name == "stub"
+        with pytest.raises(PartnerError, match=f"try {url}"):
+            list(open_partner(f"{url.removesuffix('/v1')}#stub").session().propose("one"))
+
+
 @pytest.mark.slow
 def test_a_model_behind_an_endpoint(smollm: Path) -> None:
     """SmolLM2 behind an endpoint proposes what the same model proposes here."""

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import io
 import json
+import shutil
+import sys
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 from servers import completions_server
 
-from lacy_stream.cascade.articles import title_of, with_article
+from lacy_stream.cascade.articles import with_article
+from lacy_stream.cascade.biography_prompt import name_in, prompt_for
 from lacy_stream.cascade.generation import Generation, Token
+from lacy_stream.cascade.identity import partner_content
 from lacy_stream.cascade.output import generations_to_html, read_prompts, style_token
 from lacy_stream.cli.main import main
 
@@ -140,7 +146,7 @@ def test_articles_come_before_the_text(tmp_path: Path) -> None:
     assert found.text == prompt and "about Ada Lovelace." in found.preamble
     assert "x" * 8000 + "<|im_end|>" in found.preamble
     assert "xx" not in with_article("Tell me a bio of Eve. Eve is", None, store).preamble
-    assert title_of("Who was Ada Lovelace?") is None
+    assert not found.missing and with_article("Tell me a bio of Eve. Eve is", None, store).missing == "Eve"
     with pytest.raises(ValueError, match="no title for the prompt"):
         with_article("Who?", None, store)
     file = tmp_path / "prompts.jsonl"
@@ -150,6 +156,91 @@ def test_articles_come_before_the_text(tmp_path: Path) -> None:
     file.write_text('{"text": "Who?"}\n')
     with pytest.raises(ValueError, match='line 1: expected an object with "prompt"'):
         read_prompts(file)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["Ada Lovelace", "Franklin D. Roosevelt", "J. R. R. Tolkien", "E. E. Cummings", "Sammy Davis Jr.", "St. Vincent",
+     "Flann O\u2019Brien", "Boutros Boutros-Ghali", "Malcolm X", "Will.i.am", "Thomas Thomas", "C. D"],
+)  # fmt: skip
+def test_names_of_biographies(name: str) -> None:
+    """The name is found in the paper's prompt, in its first sentence, and where the text goes on in another way."""
+    for prompt in (prompt_for(name), f"Tell me a bio of {name}.", f"Tell me a bio of {name}. {name}, who was"):
+        assert name_in(prompt) == name, prompt
+
+
+def test_prompts_without_a_name() -> None:
+    """A prompt of another form has no name that could be guessed."""
+    for prompt in ("Who was Ada Lovelace?", "Tell me a bio of Ada Lovelace. She was born. ", "Tell me a bio of "):
+        assert name_in(prompt) is None
+    assert name_in("Tell me a bio of Sammy Davis Jr. Sammy Davis Jr. is") == "Sammy Davis Jr."
+
+
+def test_missing_articles_are_counted_and_named(
+    wordy_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The article of the whole name is read. Names without one are said at the end. A byte order mark is no part of a
+    prompt, and the other kind of apostrophe is no other name."""
+    from lacy_stream.prepare.knowledge import build
+
+    titles = ["Franklin D. Roosevelt", "Flann O'Brien"]
+    source, prompts = tmp_path / "articles.jsonl", tmp_path / "prompts.txt"
+    source.write_text("".join(json.dumps({"title": title, "text": "x"}) + "\n" for title in titles))
+    build([source], tmp_path / "store")
+    names = ["Franklin D. Roosevelt", "Nobody Known", "Flann O\u2019Brien"]
+    prompts.write_text("".join(f"{prompt_for(name)}\n" for name in names), encoding="utf-8-sig")
+    command = ["generate", str(wordy_model), "--partner", str(wordy_model), "--max-new-tokens", "2", "--knowledge"]
+    assert main([*command, str(tmp_path / "store"), "--prompts", str(prompts), "--out", str(tmp_path / "o.jsonl")]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "1 titles have no article, so the partner read none for them: Nobody Known" in printed
+    assert [row["prompt"] for row in rows(tmp_path / "o.jsonl")] == [prompt_for(name) for name in names]
+
+
+def test_one_bad_prompt_ends_nothing(wordy_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A lone surrogate in a JSONL file is skipped by name, on the first try and when the run is continued."""
+    prompts, out = tmp_path / "p.jsonl", tmp_path / "o.jsonl"
+    prompts.write_text('{"prompt": "a\\ud800"}\n{"prompt": "In 1987, the"}\n')
+    command = ["generate", str(wordy_model), "--prompts", str(prompts), "--max-new-tokens", "4", "--out", str(out)]
+    page = ["--html", str(tmp_path / "page.html")]
+    for more in ([], page):
+        assert main([*command, *more]) == 1
+        assert "prompt 1: the prompt holds a lone surrogate" in " ".join(capsys.readouterr().out.split())
+        assert [bool(row["text"]) for row in rows(out)] == [False, True]
+
+
+def test_a_partner_that_was_replaced(wordy_model: Path, prompts: Path, tmp_path: Path, capsys) -> None:
+    """Another model under the partner's name does not continue the texts of the first."""
+    partner, out = tmp_path / "partner", tmp_path / "o.jsonl"
+    shutil.copytree(wordy_model, partner)
+    command = ["generate", str(wordy_model), "--partner", str(partner), "--max-new-tokens", "4", "--out", str(out)]
+    assert main([*command, "--prompt", "In 1987, the"]) == 0
+    weights = load_file(partner / "model.safetensors")
+    save_file({name: value + 1 for name, value in weights.items()}, partner / "model.safetensors", {"format": "pt"})
+    capsys.readouterr()
+    assert main([*command, "--prompt", "In 1987, the", "--prompt", "Ada"]) == 2
+    assert "partner_content was" in capsys.readouterr().err
+
+
+@pytest.mark.process
+def test_what_an_endpoint_serves_under_a_name() -> None:
+    """What an endpoint says about a model tells a replaced one; one that is down is unknown."""
+    with completions_server("vllm") as (url, _):
+        first = partner_content(f"{url}#stub")
+        assert first == partner_content(url) and first is not None
+        assert partner_content(f"{url}#other") is None
+    with completions_server("vllm", "", "root=/models/new") as (url, _):
+        assert partner_content(f"{url}#stub") not in (None, first)
+    assert partner_content(f"{url}#stub") is None
+
+
+def test_an_ascii_terminal(wordy_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The work is done and said, with replacements for what the terminal cannot show."""
+    shown = io.BytesIO()
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(shown, encoding="ascii"))
+    command = ["generate", str(wordy_model), "--partner", str(wordy_model), "--call-rate", "0.5", "--max-new-tokens"]
+    assert main([*command, "12", "--prompt", "Zo\u00eb was"]) == 0
+    sys.stdout.flush()
+    assert b"Zo? was" in shown.getvalue() and b"target 50%" in shown.getvalue()
 
 
 @pytest.mark.slow

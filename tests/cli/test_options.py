@@ -24,6 +24,9 @@ class Inner:
     share: float = 0.5
     """A share, in 100% of cases."""
 
+    pause: Annotated[float, "SECONDS"] = 1.5
+    """A pause."""
+
     def __post_init__(self) -> None:
         if self.share > 1:
             raise UsageError("--share is too much")
@@ -84,10 +87,11 @@ def refused(parser: CommandParser, capsys: pytest.CaptureFixture[str]) -> Callab
 def test_values_reach_their_dataclass(parser: CommandParser) -> None:
     """What is not given has the default of the place where it stands; what is given has the type of its field."""
     assert parse_options(Outer, parser.parse_args(["x", "--out", "o"])) == Outer(("x",), "o")
-    line = "x y --out o --kind b --rates 1 2 --baseline m --baseline n --quick --size 2kb --share 0.25"
+    line = "x y --out o --kind b --rates 1 2 --baseline m --baseline n --quick --size 2kb --share 0.25 --pause 2"
     assert parse_options(Outer, parser.parse_args(line.split())) == Outer(
-        ("x", "y"), "o", "b", (1.0, 2.0), ("m", "n"), True, Inner(2048, 0.25)
+        ("x", "y"), "o", "b", (1.0, 2.0), ("m", "n"), True, Inner(2048, 0.25, 2.0)
     )
+    assert isinstance(parse_options(Outer, parser.parse_args(line.split())).inner.pause, float)
     partly = parse_options(Outer, parser.parse_args(["x", "--out", "o", "--share", "1"]))
     assert partly.inner == Inner(3, 1.0)
 

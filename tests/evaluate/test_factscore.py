@@ -83,13 +83,24 @@ def test_facts_of_an_answer(answer: str, facts: list[str]):
         ("False.", False),
         ("It is not true, so False", False),
         ("true or false? TRUE", True),
+        ("False. The text does not say that this is true.", False),
+        ("True. It would be false to say otherwise.", True),
+        ("**False**\n\nIt is true that he sang.", False),
+        ("Output: False. What is true is that she wrote.", False),
+        ("The statement is False. It is true that she wrote.", False),
+        ("It is true that she wrote letters, but the claim is false.", False),
+        ("The text says it is true that he was born there. False", False),
+        ("True or False?\nOutput: False, it isn't true.", False),
+        ("It isn't true.", False),
+        ("This is not entirely true.", False),
+        ("It is true that she sang. It is false that he did.", None),
         ("banana", None),
         ("untrue", None),
         ("", None),
     ],
 )
 def test_verdict_of_an_answer(answer: str, verdict: bool | None):
-    """What is said last counts; an answer that says neither is no verdict."""
+    """The verdict counts, and not each true or false of its reasons; an answer that says neither is no verdict."""
     assert parse_verdict(answer) is verdict
 
 
@@ -241,12 +252,71 @@ def test_nonsense_is_counted_not_scored(files: Path, capsys: pytest.CaptureFixtu
         return honest(question) if question.startswith("Please breakdown") else Reply("banana")
 
     with scripted_judge(nonsense) as server:
-        assert run(files, server) == 0
+        assert run(files, server) == 2
     model = json.loads((files / "out" / "factscore.json").read_text())["models"][0]
     assert model["score"]["score"] is None and model["score"]["without_verdict"] == 5
     assert model["score"]["skipped"]["no verdict"] == ["Ada Lovelace", "Charles Babbage"]
     assert model["items"][0]["facts"][0]["why"] == "unclear: 'banana'"
-    assert "5 facts (100%) without a verdict" in " ".join(capsys.readouterr().out.split())
+    printed = capsys.readouterr()
+    assert "5 facts (100%) without a verdict" in " ".join(printed.out.split())
+    assert "nothing was scored for texts" in printed.err
+
+
+@pytest.mark.parser
+def test_a_list_of_facts_that_was_cut_is_not_judged(files: Path):
+    """A sentence whose facts were cut by the token limit is unanswered; --judge-max-tokens gives more, and what was
+    answered is not asked again."""
+
+    def cutting(question: str, _: int) -> Reply:
+        cut = question.endswith("She was a pilot.") and server.requests[-1]["max_tokens"] < 4096
+        return Reply("- She was", finish="length") if cut else honest(question)
+
+    with scripted_judge(cutting) as server:
+        assert run(files, server) == 0
+        model = json.loads((files / "out" / "factscore.json").read_text())["models"][0]
+        assert model["score"]["unanswered_sentences"] == 1
+        assert "She was" not in [fact["text"] for item in model["items"] for fact in item["facts"]]
+        asked = len(server.questions)
+        assert run(files, server, "--judge-max-tokens", "4096") == 0
+        facts, verdict = server.questions[asked:]
+        assert facts.endswith(" She was a pilot.") and "Input: She was a pilot. True or False?" in verdict
+
+
+@pytest.mark.parser
+def test_a_refusal_of_everything_is_an_error(files: Path, capsys: pytest.CaptureFixture[str]):
+    """Where the endpoint refuses each question, its message is shown, and nothing scored is no success."""
+    with scripted_judge(lambda *_: Reply("logit_bias is not supported", status=400)) as server:
+        assert run(files, server) == 2
+    printed = capsys.readouterr()
+    assert "logit_bias is not supported" in printed.err and "Traceback" not in printed.err
+
+
+@pytest.mark.parser
+def test_a_text_that_is_not_unicode_is_left_out(files: Path):
+    """A lone surrogate in one text ends nothing: its name is listed with the reason."""
+    rows = [{"topic": "Ada Lovelace", "output": "She wrote \ud800."}, {"topic": "Charles Babbage", "output": "He sat."}]
+    (files / "texts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with scripted_judge(honest) as server:
+        assert run(files, server) == 0
+    model = json.loads((files / "out" / "factscore.json").read_text())["models"][0]
+    assert model["score"]["skipped"] == {"not Unicode": ["Ada Lovelace"]} and model["score"]["scored"] == 1
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("--judge-max-tokens", "0", "--judge-max-tokens is 0"),
+        ("--judge-extra-body", "[1]", "give a JSON object"),
+        ("--judge-extra-body", "{", "give a JSON object"),
+        ("--judge-timeout", "0", "--judge-timeout is 0"),
+        ("--judge-retries", "-1", "--judge-retries is -1"),
+    ],
+)
+def test_options_of_the_judge(option: str, value: str, message: str, files: Path, capsys: pytest.CaptureFixture[str]):
+    """A value that no judge can have is named before anything is asked."""
+    with scripted_judge(honest) as server:
+        assert run(files, server, f"{option}={value}") == 2
+    assert message in capsys.readouterr().err and not server.questions
 
 
 @pytest.mark.parser
@@ -270,7 +340,8 @@ def test_a_real_model_as_the_judge(files: Path, tiny_model: Path):
     """Against a real model's endpoint, though its weights are random, the protocol ends with a table of all names."""
     with model_judge(tiny_model) as url:
         command = ["evaluate", "factscore", str(files / "texts.jsonl"), "--out", str(files / "out"), "--judge", url]
-        assert main([*command, "--judge-model", "tiny", "--knowledge", str(files / "k.db")]) == 0
+        command += ["--judge-model", "tiny", "--judge-max-tokens", "16", "--knowledge", str(files / "k.db")]
+        assert main(command) == 2  # no answer of random weights is a verdict
     result = json.loads((files / "out" / "factscore.json").read_text())
     assert [item["name"] for item in result["models"][0]["items"]] == list(TEXTS)
     assert result["jury"]["questions"]["asked"] >= 6 and result["jury"]["questions"]["failed"] == 0

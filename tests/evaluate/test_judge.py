@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from judges import Reply, scripted_judge
 
-from lacy_stream.evaluate.judge import PATIENCE, Judge, JudgeError, in_parallel
+from lacy_stream.evaluate.judge import PATIENCE, REFUSALS, Judge, JudgeError, in_parallel, without_thoughts
 
 
 def test_answers_are_kept_on_disk(tmp_path: Path):
@@ -56,6 +56,162 @@ def test_a_question_that_fails_is_not_kept(tmp_path: Path):
         judge = Judge(server.url, "m", tmp_path / "cache.db", retries=0)
         assert [judge.ask("q", 5) for _ in replies] == [None, None, None, "ok"]
         assert judge.counts == {"asked": 4, "from_cache": 0, "retried": 0, "failed": 3}
+
+
+NO_ANSWERS = {
+    "no content": Reply(content=None),
+    "empty": Reply("  "),
+    "cut": Reply("- A fact.\n- Another fa", finish="length"),
+    "filtered": Reply("Tr", finish="content_filter"),
+    "called a tool": Reply(content=None, finish="tool_calls"),
+    "open thoughts": Reply("<think>It is true that"),
+    "cut thoughts": Reply("<think>It is true that", finish="length"),
+    "parts without text": Reply(content=[{"type": "thinking", "thinking": []}]),
+}
+
+
+@pytest.mark.parametrize("reply", NO_ANSWERS.values(), ids=NO_ANSWERS)
+def test_what_is_no_whole_answer_is_not_kept(reply: Reply, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """It counts as a failed question, its cause is shown, and a mended endpoint is asked again."""
+    replies = [reply, Reply("True")]
+    with scripted_judge(lambda _, before: replies[before]) as server:
+        judge = Judge(server.url, "m", tmp_path / "cache.db", retries=0)
+        assert judge.ask("q", 5) is None and judge.counts["failed"] == 1
+        assert judge.first_failure in capsys.readouterr().err
+        again = Judge(server.url, "m", tmp_path / "cache.db", retries=0)
+        assert [again.ask("q", 5), again.ask("q", 5)] == ["True", "True"] and again.counts["asked"] == 1
+
+
+def test_a_server_without_finish_reasons_is_taken_at_its_count(tmp_path: Path):
+    """Where no reason is given, an answer is whole unless it has as many tokens as were allowed."""
+    body = '{"choices": [{"message": {"content": "yes"}}], "usage": {"completion_tokens": %d}}'
+    replies = [Reply(raw=(body % 5).encode()), Reply(raw=(body % 4).encode())]
+    with scripted_judge(lambda _, before: replies[before]) as server:
+        judge = Judge(server.url, "m", tmp_path / "cache.db")
+        assert [judge.ask("q", 5), judge.ask("q", 5)] == [None, "yes"]
+
+
+@pytest.mark.parametrize("kept", ["", " ", "<think>It is true"])
+def test_what_an_earlier_version_has_kept_is_asked_again(kept: str, tmp_path: Path):
+    """A cache may hold empty answers and open thoughts."""
+    with scripted_judge(lambda *_: Reply("True")) as server:
+        judge = Judge(server.url, "m", tmp_path / "cache.db")
+        judge.ask("q", 5)
+        judge._cache.execute("UPDATE answers SET answer = ?", (kept,))
+        assert judge.ask("q", 5) == "True" and len(server.questions) == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "left"),
+    [
+        ("<think>It may be false.</think>\n\nTrue", "True"),
+        ("It may be false.\n</think>\nTrue", "True"),
+        ("<thinking>a</thinking><thinking>b</thinking> True ", "True"),
+        ("[THINK]false[/THINK]True", "True"),
+        ("\u25c1think\u25b7false\u25c1/think\u25b7True", "True"),
+        (
+            "<|channel|>analysis<|message|>false<|end|><|start|>assistant<|channel|>final<|message|>True<|return|>",
+            "True",
+        ),
+        ("<|channel|>analysis<|message|>It is false", None),
+        ("<think>a</think>", None),
+        ("<THINK>never ends. True", None),
+        ("no thoughts: 1 < 2", "no thoughts: 1 < 2"),
+    ],
+)
+def test_thoughts_are_no_part_of_an_answer(text: str, left: str | None):
+    """They are taken out in the forms in which servers leave them in the text; without an end there is no answer."""
+    assert without_thoughts(text) == left
+
+
+def test_parts_of_a_message(tmp_path: Path):
+    """A message in parts is its texts, without its thoughts."""
+    parts = [{"type": "thinking", "thinking": [{"text": "false"}]}, {"type": "text", "text": "True"}]
+    with scripted_judge(lambda *_: Reply(content=parts)) as server:
+        assert Judge(server.url, "m", tmp_path / "cache.db").ask("q", 5) == "True"
+
+
+def test_an_endpoint_that_wants_the_newer_name_of_the_limit(tmp_path: Path):
+    """Where max_tokens is refused in favour of max_completion_tokens, this is sent from then on."""
+
+    def script(*_: object) -> Reply:
+        message = "Unsupported parameter: 'max_tokens'. Use 'max_completion_tokens' instead."
+        return Reply(message, status=400) if "max_tokens" in server.requests[-1] else Reply("fine")
+
+    with scripted_judge(script) as server:
+        judge = Judge(server.url, "m", tmp_path / "cache.db", retries=0)
+        assert [judge.ask("q", 5), judge.ask("r", 6)] == ["fine", "fine"]
+        assert [request.get("max_completion_tokens") for request in server.requests] == [None, 5, 6]
+        assert judge.counts["failed"] == 0
+
+
+def test_limit_and_further_fields(tmp_path: Path):
+    """A judge's own limit replaces that of the questions, and keeps their answers; other fields are other questions."""
+    with scripted_judge(lambda *_: Reply("fine")) as server:
+        Judge(server.url, "m", tmp_path / "cache.db").ask("q", 5)
+        assert Judge(server.url, "m", tmp_path / "cache.db", max_tokens=999).ask("q", 5) == "fine"
+        assert len(server.requests) == 1
+        Judge(server.url, "m", tmp_path / "cache.db", max_tokens=999).ask("r", 5)
+        Judge(server.url, "m", tmp_path / "cache.db", extra_body={"top_k": 1, "max_completion_tokens": 7}).ask("q", 5)
+    assert server.requests[1]["max_tokens"] == 999
+    assert server.requests[2]["top_k"] == 1 and server.requests[2]["max_completion_tokens"] == 7
+    assert "max_tokens" not in server.requests[2]
+
+
+def test_a_refusal_of_every_question_ends_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """The first message is shown at once, and after some questions in a row the run ends with it."""
+    with scripted_judge(lambda *_: Reply("Unknown field 'max_tokens'", status=400)) as server:
+        judge = Judge(server.url, "m", tmp_path / "cache.db")
+        assert [judge.ask(str(i), 5) for i in range(REFUSALS - 1)] == [None] * (REFUSALS - 1)
+        assert capsys.readouterr().err.count("Unknown field 'max_tokens'") == 1
+        with pytest.raises(JudgeError, match=f"no answer to {REFUSALS} questions in a row.*Unknown field.*-extra-body"):
+            judge.ask("one more", 5)
+        assert len(server.questions) == REFUSALS
+
+
+@pytest.mark.parametrize("works", [True, False])
+def test_long_questions_end_a_run_only_where_nothing_is_answered(works: bool, tmp_path: Path):
+    """A text that is too long is a matter of this text, unless no question fits."""
+
+    def script(question: str, _: int) -> Reply:
+        too_long = Reply("This model's maximum context length is 128 tokens.", status=400)
+        return Reply("fine") if question == "short" and works else too_long
+
+    with scripted_judge(script) as server:
+        judge = Judge(server.url, "m", tmp_path / "cache.db")
+        assert judge.ask("short", 5) == ("fine" if works else None)
+        if works:
+            assert {judge.ask(str(i), 5) for i in range(3 * REFUSALS)} == {None}
+        else:
+            with pytest.raises(JudgeError, match="maximum context length"):
+                [judge.ask(str(i), 5) for i in range(3 * REFUSALS)]
+
+
+def test_a_question_that_cannot_be_sent_ends_nothing(tmp_path: Path):
+    """A lone surrogate concerns its question only."""
+    with scripted_judge(lambda *_: Reply("fine")) as server:
+        judge = Judge(server.url, "m", tmp_path / "cache.db")
+        assert [judge.ask("a\ud800", 5) for _ in range(PATIENCE + 1)] == [None] * (PATIENCE + 1)
+        assert judge.ask("a", 5) == "fine" and server.questions == ["a"]
+        assert "lone surrogate" in judge.first_failure
+
+
+def test_an_empty_key_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """An endpoint without keys works where OPENAI_API_KEY is set and empty, or ends in a line break."""
+    for key in ("", "  ", "secret\n"):
+        monkeypatch.setenv("OPENAI_API_KEY", key)
+        with scripted_judge(lambda *_: Reply("fine")) as server:
+            assert Judge(server.url, "m", tmp_path / f"cache{len(key)}.db", retries=0).ask("q", 5) == "fine"
+
+
+def test_a_base_url_without_version_is_hinted_at(tmp_path: Path):
+    """Where the endpoint knows no such path, the message says what most base URLs end in."""
+    with scripted_judge(lambda *_: Reply("fine")) as server:
+        short = server.url.removesuffix("/v1")
+        with pytest.raises(JudgeError, match=f"try {server.url}"):
+            Judge(short, "m", tmp_path / "cache.db", retries=0).ask("q", 5)
+        for url in (f"{server.url}/chat/completions", f"{server.url}/", server.url.removeprefix("http://")):
+            assert Judge(url, "m", tmp_path / "cache.db", retries=0).ask("q", 5) == "fine"
 
 
 def test_a_dead_endpoint_ends_the_run_and_loses_nothing(tmp_path: Path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -72,6 +73,28 @@ def test_losses_of_a_model_and_a_baseline(folders: dict[str, Path], corpus: Path
     assert by_logit["call_loss"] == pytest.approx(losses(table, own_mask(table, 0.15, "logit"))["call_loss"])
     assert "| calling | – | logit |" in (out / "losses.md").read_text()
     assert "baseline there" in (out / "losses.md").read_text() and (out / "losses.png").stat().st_size > 10_000
+
+
+def test_a_model_that_is_called_baseline(folders: dict[str, Path], corpus: Path, tmp_path: Path) -> None:
+    """A MODEL in a folder "baseline" has its own losses beside those of --baseline."""
+    found = []
+    for name in ("baseline", "other"):
+        path, out = tmp_path / name, tmp_path / f"out-{name}"
+        shutil.copytree(folders["calling"], path)
+        command = ["evaluate", "losses", str(path), "--baseline", str(folders["plain"]), "--data", str(corpus)]
+        assert main([*command, "--batch-size", "4", "--limit", "8", "--out", str(out)]) == 0
+        found.append(json.loads((out / "losses.json").read_text())["models"][name])
+    assert found[0] == found[1] and found[0]["matched_call_loss"] != found[0]["call_loss"]
+
+
+@pytest.mark.parametrize("fraction", ["0", "1", "-0.1", "nan"])
+def test_call_fractions_that_leave_a_mask_empty(
+    fraction: str, folders: dict[str, Path], corpus: Path, tmp_path: Path, capsys
+) -> None:
+    """They are refused before the work."""
+    command = ["evaluate", "losses", str(folders["calling"]), "--data", str(corpus), "--out", str(tmp_path / "out")]
+    assert main([*command, f"--call-fraction={fraction}"]) == 2
+    assert "--call-fraction is" in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
 def test_model_without_call_has_no_mask(folders: dict[str, Path], corpus: Path, tmp_path: Path, capsys) -> None:

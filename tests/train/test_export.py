@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 
 from annotator.tokenizers import open_tokenizer
 from lacy_stream.cli.main import main
+from lacy_stream.evaluate.harness import LacyLM
 from lacy_stream.recipe import check_recipe, dump_recipe
 from lacy_stream.train.checkpoint import CallingModel, CheckpointError, load_checkpoint, load_model
 from lacy_stream.train.export import transformers_tokenizer, write_folder
@@ -113,6 +115,9 @@ def test_lm_eval_loads_the_folder(exported: Path, checkpoint: Path) -> None:
     request = Instance("loglikelihood", {}, ("Ada Lovelace was born", " in London"), 0)
     [(found, _)] = model.loglikelihood([request])
     ours = load_model(checkpoint)
+    ours_of_lm_eval: Any = LacyLM(ours)  # type: ignore[call-arg]
+    prefixes = ours_of_lm_eval.prefix_token_id, model.prefix_token_id  # type: ignore[attr-defined]
+    assert prefixes == (2, 2), "what stands before an empty context"
     pieces = open_tokenizer(ours.tokenizer)
     ids = torch.from_numpy(pieces.encode("Ada Lovelace was born in London").ids).long()
     start = len(pieces.encode("Ada Lovelace was born").ids)
@@ -120,6 +125,51 @@ def test_lm_eval_loads_the_folder(exported: Path, checkpoint: Path) -> None:
         logprobs = torch.log_softmax(ours.model(ids[None]).logits[0, :-1].double(), -1)
     expected = logprobs.gather(1, ids[1:, None])[start - 1 :].sum().item()
     assert found == pytest.approx(expected, abs=1e-3)
+
+
+def test_other_tools_never_write_call(checkpoint: Path, tmp_path: Path) -> None:
+    """Where <CALL> leads after every token, generate of transformers and lm-eval's hf still write other tokens. Unused
+    rows after <CALL> are suppressed, too."""
+    pytest.importorskip("accelerate", reason="lm-eval's model class imports it")
+    from lm_eval.api.instance import Instance
+    from lm_eval.models.huggingface import HFLM
+
+    calling = load_model(checkpoint)
+    calling.model.resize_token_embeddings(32_064)
+    network: Any = calling.model.transformer
+    with torch.no_grad():
+        network.ln_f.bias[0] = 10.0
+        network.wte.weight[:, 0] = 0.0
+        network.wte.weight[32_000:, 0] = 10.0
+    (tmp_path / "out").mkdir()
+    write_folder(calling, tmp_path / "out")
+    theirs, tokenizer = (kind.from_pretrained(tmp_path / "out") for kind in (AutoModelForCausalLM, AutoTokenizer))
+    ids = tokenizer("Ada was", return_tensors="pt").input_ids
+    with torch.no_grad():
+        assert (theirs(ids).logits.argmax(-1) >= 32_000).all()
+    assert max(theirs.generate(ids, max_new_tokens=20, do_sample=False, pad_token_id=0)[0].tolist()) < 32_000
+    model = HFLM(pretrained=str(tmp_path / "out"), device="cpu", dtype="float32")  # type: ignore[abstract, call-arg]
+    request = Instance("generate_until", {}, ("Ada was", {"until": ["\n"], "max_gen_toks": 8}), 0)
+    (text,) = model.generate_until([request])
+    assert text and "<CALL>" not in text
+
+
+def test_without_call(checkpoint: Path, exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A folder without <CALL> has the other rows, and so the log-likelihoods with <CALL> banned."""
+    out = tmp_path / "plain"
+    assert main(["export", str(checkpoint), str(out), "--without-call"]) == 0
+    assert "no <CALL>" in capsys.readouterr().out
+    plain, tokenizer = AutoModelForCausalLM.from_pretrained(out).eval(), AutoTokenizer.from_pretrained(out)
+    assert plain.config.vocab_size == len(tokenizer) == 32_000 and not hasattr(plain.config, "call_token_id")
+    assert plain.generation_config is not None and plain.generation_config.suppress_tokens is None
+    ids = torch.arange(40)[None] * 700
+    with torch.no_grad():
+        expected = load_model(exported).model(ids).logits[..., :32_000]
+        torch.testing.assert_close(plain(ids).logits, expected)
+    text = "Ada <CALL> was born in 1815."
+    assert tokenizer(text)["input_ids"] == open_tokenizer(load_model(checkpoint).tokenizer).encode(text).ids.tolist()
+    ours = load_model(out)
+    assert ours.call_token_id is None and ours.start_ids == (2,) and ours.max_seq_len == 64
 
 
 def test_load_model_takes_both(checkpoint: Path, exported: Path) -> None:
