@@ -39,7 +39,6 @@ class Journal:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._file = open(self.path, "a", encoding="utf-8")
             data = self.path.read_bytes()
-        # A line is whole if its newline was written.
         whole = data[: data.rfind(b"\n") + 1]
         self.results: list[Any] = []
         try:

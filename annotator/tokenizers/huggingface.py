@@ -20,7 +20,7 @@ from annotator.errors import AnnotatorError
 from annotator.records import Pieces
 from annotator.tokenizers.byte_level import ByteLevelTable, find_obstacle
 from annotator.tokenizers.chunk_table import IdsAndEnds
-from annotator.tokenizers.rows import as_row, cut_row
+from annotator.tokenizers.rows import as_row, cut
 from annotator.tokenizers.spelling import REPLACEMENT, Spellings, offsets_of
 from annotator.tokenizers.tokenizer_json import read_spec, read_special_ids, spell
 
@@ -140,7 +140,7 @@ class HuggingFaceTokenizer:
             AnnotatorError: not a row of integers; an id that the tokenizer does not have, with its position; or a
                 tokenizer whose ids cannot be read.
         """
-        return self._read(self._check_row(ids))
+        return self._read(self._checked(ids))
 
     def segments(self, ids: NDArray[np.integer]) -> list[Pieces]:
         """Cut a row of ids after each end-of-document id and before each beginning-of-document id, and decode each
@@ -152,9 +152,8 @@ class HuggingFaceTokenizer:
         Raises:
             AnnotatorError: as ``decode``.
         """
-        # One id for both ends a document, as between the documents of a packed row.
         before = -1 if self.bos_id == self.eos_id else self.bos_id
-        return [self._read(part) for part in cut_row(self._check_row(ids), after=self.eos_id, before=before)]
+        return [self._read(part) for part in cut(self._checked(ids), after=self.eos_id, before=before)]
 
     def _read(self, ids: NDArray[np.int32]) -> Pieces:
         text, end = self._spellings.read(ids)
@@ -178,7 +177,7 @@ class HuggingFaceTokenizer:
         spelled, ends = self._in_text.read(ids)
         return ends.astype(np.int32) if spelled == text else None
 
-    def _check_row(self, ids: NDArray[np.integer]) -> NDArray[np.int32]:
+    def _checked(self, ids: NDArray[np.integer]) -> NDArray[np.int32]:
         if self._unread:
             raise AnnotatorError(f"the tokenizer {self._path} cannot read rows of ids: {self._unread}. Use raw text.")
         row = as_row(ids)
@@ -190,7 +189,7 @@ class HuggingFaceTokenizer:
         return row.astype(np.int32)
 
     def _not_an_id(self, row: NDArray[np.integer], outside: NDArray[np.intp]) -> str:
-        """The message about a row that has unknown ids at the positions ``outside``."""
+        """What is wrong with a row with ids, at the positions ``outside``, that the tokenizer does not have."""
         id, first = row[outside[0]], outside[0]
         place = f"token id {id} at position {first}"
         if id < 0 or (len(outside) > 1 and (row[first:] == id).all()):

@@ -1,4 +1,4 @@
-"""Rows of token ids that another tool has made: they are checked, and cut into their documents."""
+"""Rows of token ids that another tool has made: what is no row is refused, and a row is cut into its documents."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def as_row(ids: NDArray[np.integer]) -> NDArray[np.integer]:
     return row if len(row) else row.astype(np.int32)
 
 
-def cut_row(row: NDArray[np.int32], after: int, before: int = -1) -> list[NDArray[np.int32]]:
+def cut(row: NDArray[np.int32], after: int, before: int = -1) -> list[NDArray[np.int32]]:
     """Cut a row after each id ``after`` and before each id ``before``; -1 stands for no id.
 
     Returns:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from annotator.errors import AnnotatorError
 from annotator.records import Pieces
 from annotator.tokenizers.piece_table import PieceTable, is_separable
-from annotator.tokenizers.rows import as_row, cut_row
+from annotator.tokenizers.rows import as_row, cut
 from annotator.tokenizers.spelling import REPLACEMENT, Spellings, offsets_of
 
 Encode = Callable[[str], tuple[list[int], list[tuple[int, int]]]]
@@ -108,7 +108,7 @@ class SentencePieceTokenizer:
         Raises:
             AnnotatorError: not a row of integers, or an id that the tokenizer does not have, with its position.
         """
-        return self._read(self._check_row(ids))
+        return self._read(self._checked(ids))
 
     def segments(self, ids: NDArray[np.integer]) -> list[Pieces]:
         """Cut a row of ids after each end-of-sequence id, and decode each segment on its own.
@@ -119,8 +119,8 @@ class SentencePieceTokenizer:
         Raises:
             AnnotatorError: as ``decode``.
         """
-        row = self._check_row(ids)
-        return [self._read(part) for part in cut_row(row, after=self.eos_id)]
+        row = self._checked(ids)
+        return [self._read(part) for part in cut(row, after=self.eos_id)]
 
     def _pieces(self, text: str, ids: NDArray[np.int32], offsets: NDArray[np.int32]) -> Pieces:
         return Pieces(text, ids, offsets, self._spellings.control[ids])
@@ -143,7 +143,7 @@ class SentencePieceTokenizer:
             return bytes([int(piece[1:-1], 16)])  # <0xEA>
         return (REPLACEMENT if self._sp.is_unknown(id) else piece.replace(_SPACE, " ")).encode()
 
-    def _check_row(self, ids: NDArray[np.integer]) -> NDArray[np.int32]:
+    def _checked(self, ids: NDArray[np.integer]) -> NDArray[np.int32]:
         row = as_row(ids)
         outside = np.flatnonzero((row < 0) | (row >= self.vocab_size))
         if len(outside):

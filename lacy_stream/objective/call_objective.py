@@ -121,7 +121,7 @@ class CallObjective:
         self._method_name = method if isinstance(method, str) else getattr(method, "__name__", type(method).__name__)
         self._reference = None if reference is None else ReferenceLosses(reference, call_token_id)
         self._warned = False
-        # The state of the current step:
+        # Of the step in work:
         self._fraction = call_fraction
         self._labels: list[Tensor] = []  # [B, T] of each microbatch
         self._random_BT = torch.empty(0, 0)  # of all microbatches

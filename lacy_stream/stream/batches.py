@@ -346,8 +346,6 @@ class _Lane:
 
     def next_row(self) -> Row | None:
         """Wait for the lane's next row; None at the end of a finite lane."""
-        # Where documents were shorter than estimated, nothing is pending. Then the next one is submitted here, and
-        # waited for.
         while self._packer.buffered < self._packer.seq_len and (self._pending or self._submit()):
             tokens, end_of_document, future = self._pending.popleft()
             with self._stopwatch.stage("annotation"):

@@ -366,7 +366,6 @@ class AnnotationPool:
             if cache is not None:
                 cache.put(job.document, result)
             return result
-        # An annotator that only tokenises. It takes milliseconds to make, and few documents come here.
         plain = replace(self.settings, model=None, labeller=None).build()
         try:
             unlabelled = replace(job.document, annotate=False)  # without its spans, which may be the cause
