@@ -74,10 +74,11 @@ def _trained_tensors(state: State) -> Iterator[Tensor]:
         for optimizer in state.optimizers
         for parameter, values in optimizer.state.items()
         for value in values.values()
-        if isinstance(value, Tensor) and value.shape == shapes.get(parameter)
+        if isinstance(value, Tensor) and value.shape == shapes.get(parameter)  # pyright: ignore[reportArgumentType]
     )
     for tensor in (*shapes, *kept):
-        local: Tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor  # a DTensor of FSDP
+        to_local = getattr(tensor, "to_local", None)  # of a DTensor of FSDP
+        local: Tensor = tensor if to_local is None else to_local()
         if local.is_floating_point():
             yield local.detach()
 

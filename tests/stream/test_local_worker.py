@@ -218,8 +218,9 @@ def test_hung_worker_is_replaced(tokenizer_path: Path) -> None:
 
 def test_stopped_worker_does_not_block_a_large_message(tokenizer_path: Path) -> None:
     """A worker that is stopped before it has read a message larger than the pipe is replaced, too."""
-    with AnnotationPool(AnnotatorSettings(tokenizer_path, model=None), num_workers=1, timeout_s=-997.0) as pool:
+    with AnnotationPool(AnnotatorSettings(tokenizer_path, model=None), num_workers=1) as pool:
         assert pool.fingerprint
+        pool._timeout_s = -997.0
         os.kill(pool._workers[0].pid, signal.SIGSTOP)
         large = Document("large", "word " * 200_400)  # 1,002 s by its length: 5 s in all
         assert len(pool.submit(large).result(timeout=240)) > 200_000

@@ -18,6 +18,7 @@ from lacy_stream.evaluate.harness import LacyLM
 from lacy_stream.recipe import check_recipe, dump_recipe
 from lacy_stream.train.checkpoint import CallingModel, CheckpointError, load_checkpoint, load_model
 from lacy_stream.train.export import transformers_tokenizer, write_folder
+from lacy_stream.train.hugging_face import note_special_ids
 from lacy_stream.train.model import build_model
 
 pytestmark = pytest.mark.model
@@ -81,12 +82,15 @@ def test_any_tokenizer_json_keeps_its_ids(kind: str, tmp_path: Path) -> None:
     ours = open_tokenizer(path)
     sizes = {"vocab_size": ours.vocab_size + 1, "hidden_size": 4, "intermediate_size": 4, "num_hidden_layers": 1}
     model = LlamaForCausalLM(LlamaConfig(**sizes, num_attention_heads=1))
+    note_special_ids(model, call_token_id=ours.vocab_size, eos_id=ours.eos_id)
     calling = CallingModel(model, ours.files[0], ours.vocab_size, ours.eos_id, 64, kind, None)
     (tmp_path / "out").mkdir()
     write_folder(calling, tmp_path / "out")
     theirs, again = AutoTokenizer.from_pretrained(tmp_path / "out"), open_tokenizer(tmp_path / "out")
     assert theirs.convert_tokens_to_ids("<CALL>") == ours.vocab_size
-    assert (again.vocab_size, again.eos_id, again.bos_id) == (ours.vocab_size, ours.eos_id, ours.bos_id)
+    assert (again.vocab_size, again.eos_id) == (ours.vocab_size, ours.eos_id)
+    # A run puts the end-of-document token before a text, whatever the tokenizer begins with.
+    assert again.bos_id == (ours.bos_id if ours.bos_id >= 0 else ours.eos_id)
     for text in (
         "Ada Lovelace wrote 12 letters.\n",
         "  Größe  ꙮ",
