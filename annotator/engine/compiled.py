@@ -43,7 +43,7 @@ def vector_kernel(function: Callable[..., Any]) -> Any:
 def _register(function: Callable[..., Any], fastmath: bool | set[str]) -> Any:
     compiled = _jit(function, fastmath)
     if compiled is None and (folder := _temporary_folder()) is not None:
-        numba.config.CACHE_DIR = folder  # of this process: numba looks there first from now on
+        numba.config.CACHE_DIR = folder  # pyright: ignore  # numba looks there first, in this process, from now on
         compiled = _jit(function, fastmath)
     if compiled is None:  # no folder can be written
         compiled = numba.njit(nogil=True, fastmath=fastmath)(function)

@@ -236,9 +236,15 @@ class AnnotatedDataset(IterableDataset):
     def stats(self) -> StreamStats:
         """The counters of this dataset."""
         ahead = sum(lane.documents_ahead for lane in self._open)
-        contents = self._contents
+        seconds, contents = self._stopwatch.seconds, self._contents
         return StreamStats(
-            self._rows, ahead, *self._stopwatch.seconds.values(), contents.rows_of_ids, contents.unseparated_rows
+            rows=self._rows,
+            documents_ahead=ahead,
+            shards_s=seconds["shards"],
+            annotation_s=seconds["annotation"],
+            packing_s=seconds["packing"],
+            rows_of_ids=contents.rows_of_ids,
+            unseparated_rows=contents.unseparated_rows,
         )
 
     # --- resume -------------------------------------------------------------------------------------------

@@ -6,8 +6,9 @@ import contextlib
 import errno
 import shutil
 import zipfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from composer import callbacks
@@ -68,15 +69,11 @@ class FiniteWeights(Callback):
 
 def _trained_tensors(state: State) -> Iterator[Tensor]:
     """The parameters, and what the optimizers keep for each weight, as far as this rank has them."""
-    shapes = {parameter: parameter.shape for parameter in state.model.parameters()}
-    kept: Iterable[Tensor] = (
-        value
-        for optimizer in state.optimizers
-        for parameter, values in optimizer.state.items()
-        for value in values.values()
-        if isinstance(value, Tensor) and value.shape == shapes.get(parameter)
-    )
-    for tensor in (*shapes, *kept):
+    tensors: list[Any] = list(state.model.parameters())
+    for optimizer in state.optimizers:
+        for parameter, kept in optimizer.state.items():
+            tensors += [value for value in kept.values() if getattr(value, "shape", None) == parameter.shape]
+    for tensor in tensors:
         local: Tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor  # a DTensor of FSDP
         if local.is_floating_point():
             yield local.detach()
