@@ -145,6 +145,8 @@ class HuggingFaceTokenizer:
         """Cut a row of ids after each end-of-document id and before each beginning-of-document id, and decode each
         segment on its own.
 
+        Several unknown pieces at an end of a segment are padding: they are control pieces there.
+
         Returns:
             At least one segment, of no pieces for an empty row.
 
@@ -152,7 +154,9 @@ class HuggingFaceTokenizer:
             AnnotatorError: as ``decode``.
         """
         before = -1 if self.bos_id == self.eos_id else self.bos_id
-        return [self._read(part) for part in cut(self._checked(ids), after=self.eos_id, before=before)]
+        (unknown,) = self._unknown or [-1]
+        parts = cut(self._checked(ids), after=self.eos_id, before=before)
+        return [self._spellings.read_segment(part, unknown) for part in parts]
 
     def _read(self, ids: NDArray[np.int32]) -> Pieces:
         text, end = self._spellings.read(ids)

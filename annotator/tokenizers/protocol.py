@@ -76,7 +76,8 @@ class Tokenizer(Protocol):
 
     def segments(self, ids: NDArray[np.integer]) -> list[Pieces]:
         """Cut a row of ids after each end-of-sequence id, and decode each segment on its own. A tokenizer.json also
-        cuts before each beginning-of-sequence id.
+        cuts before each beginning-of-sequence id. Several unknown pieces at an end of a segment are padding: they are
+        control pieces there, and spell nothing.
 
         Returns:
             At least one segment, of no pieces for an empty row.

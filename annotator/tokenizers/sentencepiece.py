@@ -112,6 +112,8 @@ class SentencePieceTokenizer:
     def segments(self, ids: NDArray[np.integer]) -> list[Pieces]:
         """Cut a row of ids after each end-of-sequence id, and decode each segment on its own.
 
+        Several unknown pieces at an end of a segment are padding: they are control pieces there.
+
         Returns:
             At least one segment, of no pieces for an empty row.
 
@@ -119,7 +121,7 @@ class SentencePieceTokenizer:
             AnnotatorError: as ``decode``.
         """
         row = self._checked(ids)
-        return [self._read(part) for part in cut(row, after=self.eos_id)]
+        return [self._spellings.read_segment(part, self._sp.unk_id()) for part in cut(row, after=self.eos_id)]
 
     def _pieces(self, text: str, ids: NDArray[np.int32], offsets: NDArray[np.int32]) -> Pieces:
         return Pieces(text, ids, offsets, self._spellings.control[ids])
