@@ -22,7 +22,7 @@ from annotator.annotate import Annotator, Explanation
 from annotator.errors import AnnotatorError
 from annotator.facts import Rule, class_of_rule
 from annotator.page import PageToken, token_page
-from annotator.records import Document, FactClass
+from annotator.records import Document, FactClass, title_line
 from annotator.terminal import accept_all_characters, printable
 
 
@@ -52,6 +52,7 @@ _FAMILIES = (
         "#e5e5e5",
     ),
 )
+_JSON_LINES = (".jsonl", ".ndjson", ".jsonlines")
 _FAMILY_OF = {rule: family for family in _FAMILIES for rule in family.rules}
 _LABELLED = _Family("marked by the labeller", (), "bold black on green", "#8fd694")
 
@@ -110,13 +111,13 @@ def _argument_parser() -> argparse.ArgumentParser:
         prog="python -m annotator",
         description="Label the words and tokens of a text as grammatical, factual or other "
         "(LaCy, appendix A.2.1), and show the rule that gave each label.",
-        epilog="Exit status: 0 if every document was labelled; 1 if some lines of JSON could not be labelled (they are "
+        epilog="Exit status: 0 if every document was labelled; 1 if some JSON objects could not be labelled (they are "
         "skipped, and named on standard error); 2 if the command could not run.",
     )
     parser.add_argument(
         "file",
-        help='a text file, or a file of JSON lines, each with a "text" and optionally an "id" and a "title"; '
-        "- is standard input",
+        help='a text file; or JSON lines, or an array of JSON objects, each with a "text" and optionally an "id" and a '
+        '"title"; - is standard input',
     )
     parser.add_argument(
         "--tokenizer",
@@ -190,49 +191,69 @@ class _Tally:
 def _explain_documents(
     annotator: Annotator, lines: Iterator[str], name: str, tally: _Tally
 ) -> Iterator[tuple[Document, Explanation]]:
-    """The documents of a file: JSON lines if its name ends in .jsonl, or its first line that is not blank is a JSON
-    object with a "text"; else one text. A line that cannot be labelled is named on stderr and skipped."""
-    # The first line that is not blank decides what the file holds.
+    """The documents of a file. One that cannot be labelled is named on stderr and skipped."""
     head = []
     for line in lines:
         head.append(line)
         if line.strip():
             break
-    if not name.endswith(".jsonl") and (not head or _record(head[-1]) is None):
-        text = "".join([*head, *lines])
-        yield Document(name, text), annotator.explain(text)
+    lines = itertools.chain(head, lines)
+    if name.lower().endswith(_JSON_LINES) or (head and isinstance(_json(head[-1]), dict)):
+        values = ((number, _json(line)) for number, line in enumerate(lines, start=1) if line.strip())
+        yield from _explained_values(annotator, values, f"{name}, line", tally)
         return
-    for number, line in enumerate(itertools.chain(head, lines), start=1):
-        if not line.strip():
-            continue
-        place = f"{name}, line {number}"
+    text = "".join(lines)
+    if (objects := _objects(text, name)) is None:
+        yield Document(name, text), annotator.explain(text)
+    else:
+        yield from _explained_values(annotator, enumerate(objects, start=1), f"{name}, object", tally)
+
+
+def _explained_values(
+    annotator: Annotator, values: Iterable[tuple[int, object]], place: str, tally: _Tally
+) -> Iterator[tuple[Document, Explanation]]:
+    """The documents of JSON values, each with its number."""
+    for number, value in values:
+        where = f"{place} {number}"
         try:
-            record = _record(line)
-            if record is None:
-                raise AnnotatorError('it is not a JSON object with a "text"')
-            doc = _document(record, number)
-            place += f", document {doc.id!r}"
+            doc = _document(value, number)
+            where += f", document {doc.id!r}"
             found = annotator.explain(doc.text)
         except AnnotatorError as error:
             tally.skipped += 1
-            print(f"skipped: {place}: {error}", file=sys.stderr)
+            print(f"skipped: {where}: {error}", file=sys.stderr)
         else:
             tally.labelled += 1
             yield doc, found
 
 
-def _document(record: dict, number: int) -> Document:
-    title = f"{record['title']}\n\n" if record.get("title") else ""
-    id = record.get("id")
-    return Document(str(number if id is None else id), title + record["text"])
+def _objects(text: str, name: str) -> list[object] | None:
+    """The values of a file that is one JSON object or an array of objects; None if it is a text.
+
+    Raises:
+        AnnotatorError: the file's name says JSON, but it is none.
+    """
+    named = name.lower().endswith(".json")
+    value = _json(text) if named or text.lstrip()[:1] in ("{", "[") else None
+    objects = value if isinstance(value, list) else [value]
+    if named and value is None:
+        raise AnnotatorError(f"{name} is not JSON. Name a file of JSON lines, an array of objects, or a text file.")
+    return objects if named or any(isinstance(value, dict) for value in objects) else None
 
 
-def _record(line: str) -> dict | None:
+def _document(value: object, number: int) -> Document:
+    if not isinstance(value, dict) or not isinstance(value.get("text"), str):
+        raise AnnotatorError('it is not a JSON object with a "text"')
+    id = value.get("id")
+    return Document(str(number if id is None else id), title_line(value.get("title")) + value["text"])
+
+
+def _json(text: str) -> object:
+    """The value of a JSON text; None if it is none."""
     try:
-        record = json.loads(line)
+        return json.loads(text.removeprefix("\ufeff"))
     except (ValueError, RecursionError):  # the latter for thousands of brackets
         return None
-    return record if isinstance(record, dict) and isinstance(record.get("text"), str) else None
 
 
 def _marks(found: Explanation) -> list[_Mark]:

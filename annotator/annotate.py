@@ -151,7 +151,8 @@ class Annotator:
         and after any other control ids, and each segment is labelled as a text of its own. So a first mention is the
         first **in the segment**. If a row begins in the middle of a document, the mentions in the row before do not
         count, and more of the segment is FACTUAL than it would be in the whole document. End-of-sequence and other
-        control ids are GRAMMATICAL, so that they are never delegated.
+        control ids are GRAMMATICAL, so that they are never delegated. So are several unknown ids at an end of a
+        segment, which are padding.
 
         Args:
             rows: n rows of ids in [0, vocab_size), each of any length. An empty row has no tokens.

@@ -14,6 +14,7 @@ class Cue(enum.IntFlag):
     ORGANISATION = 8  # a kind of organisation
     MANNER = 16  # a preposition that says how
     NAME_PARTICLE = 32  # a part of many unrelated names
+    MODIFIER = 64  # a word before an amount that makes it less or more exact
 
 
 _WORDS = {
@@ -41,6 +42,11 @@ _WORDS = {
     Cue.NAME_PARTICLE: """
         de da di du del della des dos la le van von der den ter ten zu zum zur af av of bin ibn ben al el abu
         y e jr jr. sr sr. ii iii iv
+        """,
+    Cue.MODIFIER: """
+        about approximately approx approx. around roughly circa ca ca. c. nearly almost barely hardly close to over
+        under above below up upwards at least most more less fewer greater than as many much only just merely exactly
+        precisely perhaps maybe possibly probably estimated between
         """,
 }
 

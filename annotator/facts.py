@@ -2,7 +2,7 @@
 
 The first of these that applies to a word decides on it:
 
-1. White space is OTHER.
+1. White space is OTHER, and so is a word without a letter or a digit ("=", "©", "€", an emoji), but for punctuation.
 2. Function words are GRAMMATICAL wherever they stand, also inside a name or a date ("University of Oxford",
    "August 15, 1769"), because they carry no information.
 3. Words of a named entity or of an informative noun chunk are FACTUAL where the document mentions them for the first
@@ -24,8 +24,9 @@ from numpy.typing import NDArray
 from annotator.cues import LEXICON, Cue
 from annotator.records import Dep, Ent, FactClass, Flag, Pos, Words
 
-# Part of the fingerprint: raise it with every change that moves a label, here or in words.py or align.py.
-RULES_VERSION = 2
+# Part of the fingerprint, by which label caches tell annotators apart: raise it with every change that moves a label,
+# here or in words.py or align.py.
+RULES_VERSION = 3
 
 
 class Rule(enum.IntEnum):
@@ -85,6 +86,7 @@ _PARTICLE_ROLE = _table((Dep.AUX, Dep.CASE))
 _PERSON_ROLE = _table((Dep.NSUBJ, Dep.NSUBJPASS, Dep.APPOS))
 _FACTUAL_ROLE = _table((Dep.ATTR, Dep.OPRD, Dep.DOBJ, Dep.APPOS))
 _SKIPPED_BEFORE_CUE = _table((Pos.AUX, Pos.ADV, Pos.PUNCT))
+_NAMING = _table((*range(Rule.PERSON_ENTITY, Rule.COMMON_NOUN),))
 _NO_COMPONENT = Cue.TITLE | Cue.NAME_PARTICLE
 _LETTER_OR_DIGIT = Flag.LETTER | Flag.DIGIT
 
@@ -132,22 +134,26 @@ def fired_rules(words: Words) -> Codes:
     The paper says "first occurrence" of entities. Here it is also said of words: a content word that the document has
     already had, in whatever role, is not factual again (see ``first_mentions``).
     """
-    grammatical = grammatical_rules(words)
+    letters = lettered(words)
+    grammatical = grammatical_rules(words, letters)
     space = _has(words.flags, Flag.SPACE)
-    content = _is(grammatical, Rule.NO_RULE) & ~space & ~_NO_CONTENT[words.pos]
+    content = _is(grammatical, Rule.NO_RULE) & ~space & ~_NO_CONTENT[words.pos] & letters
     cues = np.array([LEXICON.get(form, 0) for form in words.forms], dtype=np.uint8)[words.form]
+    entities = entity_runs(words)
+    informative = content & ~modifiers(words, entities, content, cues)
 
     # Each line overrides those before it.
-    rules = np.where(content, chunk_rules(words, content, cues), grammatical)
-    entity, repeated = entity_rules(words, content, cues)
+    rules = np.where(informative, chunk_rules(words, informative, cues), grammatical)
+    entity, repeated = entity_rules(words, entities, informative, cues)
     rules = np.where(entity, entity, rules)
-    rules[content & ~_is(rules, Rule.NO_RULE) & ~first_mentions(words, content)] = Rule.REPEATED_WORD
+    proper = _is(words.pos, Pos.PROPN) & _NAMING[rules]
+    rules[informative & ~_is(rules, Rule.NO_RULE) & ~first_mentions(words, content, proper)] = Rule.REPEATED_WORD
     rules = np.where(repeated, repeated, rules)
     rules[space] = Rule.WHITE_SPACE
     return rules
 
 
-def grammatical_rules(words: Words) -> Codes:
+def grammatical_rules(words: Words, letters: Bools) -> Codes:
     """Step 3: the grammatical rule of each function word, NO_RULE for the others; uint8 [n].
 
     Determiners include possessives ("my"), as in the paper's list. A particle is the infinitive's "to" or the
@@ -159,20 +165,33 @@ def grammatical_rules(words: Words) -> Codes:
     rules[_is(words.pos, Pos.PART) & _PARTICLE_ROLE[words.dep]] = Rule.PARTICLE
     rules[_has(words.flags, Flag.DIGIT)] = Rule.NO_RULE
     # The tag PUNCT alone is not believed of a word with letters or digits.
-    wordless = ~_has(words.flags, _LETTER_OR_DIGIT)
-    rules[_has(words.flags, Flag.PUNCT) | (_is(words.pos, Pos.PUNCT) & wordless)] = Rule.PUNCTUATION
+    rules[_has(words.flags, Flag.PUNCT) | (_is(words.pos, Pos.PUNCT) & ~letters)] = Rule.PUNCTUATION
     return rules
 
 
-def first_mentions(words: Words, content: Bools) -> Bools:
+def lettered(words: Words) -> Bools:
+    """The words that have a letter or a digit of any script; bool [n]. "½" has one; "=", "©" and emoji have none."""
+    found = _has(words.flags, _LETTER_OR_DIGIT)
+    # The flags come from spaCy's shapes, which say nothing of a word of 100 characters, or of numerals such as "½".
+    others = np.zeros(len(words.forms), dtype=np.bool_)
+    unsure = np.unique(words.form[~found]).tolist()
+    others[[form for form in unsure if any(map(str.isalnum, words.forms[form]))]] = True
+    return found | others[words.form]
+
+
+def first_mentions(words: Words, content: Bools, proper: Bools) -> Bools:
     """The words that are the first of their form among the content words of the document; bool [n].
+
+    Args:
+        words: the words.
+        content: bool [n], the content words.
+        proper: bool [n], those of them that are proper nouns.
 
     Only content words count, so that the month "May" is a first mention after the auxiliary "may". A name and a common
     word of the same letters are two words: a proper noun is repeated only if a proper noun or a word of a named entity
     had its form before. So New Zealand is a first mention after "new ideas".
     """
     form = words.form
-    proper = content & _is(words.pos, Pos.PROPN)
     named = proper | (content & ~_is(words.ent, Ent.NONE))
     first = np.where(proper, _first_index(form, named)[form], _first_index(form, content)[form])
     return first == np.arange(len(form))
@@ -227,22 +246,42 @@ def _word_runs(inside: Bools, starts: Bools) -> _WordRuns:
 # Step 1: named entities
 
 
-def entity_rules(words: Words, content: Bools, cues: Codes) -> tuple[Codes, Codes]:
+def entity_runs(words: Words) -> _WordRuns:
+    """The named entities. They are split at white space, as chunks are."""
+    return _word_runs(~_is(words.ent, Ent.NONE) & ~_has(words.flags, Flag.SPACE), words.ent_start)
+
+
+def modifiers(words: Words, entities: _WordRuns, content: Bools, cues: Codes) -> Bools:
+    """The words that only modify the amount after them: "at least" in "at least two years"; bool [n].
+
+    They are those before the first other content word of an entity that is no PERSON. In a name with capitals ("Over
+    the Hedge"), a word with a capital is none, unless it opens a sentence or line.
+    """
+    inside = content & _is(words.ent, Ent.OTHER)
+    modifier = inside & _has(cues, Cue.MODIFIER)
+    amount = inside & ~modifier
+    capital = _has(words.flags, Flag.CAPITAL)
+    before = np.cumsum(amount) - amount  # amounts before each word
+    opening = _append(before[entities.begin], -1)[entities.member] == before
+    exact = entities.any(amount) & ~entities.any(amount & capital)
+    in_name = capital & ~_sentence_initial(words) & ~entities.spread(exact)
+    return modifier & opening & ~in_name
+
+
+def entity_rules(words: Words, entities: _WordRuns, content: Bools, cues: Codes) -> tuple[Codes, Codes]:
     """Step 1: the rule of each content word of a named entity, and its rule of repetition; each uint8 [n].
 
-    An entity is split at white space, as chunks are. A PERSON that shares a name component with an earlier PERSON is a
-    repetition as a whole: "Marie" after "Marie Curie". Any other entity is one only if an earlier entity had the same
-    words. A number is never part of a repetition: it is factual until it has been mentioned itself.
+    A PERSON that shares a name component with an earlier PERSON is a repetition as a whole: "Marie" after "Marie
+    Curie". Any other entity is one only if an earlier entity had the same words. A number is never part of a
+    repetition: it is factual until it has been mentioned itself.
     """
-    inside = ~_is(words.ent, Ent.NONE) & ~_has(words.flags, Flag.SPACE)
-    spans = _word_runs(inside, words.ent_start)
     person = _is(words.ent, Ent.PERSON)
-    inside &= content
+    inside = content & (entities.member >= 0)
     # NO_RULE is 0, so that a product with a mask gives NO_RULE outside of it.
     rules = np.where(person, np.uint8(Rule.PERSON_ENTITY), np.uint8(Rule.NAMED_ENTITY)) * inside.view(np.uint8)
 
-    shared = spans.spread(_shares_component(words, spans, inside & person, cues)) & person
-    same = spans.spread(_same_entity(words, spans, inside)) & ~person
+    shared = entities.spread(_shares_component(words, entities, inside & person, cues)) & person
+    same = entities.spread(_same_entity(words, entities, inside)) & ~person
     repeated = np.where(shared, np.uint8(Rule.REPEATED_PERSON), same * np.uint8(Rule.REPEATED_ENTITY))
     return rules, repeated * (inside & ~is_number(words)).view(np.uint8)
 
@@ -298,7 +337,7 @@ def chunk_rules(words: Words, content: Bools, cues: Codes) -> Codes:
     # From the lowest precedence to the highest: each line overrides those above it.
     rules = np.where(is_number(words), np.uint8(Rule.NUMBER), np.uint8(Rule.NO_RULE))
     rules[noun & chunks.spread(_in_factual_role(words, chunks, cues))] = Rule.COMMON_NOUN
-    rules[proper] = Rule.PROPER_NOUN
+    rules[proper & ~_heads_a_line(words, chunks, name)] = Rule.PROPER_NOUN
     rules[(noun | name) & _up_to_keyword(chunks, noun, cues)] = Rule.LIKELY_ORGANISATION
     rules[name & chunks.spread(_the_before_name(chunks, name, cues))] = Rule.LIKELY_ORGANISATION
     rules[capital & name & chunks.spread(_has_person_cue(words, chunks, capital, cues))] = Rule.LIKELY_PERSON
@@ -334,6 +373,18 @@ def _sentence_initial(words: Words) -> Bools:
     lettered = _has(words.flags, _LETTER_OR_DIGIT)
     latest = _of_word_before(np.maximum.accumulate(np.where(lettered, index, -1)), -1)
     return latest < opening
+
+
+def _heads_a_line(words: Words, chunks: _WordRuns, name: Bools) -> Bools:
+    """The words that are no names although they may be tagged as proper nouns: "Biography", "Ingredients"; bool [n].
+
+    The tagger takes the capital of a heading, or of a sentence's first word, for that of a name. Such a word is one if
+    it is in an entity, beside another name in its chunk ("Mount Everest"), or in the text's first line, its title.
+    """
+    initial = _sentence_initial(words)
+    beside_name = chunks.spread(chunks.any(name & ~initial))
+    in_title = np.cumsum(_has(words.flags, Flag.SPACE)) == 0
+    return initial & _is(words.ent, Ent.NONE) & ~beside_name & ~in_title
 
 
 def _follow(words: Words, links: Bools) -> Indices:

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from annotator.errors import AnnotatorError
+
 CHARACTERS_PER_TOKEN = 4
 """An estimate for English text."""
 
@@ -111,6 +113,17 @@ class Document:
     def tokens(self) -> int:
         """The number of tokens in a row of ids. For a text this is an estimate, at least 1."""
         return len(self.text) // CHARACTERS_PER_TOKEN + 1 if self.ids is None else len(self.ids)
+
+
+def title_line(title: object) -> str:
+    """What a title puts before the text of its document: the title and a blank line; "" for None or white space.
+
+    Raises:
+        AnnotatorError: it is not a string.
+    """
+    if title is not None and not isinstance(title, str):
+        raise AnnotatorError("title is not a string")
+    return f"{title}\n\n" if title and title.strip() else ""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -150,14 +150,17 @@ class HuggingFaceTokenizer:
     def segments(self, ids: NDArray[np.integer]) -> list[Pieces]:
         """Cut a row of ids into its documents (see ``rows.cut_row``), and decode each segment on its own.
 
+        Several unknown pieces at an end of a segment are padding: they are control pieces there.
+
         Returns:
             At least one segment, of no pieces for an empty row.
 
         Raises:
             AnnotatorError: as ``decode``.
         """
-        row = self._check_row(ids)
-        return [self._read(part) for part in cut_row(row, self._spellings.control, self.eos_id, self.bos_id)]
+        row, (unknown,) = self._check_row(ids), self._unknown or [-1]
+        parts = cut_row(row, self._spellings.control, self.eos_id, self.bos_id)
+        return [self._spellings.read_segment(part, unknown) for part in parts]
 
     def _read(self, ids: NDArray[np.int32]) -> Pieces:
         text, end = self._spellings.read(ids)

@@ -76,7 +76,8 @@ class Tokenizer(Protocol):
 
     def segments(self, ids: NDArray[np.integer]) -> list[Pieces]:
         """Cut a row of ids into its documents, and decode each segment on its own. A row is cut after each
-        end-of-sequence id, before each beginning-of-sequence id, and after any other control ids.
+        end-of-sequence id, before each beginning-of-sequence id, and after any other control ids. Several unknown
+        pieces at an end of a segment are padding: they are control pieces there, and spell nothing.
 
         Returns:
             At least one segment, of no pieces for an empty row.

@@ -24,6 +24,25 @@ def as_row(ids: NDArray[np.integer]) -> NDArray[np.integer]:
     return row if len(row) else row.astype(np.int32)
 
 
+def padding(ids: NDArray[np.int32], unknown: int, control: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Which unknown ids only fill a segment up: two or more before its first, or after its last, id that spells text;
+    bool [n]. One alone may be a character that the tokenizer does not know.
+
+    Args:
+        ids: int32 [n], one segment of a row.
+        unknown: the id of the unknown piece, -1 for none.
+        control: bool [n], the ids of control pieces.
+    """
+    spelled = np.flatnonzero((ids != unknown) & ~control)
+    first, last = (spelled[0], spelled[-1]) if len(spelled) else (len(ids), len(ids))
+    filling = ids == unknown
+    filling[first:last] = False
+    for end in (filling[:first], filling[last:]):
+        if np.count_nonzero(end) < 2:
+            end[:] = False
+    return filling
+
+
 def cut_row(row: NDArray[np.int32], control: NDArray[np.bool_], eos_id: int, bos_id: int) -> list[NDArray[np.int32]]:
     """Cut a row where a document ends: after each end-of-sequence id, before each beginning-of-sequence id, and after
     any other control ids, which no text has.

@@ -113,14 +113,16 @@ class SentencePieceTokenizer:
     def segments(self, ids: NDArray[np.integer]) -> list[Pieces]:
         """Cut a row of ids into its documents (see ``rows.cut_row``), and decode each segment on its own.
 
+        Several unknown pieces at an end of a segment are padding: they are control pieces there.
+
         Returns:
             At least one segment, of no pieces for an empty row.
 
         Raises:
             AnnotatorError: as ``decode``.
         """
-        row = self._check_row(ids)
-        return [self._read(part) for part in cut_row(row, self._spellings.control, self.eos_id, self.bos_id)]
+        parts = cut_row(self._check_row(ids), self._spellings.control, self.eos_id, self.bos_id)
+        return [self._spellings.read_segment(part, self._sp.unk_id()) for part in parts]
 
     def _pieces(self, text: str, ids: NDArray[np.int32], offsets: NDArray[np.int32]) -> Pieces:
         return Pieces(text, ids, offsets, self._spellings.control[ids])

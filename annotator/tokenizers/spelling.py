@@ -7,6 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from annotator.records import Pieces
+from annotator.tokenizers.rows import padding
+
 REPLACEMENT = "\ufffd"
 """Stands for an unknown piece, and for a byte that belongs to no character."""
 
@@ -44,6 +47,15 @@ class Spellings:
             data = data[1:]
             end = np.maximum(end - 1, 0)
         return _decode(data, end)
+
+    def read_segment(self, ids: NDArray[np.int32], unknown: int) -> Pieces:
+        """The pieces of one segment of a row. Unknown ids that only fill it up spell nothing, as control pieces do."""
+        control = self.control[ids]
+        filling = padding(ids, unknown, control)
+        text, spelled_end = self.read(ids[~filling])
+        end = np.zeros(len(ids), np.int64)
+        end[~filling] = spelled_end
+        return Pieces(text, ids, offsets_of(np.maximum.accumulate(end)), control | filling)
 
 
 def offsets_of(end: NDArray[np.integer]) -> NDArray[np.int32]:

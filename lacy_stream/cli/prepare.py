@@ -19,12 +19,15 @@ PREPARE = """\
 Write documents as MosaicML Streaming (MDS) shards: DIR/train and DIR/val.
 
 SOURCE is one or more of
-  a file          .jsonl, .jsonl.gz, .jsonl.zst, .parquet (needs the package pyarrow)
+  a file          JSON lines (.jsonl, .ndjson, .json), or one array of objects (.json); .parquet (needs the package
+                  pyarrow). JSON may be compressed: .gz, .zst, .bz2, .xz, .lz4 (needs pyarrow)
   a folder        all such files in it and its subfolders, sorted by path, except hidden ones (.git, .cache);
-                  links to folders are not followed. A downloaded Hugging Face repository is such a folder:
-                  if any name says its split, only the files of --hf-split are read. Names that say it are
-                  train.jsonl, train-00000-of-00001.parquet and train/FILE; likewise with validation, test
-                  and the value of --hf-split
+                  links to folders are not followed, and .json files without the text column are settings.
+                  What looks like data and is not read is named at the end.
+                  A downloaded Hugging Face repository is such a folder: if any name says its split, only the
+                  files of --hf-split are read. Names that say it are train.jsonl,
+                  train-00000-of-00001.parquet and train/FILE; likewise with validation, test and the value of
+                  --hf-split
   a saved set     a folder written by Dataset.save_to_disk (needs the package datasets)
   a hub name      owner/name on the Hugging Face hub, streamed (needs the package datasets)
 
@@ -205,6 +208,8 @@ def _print_build(built: BuildSummary, out: str) -> None:
 
     console = Console(highlight=False)
     console.print(f"{out}: {built.articles:,} articles, {built.characters:,} characters", markup=False)
+    for note in built.notes:
+        console.print(f"warning: {note}", style="yellow", markup=False)
     for reason, refused in built.refused.items():
         examples = printable(", ".join(refused.examples))
         console.print(f"refused, {reason}: {refused.count:,} ({examples}…)", style="yellow", markup=False)

@@ -23,7 +23,8 @@ from lacy_stream.evaluate.judge import Judge, NothingScoredError, first_failure,
 from lacy_stream.evaluate.results import Table, publish
 from lacy_stream.evaluate.settings import JudgeOptions
 from lacy_stream.evaluate.token_table import LOSS_BIN_NAMES, LOSS_BINS, token_table
-from lacy_stream.prepare.inputs import find_inputs, read_rows
+from lacy_stream.prepare.inputs import find_inputs
+from lacy_stream.prepare.rows import read_rows
 from lacy_stream.prepare.settings import ReadOptions
 from lacy_stream.progress import progress
 from lacy_stream.recipe import Recipe

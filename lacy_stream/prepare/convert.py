@@ -1,7 +1,7 @@
 """Documents -> MDS shards in OUT/train and OUT/val.
 
-    SOURCE... --inputs.py--> SourceRow --is_validation--> train or val shard
-                              a row that is not a document, or an id seen before -> refused.jsonl
+    SOURCE... --inputs.py, rows.py--> SourceRow --is_validation--> train or val shard
+                                       a row that is not a document, or an id seen before -> refused.jsonl
 
 Everything is written into a hidden folder next to OUT, `.NAME.prepare`, and renamed at the end. So OUT is complete or
 absent, whatever happens to the process.
@@ -23,8 +23,9 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from lacy_stream.files import file_errors
-from lacy_stream.prepare.inputs import RECORD, REFUSED, Input, RefusedRows, SourceRow, find_inputs, read_rows
+from lacy_stream.prepare.inputs import RECORD, REFUSED, Input, find_inputs
 from lacy_stream.prepare.lmlm import ValueLocation
+from lacy_stream.prepare.rows import RefusedRows, SourceRow, read_rows
 from lacy_stream.prepare.settings import PrepareError, ShardOptions
 from lacy_stream.progress import SourceProgress
 
@@ -33,7 +34,9 @@ if TYPE_CHECKING:
 
 TOOL = "lacy-stream prepare"
 FORMAT = 1  # raise it when the same sources and options begin to give other shards
+CALLS_FORMAT = 2  # the same for sources with lookup calls
 SPLITS = ("train", "val")
+DUPLICATE = "duplicate id"  # why a row is refused
 LOCK, DATA, OLD = "lacy-stream.lock", "data", "old"  # names inside the hidden folder
 LOCK_TRIES, LOCK_PAUSE = 100, 0.01  # seconds
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # the text of such an error does not name a file
@@ -94,8 +97,8 @@ def prepare(
     same bytes.
 
     Args:
-        sources: JSONL files (plain, .gz, .zst), Parquet files, folders of such files, folders written by
-            `Dataset.save_to_disk`, or hub names "owner/name". See `find_inputs`.
+        sources: JSON files (lines, or one array of objects; compressed or not), Parquet files, folders of such files,
+            folders written by `Dataset.save_to_disk`, or hub names "owner/name". See `find_inputs`.
         out: the folder.
         options: columns, split and shard size.
         overwrite: whether to replace a data set that an earlier run has written to `out`.
@@ -112,7 +115,8 @@ def prepare(
     options = options or ShardOptions()
     inputs, source_notes = find_inputs(sources, options)
     out = Path(out).expanduser().resolve()
-    plan = {"format": FORMAT, "options": asdict(options), "sources": [asdict(i) for i in inputs]}
+    made_by = CALLS_FORMAT if options.inline_calls else FORMAT
+    plan = {"format": made_by, "options": asdict(options), "sources": [asdict(i) for i in inputs]}
     with file_errors(out, "read"):
         summary = _existing(out, plan, overwrite)
     if summary is not None:
@@ -161,7 +165,7 @@ def _write(
     seen: set[int] = set()
     with open(data / REFUSED, "w", encoding="utf-8") as refused:
         for source, row in _all_rows(inputs, options, summary, on_progress):
-            reason = row.refused or ("duplicate id" if id_hash(row.id) in seen else "")
+            reason = row.refused or (DUPLICATE if id_hash(row.id) in seen else "")
             if reason:
                 _refuse(reason, row, source, summary, refused)
                 continue
@@ -181,7 +185,7 @@ def _write(
         raise PrepareError(f"no document in the sources{_refused_text(summary)}")
     for writer in writers.values():
         writer.finish()
-    summary.warnings += _split_warnings(summary, options)
+    summary.warnings += _id_warnings(summary, inputs, options) + _split_warnings(summary, options)
     return summary
 
 
@@ -228,6 +232,15 @@ def _refuse(reason: str, row: SourceRow, source: Input, summary: Summary, file: 
 def _refused_text(summary: Summary) -> str:
     lines = [f"  {r.count} x {reason}: {', '.join(r.examples)}" for reason, r in summary.refused.items()]
     return "\n".join(["; every row was refused:", *lines]) if lines else ": they hold no rows"
+
+
+def _id_warnings(summary: Summary, inputs: list[Input], options: ShardOptions) -> list[str]:
+    if DUPLICATE not in summary.refused or len(inputs) < 2 or options.id_column == "":
+        return []
+    return [
+        f"{summary.refused[DUPLICATE].count:,} rows have the id of an earlier row and were refused; if ids begin anew "
+        "in each file, --id-column '' makes ids of file names and rows"
+    ]
 
 
 def _split_warnings(summary: Summary, options: ShardOptions) -> list[str]:

@@ -1,6 +1,6 @@
 """A SQLite file of articles, and a search for the passages of an article that are nearest to a query.
 
-    SOURCE... --inputs.py--> rows --build--> FILE --Knowledge--> article by title, passages by bm25
+    SOURCE... --inputs.py, rows.py--> rows --build--> FILE --Knowledge--> article by title, passages by bm25
 
 FActScore calls this its knowledge source: it checks statements about a person against the passages of the person's
 article. FActScore's own file (enwiki-20230401.db) can be a source.
@@ -20,7 +20,8 @@ from pathlib import Path
 
 from lacy_stream.errors import UsageError
 from lacy_stream.files import replaced_file
-from lacy_stream.prepare.inputs import RefusedRows, find_inputs, read_rows
+from lacy_stream.prepare.inputs import find_inputs
+from lacy_stream.prepare.rows import RefusedRows, read_rows
 from lacy_stream.prepare.settings import ReadOptions
 from lacy_stream.progress import SourceProgress
 
@@ -50,6 +51,8 @@ class BuildSummary:
     characters: int = 0
     refused: dict[str, RefusedRows] = field(default_factory=dict)
     """Reason -> the rows that were refused for it."""
+    notes: list[str] = field(default_factory=list)
+    """What of the sources was not read."""
 
     def refuse(self, reason: str, what: str) -> None:
         """Count a refused row; ``what`` is its name for people."""
@@ -158,8 +161,8 @@ def build(
     """Write the articles of the sources as a store. After an error there is no such file.
 
     Args:
-        sources: JSONL (plain, .gz, .zst) or Parquet files, folders of them, hub names, or a SQLite file in FActScore's
-            layout (.db). Of several articles with one title, the first is taken.
+        sources: JSON or Parquet files as ``prepare`` reads them, folders of them, hub names, or a SQLite file in
+            FActScore's layout (.db). Of several articles with one title, the first is taken.
         out: the file.
         options: columns; ``title_column`` None stands for "title".
         on_progress: called every 100 rows.
@@ -233,7 +236,7 @@ def _row_articles(
         hf_config=options.hf_config,
         hf_split=options.hf_split,
     )
-    inputs, _ = find_inputs(sources, columns)
+    inputs, built.notes = find_inputs(sources, columns)
     total = sum(source.bytes for source in inputs)
     before = 0
     for source in inputs:

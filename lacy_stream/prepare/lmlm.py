@@ -10,6 +10,8 @@ A call ends with a copy of the value, and then the text continues. There are thr
 The published data have the first notation, LMLM's code has the second, and the papers have the third. LaCy's example
 (A.2.2) leaves out ``<|db_end|>`` and the copy. Then the end of the value is unknown, so such a text is refused.
 
+Case, and white space inside of the marks, do not matter: "[DB lookup (", "<| db_end |>".
+
 The annotators were language models, so the text often spells the value in another way than the call. The value is
 searched for after the call, in the same line. Case, the kinds of quotes and dashes, and the width of spaces do not
 matter. ``ValueLocation`` says how it was found.
@@ -82,15 +84,22 @@ def remove_calls(annotated: str) -> ConvertedText:
     return ConvertedText(text, spans, locations)
 
 
+def _mark(names: str) -> str:
+    """The pattern of LMLM's special tokens: <|db_NAME|>."""
+    return rf"<\s*\|\s*db\s*_\s*(?:{names})\s*\|\s*>"
+
+
 # --- calls --------------------------------------------------------------------------------------------------------
 
-_START = re.compile(r"\[dblookup\(|<\|db_(?:start|entity)\|>")
-_ARROW = re.compile(r"\)\s*->\s*")  # arguments may have apostrophes, commas and brackets, but no arrow
-_RETURN = re.compile(r"<\|db_(?:retrieve|return)\|>")
-_END = re.compile(r"<\|db_end\|>")
+_LOOKUP = r"db[\s_-]*lookup\s*\("
+_START = re.compile(rf"\[\s*{_LOOKUP}|{_mark('start|entity')}", re.IGNORECASE)
+_ARROW = re.compile(r"\)\s*(?:-+\s*>|→)\s*")  # arguments may have apostrophes, commas and brackets, but no arrow
+_RETURN = re.compile(_mark("retrieve|return"), re.IGNORECASE)
+_END = re.compile(_mark("end"), re.IGNORECASE)
 _BRACKET = re.compile(r"[\[\]]")
 _CLOSING = re.compile(r"\s|$|[.,;:!?)\]}]")
-_REMAINS = re.compile(r"\[dblookup\(|<\|db_\w+\|>|<\|sep\|>")
+_ANY_MARK = _mark(r"\w+")
+_REMAINS = re.compile(rf"\b{_LOOKUP}|{_ANY_MARK}|<\s*\|\s*sep\s*\|\s*>", re.IGNORECASE)
 
 
 def _calls(annotated: str) -> Iterator[_Call]:

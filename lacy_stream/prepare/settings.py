@@ -22,7 +22,8 @@ class ReadOptions:
     """
 
     id_column: str | None = None
-    """Column with the ids. Default: `id` in the sources that have it; elsewhere, FILE:ROW is the id."""
+    """Column with the ids. Default: `id` in the sources that have it; elsewhere, FILE:ROW is the id. '' makes FILE:ROW
+    the id everywhere, for files whose ids begin anew in each."""
 
     title_column: str | None = None
     """Column with the titles; '' for no titles."""
@@ -60,7 +61,7 @@ class ReadOptions:
     def columns(self) -> tuple[str, str, str]:
         """Names of the id, title and text column."""
         title = "title" if self.title_column is None else self.title_column
-        return self.id_column or "id", title, self.text_column
+        return "id" if self.id_column is None else self.id_column, title, self.text_column
 
     @property
     def required(self) -> dict[str, str]:

@@ -214,6 +214,14 @@ def test_any_ids_come_back_unchanged(annotator: Annotator, ids: list[int]):
     assert (np.diff(tokens.offsets)[control] == 0).all() and (tokens.classes[control] == FactClass.GRAMMATICAL).all()
 
 
+def test_padding_by_the_unknown_piece_changes_no_label(annotator: Annotator):
+    """A row that is filled up with <unk> has the labels of its text, and no padding is a fact."""
+    ids = annotator.annotate(["Ada was born in London in 1815"])[0].ids
+    plain, filled = annotator.annotate_ids([ids, np.append(ids, np.zeros(9, np.int32))])
+    assert FactClass.FACTUAL in plain.classes[-4:]
+    assert filled.classes.tolist() == plain.classes.tolist() + [FactClass.GRAMMATICAL] * 9
+
+
 def test_rows_without_tokens(annotator: Annotator):
     """An empty row has no tokens, and a row of </s> alone has no text."""
     empty, ends = annotator.annotate_ids([np.zeros(0, dtype=np.int64), np.full(3, EOS)])

@@ -89,6 +89,57 @@ def test_json_lines_with_titles(tmp_path: Path):
     assert [second["text"][w[0] : w[1]] for w in second["words"]][-2] == "1987"
 
 
+@pytest.mark.parametrize("name", ["docs.json", "docs.JSON", "docs", "-"])
+@pytest.mark.parametrize("indent", [None, 2])
+def test_an_array_of_objects(tmp_path: Path, name: str, indent: int | None):
+    """JSON that is no JSON lines is not read as prose: each object of an array is a document."""
+    records = [{"id": "7", "title": "Ada", "text": "Ada lived."}, {"text": "Zo\xeb lived."}, {"body": "Bob lived."}]
+    text = json.dumps(records, indent=indent)
+    file = tmp_path / name
+    file.write_text(text, encoding="utf-8")
+    done = run("-" if name == "-" else str(file), "--json", stdin=text)
+    found = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [(row["id"], row["text"]) for row in found] == [("7", "Ada\n\nAda lived."), ("2", "Zo\xeb lived.")]
+    assert done.returncode == 1
+    assert done.stderr.startswith(
+        f'skipped: {"-" if name == "-" else file}, object 3: it is not a JSON object with a "t'
+    )
+
+
+def test_one_object_over_many_lines(tmp_path: Path):
+    """A document written with indentation is one document, and not prose."""
+    file = tmp_path / "doc.json"
+    file.write_text(json.dumps({"id": "7", "text": "Ada lived."}, indent=2), encoding="utf-8")
+    (found,) = map(json.loads, run(str(file), "--json").stdout.splitlines())
+    assert (found["id"], found["text"]) == ("7", "Ada lived.")
+
+
+def test_json_without_texts_is_no_prose(tmp_path: Path):
+    """Objects whose text has another name are skipped by number; a .json file that is no JSON is an error."""
+    done = run("-", "--json", stdin='{"body": "Ada lived."}\n')
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith('skipped: -, line 1: it is not a JSON object with a "text"')
+    file = tmp_path / "docs.json"
+    file.write_text('[{"text": "Ada lived."}', encoding="utf-8")
+    done = run(str(file), "--json")
+    assert (done.returncode, done.stdout) == (2, "") and f"{file} is not JSON. Name a file of" in done.stderr
+
+
+@pytest.mark.parametrize("text", ["[Verse 1]\nAda lived.\n", "{Ada} lived.\n", "[1, 2]\n", "7\n"])
+def test_prose_with_brackets_is_prose(text: str):
+    """A text that begins with a bracket, or is a number, is a text."""
+    (found,) = map(json.loads, run("-", "--json", stdin=text).stdout.splitlines())
+    assert found["text"] == text
+
+
+def test_titles_are_those_of_prepare():
+    """A title of white space is none, and a line whose title is no string is skipped, as `prepare` does both."""
+    lines = '{"title": " ", "text": "Ada lived."}\n{"title": 1984, "text": "Ada lived."}\n'
+    done = run("-", "--json", stdin=lines)
+    assert [json.loads(line)["text"] for line in done.stdout.splitlines()] == ["Ada lived."]
+    assert done.stderr.splitlines()[0] == "skipped: -, line 2: title is not a string"
+
+
 def test_id_that_is_null(tmp_path: Path):
     """An id of null is no id: the line number stands in."""
     done = run("-", "--json", stdin='\n{"id": null, "text": "Fine."}\n{"id": 0, "text": "Fine."}\n')

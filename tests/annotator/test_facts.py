@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import unicodedata
+
 import numpy as np
 import pytest
 
@@ -46,13 +48,14 @@ def build(*rows: tuple, chunks: list[tuple[int, int]] | None = None) -> Words:
 
 def flags(text: str) -> int:
     """The Flag bits of a spelling, as the parser's lexicon would set them."""
+    shape = text if len(text) < 100 else ""  # spaCy's shape of a longer word is "LONG"
     has = {
         Flag.SPACE: text.isspace(),
-        Flag.PUNCT: not any(c.isalnum() or c.isspace() or c in "$%" for c in text),
+        Flag.PUNCT: all(unicodedata.category(c).startswith("P") for c in text) and text != "%",
         Flag.ALPHA: text.isalpha(),
-        Flag.CAPITAL: text[:1].isupper(),
-        Flag.LETTER: any(c.isalpha() for c in text),
-        Flag.DIGIT: any(c.isdigit() for c in text),
+        Flag.CAPITAL: shape[:1].isupper(),
+        Flag.LETTER: any(c.isalpha() for c in shape),
+        Flag.DIGIT: any(c.isdigit() for c in shape),
         Flag.LIKE_NUM: text.isdigit() or text.lower() in ("one", "two", "ten", "first", "third"),
     }
     return sum(int(flag) for flag, value in has.items() if value)
@@ -180,6 +183,80 @@ def test_function_words_inside_an_entity_stay_grammatical():
         *(grammatical, fact, grammatical, fact),
         *(fact, fact, grammatical, fact),
     ]
+
+
+@pytest.mark.parametrize(
+    ("text", "modifiers"),
+    [
+        ("about € 310 million", "about"),
+        ("nearly two years", "nearly"),
+        ("at least a dozen", "least"),
+        ("just over half", "just over"),
+        ("More than 50", "More"),
+        ("c. 1850", "c."),
+        ("As many as 50", "As many as"),
+    ],
+)
+@pytest.mark.parametrize("pos", ["ADV", "ADJ", "PROPN", "NOUN"])
+def test_modifiers_of_an_amount_are_no_facts(text: str, modifiers: str, pos: str):
+    """What only makes an amount more or less exact carries no information, however it is tagged; the amount does."""
+    tags = {"at": "ADP", "than": "ADP", "a": "DET", "€": "SYM", "310": "NUM", "50": "NUM", "1850": "NUM", "two": "NUM"}
+    tags |= dict.fromkeys(("million", "dozen", "years", "half"), "NOUN") | dict.fromkeys(modifiers.split(), pos)
+    rows = [(("|" if n == 0 else "") + word, tags[word]) for n, word in enumerate(text.split())]
+    words = build(*[(*row, "dobj", 0, "-other" if n else "other") for n, row in enumerate(rows)])
+    fired = dict(zip(text.split(), rules(words), strict=True))
+    assert {word for word, rule in fired.items() if rule == "NO_RULE"} == {*modifiers.split(), *({"€"} & {*fired})}
+    assert "NAMED_ENTITY" in fired.values()
+
+
+def test_modifiers_are_parts_of_names():
+    """In names with capitals inside a sentence ("Over the Hedge"), after an amount, and in persons they are content."""
+    name = build(("saw", "VERB"), ("Over", "ADV", None, None, "other"), ("Hedge", "PROPN", None, None, "-other"))
+    assert rules(name)[1:] == ["NAMED_ENTITY"] * 2
+    later = build(("50", "NUM", None, None, "other"), ("only", "ADV", None, None, "-other"))
+    assert rules(later) == ["NAMED_ENTITY"] * 2
+    person = build(("just", "PROPN", None, None, "person"), ("Ann", "PROPN", None, None, "-person"))
+    assert rules(person) == ["PERSON_ENTITY"] * 2
+    answer = build(
+        ("Answer", "NOUN"), (":", "PUNCT"), ("Roughly", "ADV", None, None, "other"), ("2", "NUM", None, None, "-other")
+    )
+    assert rules(answer)[2:] == ["NO_RULE", "NAMED_ENTITY"]
+    place = build(("Glendale", "PROPN"), (",", "PUNCT"), ("CA", "PROPN", None, None, "other"))
+    assert rules(place)[2] == "NAMED_ENTITY"
+    apart = build(("about", "ADV", None, None, "other"), ("1890", "NUM", None, None, "other"))
+    assert rules(apart) == ["NO_RULE", "NAMED_ENTITY"]
+
+
+def test_a_modifier_uses_up_its_mention():
+    """The "c." of "c. 1850" is no name at its second place, where the parser sees no entity."""
+    words = build(("c.", "ADV", None, None, "other"), ("1850", "NUM", None, None, "-other"), ("c.", "PROPN"))
+    assert rules(words)[2] == "REPEATED_WORD"
+
+
+# Words without a letter or a digit
+
+
+@pytest.mark.parametrize("text", ["=", "©", "€", "$", "😀", "👩\u200d👧", "→", "°", "\ufffd", "=" * 100])
+@pytest.mark.parametrize("pos", ["NOUN", "PROPN", "NUM", "SYM", "X", "ADJ"])
+def test_words_without_a_letter_or_digit_are_no_facts(text: str, pos: str):
+    """Signs, currency signs and emoji are no facts in an entity, as an object, or as a name."""
+    assert rules(build((text, pos, None, None, "other"))) == ["NO_RULE"]
+    assert rules(build((text, pos, None, None, "person"))) == ["NO_RULE"]
+    assert rules(build(("saw", "VERB"), (text, pos, "dobj", 0), chunks=[(1, 2)]))[1] == "NO_RULE"
+    assert class_of_rule(fired_rules(build((text, pos)))).tolist() == [FactClass.OTHER]
+
+
+@pytest.mark.parametrize("text", ["½", "Ⅳ", "中", "ß", "x" * 100, "7" * 100])
+def test_letters_and_digits_of_every_kind_count(text: str):
+    """Fractions, Roman numerals, other scripts, and words of 100 characters, of which spaCy's shapes tell nothing."""
+    assert rules(build((text, "NOUN", None, None, "other"))) == ["NAMED_ENTITY"]
+    assert rules(build((text, "PUNCT"))) != ["PUNCTUATION"]
+
+
+def test_a_sign_does_not_use_up_a_mention():
+    """The emoji of two sentences have one form, and the names beside them are first mentions all the same."""
+    rows = [("😀", "NOUN", None, None, "other"), ("Ann", "PROPN", None, None, "person")]
+    assert rules(build(*rows, *rows)) == ["NO_RULE", "PERSON_ENTITY", "NO_RULE", "REPEATED_PERSON"]
 
 
 # First occurrence, word by word
@@ -355,6 +432,41 @@ def test_proper_noun_is_a_fact_in_and_out_of_chunks():
     words = build(("Mount", "PROPN"), ("Everest", "PROPN", "pobj", 0), chunks=[(0, 2)])
     assert rules(words) == ["PROPER_NOUN", "PROPER_NOUN"]
     assert rules(build(("Everest", "PROPN"))) == ["PROPER_NOUN"]
+
+
+@pytest.mark.parametrize(
+    ("before", "word", "after", "rule"),
+    [
+        ("\n", "Biography", ".", "NO_RULE"),
+        ("\n", "Dose", ":", "NO_RULE"),
+        (".", "|Suppose", "that", "NO_RULE"),
+        ("", "Megataphrus", "\n", "PROPER_NOUN"),
+        ("near", "Kursk", ".", "PROPER_NOUN"),
+    ],
+)
+def test_capital_that_opens_a_line_makes_no_proper_noun(before: str, word: str, after: str, rule: str):
+    """A heading or a sentence's first word is no name because of its tag alone, but for the title of the document."""
+    others = {"\n": "SPACE", ".": "PUNCT", ":": "PUNCT", "near": "ADP", "that": "PRON"}
+    rows = [("it", "PRON"), ("\n", "SPACE"), ("so", "ADV"), (before, others[before])] if before else []
+    words = build(*rows, (word, "PROPN"), (after, others[after]), chunks=[(len(rows), len(rows) + 1)])
+    assert rules(words)[len(rows)] == rule
+
+
+def test_names_that_open_a_line_are_names():
+    """With another name in its chunk, in an entity, or as a subject, a line's first word is a name."""
+    start = [("it", "PRON"), ("\n", "SPACE")]
+    mount = build(*start, ("Mount", "PROPN"), ("Everest", "PROPN"), chunks=[(2, 4)])
+    assert rules(mount)[2:] == ["PROPER_NOUN"] * 2
+    assert rules(build(*start, ("Rome", "PROPN", None, None, "other")))[2] == "NAMED_ENTITY"
+    kant = build(*start, ("Kant", "PROPN", "nsubj", 3), ("wrote", "VERB"), chunks=[(2, 3)])
+    assert rules(kant)[2] == "LIKELY_PERSON"
+
+
+def test_a_heading_does_not_use_up_a_name():
+    """After the heading "Reading", the town is a first mention; the common word is not."""
+    heading = [("it", "PRON"), ("\n", "SPACE"), ("Reading", "PROPN"), ("\n", "SPACE"), ("in", "ADP")]
+    assert rules(build(*heading, ("Reading", "PROPN")))[2::3] == ["NO_RULE", "PROPER_NOUN"]
+    assert rules(build(*heading, ("reading", "NOUN", "dobj", 5), chunks=[(5, 6)]))[5] == "REPEATED_WORD"
 
 
 @pytest.mark.parametrize("role", ["attr", "oprd", "dobj", "appos"])

@@ -298,6 +298,22 @@ def test_padding_is_grammatical(spaceless: Path):
     assert classify(padding).classes.tolist() == [FactClass.GRAMMATICAL] * 2
 
 
+def test_unknown_pieces_that_fill_a_row_up_are_padding(tokenizer: Tokenizer, sp: sentencepiece.SentencePieceProcessor):
+    """Two or more unknown pieces at an end of a segment spell nothing and are grammatical, also around control pieces;
+    inside, and alone, they stand for text."""
+    ids = sp.encode("in 1867")
+    for before, after in (([], [UNK] * 5), ([UNK] * 3, []), ([BOS, UNK, UNK], [UNK, UNK, EOS])):
+        (segment,) = tokenizer.segments(np.array([*before, *ids, *after]))
+        assert segment.text == "in 1867"
+        assert segment.control.tolist() == [True] * len(before) + [False] * len(ids) + [True] * len(after)
+        assert_in_order(segment.offsets, segment.ids, segment.text)
+    (nothing,) = tokenizer.segments(np.array([UNK] * 4))
+    assert nothing.text == "" and classify(nothing).classes.tolist() == [FactClass.GRAMMATICAL] * 4
+    for row in ([*ids, UNK], [UNK, *ids], [*ids, UNK, UNK, *ids]):
+        (segment,) = tokenizer.segments(np.array(row))
+        assert segment.text.count("\ufffd") == row.count(UNK) and not segment.control.any()
+
+
 @some
 @given(st.lists(st.integers(0, 300) | st.just(EOS), max_size=24))
 def test_segments_are_cut_at_control_ids(tokenizer: Tokenizer, ids: list[int]):

@@ -83,6 +83,14 @@ def test_prepare_prints_what_it_did(source: Path, tmp_path: Path, capsys: pytest
     assert "already prepared" in " ".join(capsys.readouterr().out.split())
 
 
+def test_what_is_passed_over_is_printed(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """`prepare` and `knowledge build` both name the files of a folder that look like data and were not read."""
+    (tmp_path / "b.csv").write_text("id,text\n")
+    for command in (["prepare"], ["knowledge", "build"]):
+        assert main([*command, str(tmp_path), "--out", str(tmp_path.parent / f"{tmp_path.name}-{command[0]}")]) == 0
+        assert "not read: 1 x .csv (b.csv); known are .jsonl" in " ".join(capsys.readouterr().out.split())
+
+
 def test_options_reach_the_data_set(source: Path, tmp_path: Path):
     """Every option of the command line arrives in the record of the run."""
     arguments = "--id-column id --title-column title --text-column text --val-fraction 0.25 --size-limit 64kb"
@@ -124,7 +132,7 @@ def test_user_errors_are_one_message(source: Path, tmp_path: Path, capfd: pytest
     (tmp_path / "file").write_text("")
     expected = [
         ((tmp_path / "nowhere.jsonl", *out), "does not exist"),
-        ((tmp_path / "table.csv", *out), r".jsonl, .jsonl.gz, .jsonl.zst, .parquet"),
+        ((tmp_path / "table.csv", *out), "known are .jsonl, .ndjson and .json (also with .gz, .zst, "),
         ((tmp_path / "empty", *out), "hold neither"),
         ((source, source, *out), "given twice"),
         ((source, *out, "--text-column", "txt"), "it has 'id', 'title', 'text'; did you mean 'text'?"),

@@ -115,13 +115,22 @@ def test_ids_are_unique_across_sources_and_only_the_first_examples_are_kept(tmp_
     assert summary.documents == 40 and summary.refused["duplicate id"].count == 40
     assert len(summary.refused["duplicate id"].examples) == 5
     assert len(refused(tmp_path / "out")) == 40
+    (warning,) = summary.warnings
+    assert "40 rows have the id of an earlier row" in warning and "--id-column ''" in warning
+
+
+def test_ids_that_begin_anew_in_each_file_are_switched_off(tmp_path: Path):
+    """With an empty --id-column no document is lost, and there is nothing to warn of."""
+    first, second = (write_jsonl(tmp_path / name, ARTICLES) for name in ("a.jsonl", "b.jsonl"))
+    summary = prepare([first, second], tmp_path / "out", options=ShardOptions(id_column=""))
+    assert summary.documents == 80 and summary.refused == {} and summary.warnings == []
 
 
 def test_a_source_that_is_cut_short_leaves_nothing(tmp_path: Path):
     """A truncated download ends the run, and no folder of any kind remains."""
     source = tmp_path / "a.jsonl.gz"
     source.write_bytes(gzip.compress("".join(json.dumps(row) + "\n" for row in ARTICLES).encode())[:-20])
-    with pytest.raises(PrepareError, match="damaged"):
+    with pytest.raises(PrepareError, match="cut short"):
         prepare([source], tmp_path / "out")
     assert [p.name for p in tmp_path.iterdir()] == ["a.jsonl.gz"]
 
@@ -208,6 +217,19 @@ def test_what_an_earlier_version_prepared_is_still_prepared(tmp_path: Path):
             del part[name]
     (tmp_path / "out" / "prepare.json").write_text(json.dumps(record))
     assert prepare([source], tmp_path / "out").already_prepared
+
+
+def test_calls_that_an_earlier_version_left_in_the_text_are_not_kept(tmp_path: Path):
+    """Data of lookup calls were read otherwise before, so the command asks for --overwrite."""
+    source = write_jsonl(tmp_path / "a.jsonl", ARTICLES)
+    options = ShardOptions(inline_calls="lmlm")
+    prepare([source], tmp_path / "out", options=options)
+    assert prepare([source], tmp_path / "out", options=options).already_prepared
+    record = json.loads((tmp_path / "out" / "prepare.json").read_text())
+    record["plan"]["format"] = 1
+    (tmp_path / "out" / "prepare.json").write_text(json.dumps(record))
+    with pytest.raises(PrepareError, match="another version of this tool; use --overwrite"):
+        prepare([source], tmp_path / "out", options=options)
 
 
 # ---------------------------------------------------------------- the hold-out

@@ -1,18 +1,27 @@
-"""lacy_stream.prepare.inputs on real files: what every kind of source gives, and what it refuses."""
+"""Sources -> inputs -> rows, on real files: what each kind of source gives, refuses and passes over."""
 
 from __future__ import annotations
 
+import bz2
+import codecs
+import datetime
+import decimal
 import gzip
 import json
+import lzma
 import random
+import uuid
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import zstandard
 
-from lacy_stream.prepare.inputs import PrepareError, ReadOptions, SourceRow, _split_name, find_inputs, read_rows
+from lacy_stream.prepare.inputs import _split_name, find_inputs
 from lacy_stream.prepare.lmlm import ValueLocation
+from lacy_stream.prepare.rows import SourceRow, read_rows
+from lacy_stream.prepare.settings import PrepareError, ReadOptions
 
 ARTICLES = [{"id": f"doc-{n}", "title": f"Title {n}", "text": f"Body of {n}, été.\n"} for n in range(40)]
 TEXTS = [(row["id"], f"{row['title']}\n\n{row['text']}") for row in ARTICLES]
@@ -41,21 +50,42 @@ def refused(rows: list[SourceRow]) -> list[tuple[int, str, str]]:
     return [(row.number, row.id, row.refused) for row in rows if row.refused]
 
 
+def lz4(data: bytes) -> bytes:
+    import pyarrow as pa
+
+    sink = pa.BufferOutputStream()
+    with pa.CompressedOutputStream(sink, "lz4") as stream:
+        stream.write(data)
+    return sink.getvalue().to_pybytes()
+
+
+# Two frames, as `cat a.zst b.zst` makes them, cut in the middle of a line.
+COMPRESSED: dict[str, Callable[[bytes], bytes]] = {
+    "": bytes,
+    "gz": lambda data: gzip.compress(data[:1000]) + gzip.compress(data[1000:]),
+    "zst": lambda data: zstandard.compress(data[:1000]) + zstandard.compress(data[1000:]),
+    "bz2": lambda data: bz2.compress(data[:1000]) + bz2.compress(data[1000:]),
+    "xz": lambda data: lzma.compress(data[:1000]) + lzma.compress(data[1000:]),
+    "lzma": lambda data: lzma.compress(data, format=lzma.FORMAT_ALONE),
+    "lz4": lz4,
+}
+
+
 def make_source(kind: str, folder: Path) -> Path:
     """ARTICLES in a container of this kind."""
     plain = write_jsonl(folder / "a.jsonl", ARTICLES)
-    if kind == "jsonl":
-        return plain
-    data, path = plain.read_bytes(), folder / f"a.{kind}"
-    if kind == "jsonl.gz":
-        path.write_bytes(gzip.compress(data))
-    elif kind == "jsonl.zst":  # two frames, as `cat a.zst b.zst` makes them, cut in the middle of a line
-        path.write_bytes(zstandard.compress(data[:1000]) + zstandard.compress(data[1000:]))
-    elif kind == "parquet":
+    name, _, compression = kind.lower().partition(".")
+    path = folder / f"b.{kind}"
+    if name in ("jsonl", "ndjson", "json"):
+        path.write_bytes(COMPRESSED[compression](plain.read_bytes()))
+    elif name == "parquet":
         import pyarrow as pa
         import pyarrow.parquet as pq
 
         pq.write_table(pa.Table.from_pylist(ARTICLES), path, row_group_size=7)
+    elif name == "array":
+        path = folder / "b.json"
+        path.write_text(json.dumps(ARTICLES, indent=2))
     else:
         from datasets import Dataset, DatasetDict
 
@@ -69,7 +99,11 @@ def make_source(kind: str, folder: Path) -> Path:
 # ---------------------------------------------------------------- containers
 
 
-@pytest.mark.parametrize("kind", ["jsonl", "jsonl.gz", "jsonl.zst", "parquet", "saved", "saved-dict"])
+@pytest.mark.parametrize(
+    "kind",
+    ["jsonl", "jsonl.gz", "jsonl.zst", "jsonl.bz2", "jsonl.xz", "jsonl.lzma", "jsonl.lz4"]
+    + ["ndjson", "JSONL.GZ", "json", "json.gz", "json.zst", "array", "parquet", "PARQUET", "saved", "saved-dict"],
+)
 def test_every_source_kind_gives_the_same_documents(kind: str, tmp_path: Path):
     """Title, blank line and body, rows counted from 1, and a share that grows up to 1."""
     rows = read(make_source(kind, tmp_path))
@@ -109,13 +143,97 @@ def test_zstd_frames_and_read_blocks_may_end_anywhere(tmp_path: Path):
     assert documents(read(tmp_path / "a.jsonl.zst")) == documents(read(tmp_path / "a.jsonl"))
 
 
-@pytest.mark.parametrize("kind", ["jsonl.gz", "jsonl.zst", "parquet"])
+@pytest.mark.parametrize("kind", ["jsonl.gz", "jsonl.zst", "jsonl.bz2", "jsonl.xz", "jsonl.lz4", "parquet"])
 def test_a_file_that_is_cut_short_is_an_error(kind: str, tmp_path: Path):
-    """A truncated download never passes for a shorter data set."""
+    """A truncated download never passes for a shorter data set, and the message says that it is cut short."""
     source = make_source(kind, tmp_path)
     source.write_bytes(source.read_bytes()[:-20])
-    with pytest.raises(PrepareError, match="damaged|cannot be read"):
+    with pytest.raises(PrepareError, match="cannot be read after line .* cut short|cannot be read as Parquet"):
         read(source)
+
+
+@pytest.mark.parametrize("kind", ["jsonl.gz", "jsonl.zst", "jsonl.bz2", "jsonl.xz", "jsonl.lz4"])
+def test_a_file_with_wrong_bytes_is_damaged(kind: str, tmp_path: Path):
+    """Bytes that changed in the middle of compressed data are an error that names the file."""
+    source = make_source(kind, tmp_path)
+    data = bytearray(source.read_bytes())
+    data[len(data) // 3 : len(data) // 3 + 40] = bytes(40)
+    source.write_bytes(data)
+    with pytest.raises(PrepareError, match=f"{source} cannot be read after line .*(damaged|cut short)"):
+        read(source)
+
+
+# ---------------------------------------------------------------- unusual files
+
+
+@pytest.mark.parametrize(
+    ("name", "compression"),
+    [("a.jsonl.gz", ""), ("a.jsonl.zst", "gz"), ("a.json.gz", "zst"), ("a.jsonl", "bz2"), ("a.jsonl", "xz")],
+)
+def test_the_content_says_how_a_file_is_compressed(name: str, compression: str, tmp_path: Path):
+    """A browser may unpack a file and keep its name, or the other way round: the rows are the same."""
+    data = write_jsonl(tmp_path / "plain", ARTICLES).read_bytes()
+    (tmp_path / name).write_bytes(COMPRESSED[compression](data))
+    assert documents(read(tmp_path / name)) == TEXTS
+
+
+def zstd_frame(data: bytes, window_exponent: int) -> bytes:
+    """A zstd frame of one raw block, whose header asks for a window of 2 ** window_exponent bytes."""
+    block = (len(data) << 3 | 1).to_bytes(3, "little")
+    return b"\x28\xb5\x2f\xfd\x00" + bytes([(window_exponent - 10) << 3]) + block + data
+
+
+def test_zstd_windows_up_to_2_gb_are_read(tmp_path: Path):
+    """Files of --ultra --long=31, whose windows zstd does not read by default. Larger ones are no damage."""
+    data = write_jsonl(tmp_path / "plain", ARTICLES).read_bytes()
+    for exponent in (28, 31):
+        (tmp_path / "a.jsonl.zst").write_bytes(zstd_frame(data, exponent))
+        assert documents(read(tmp_path / "a.jsonl.zst")) == TEXTS
+    (tmp_path / "a.jsonl.zst").write_bytes(zstd_frame(data, 32))
+    with pytest.raises(PrepareError, match="its zstd window is larger than 2 GB; compress it again without"):
+        read(tmp_path / "a.jsonl.zst")
+
+
+def test_zstd_dictionaries_and_frames_to_skip_are_no_damage(tmp_path: Path):
+    """Parallel zstd begins with a frame of its own; a dictionary that is not at hand is named."""
+    data = write_jsonl(tmp_path / "plain", ARTICLES).read_bytes()
+    skipped = b"\x50\x2a\x4d\x18\x04\x00\x00\x00size"
+    (tmp_path / "a.jsonl.zst").write_bytes(skipped + zstandard.compress(data) + skipped)
+    assert documents(read(tmp_path / "a.jsonl.zst")) == TEXTS
+    samples = [json.dumps({"id": n, "text": random.Random(n).randbytes(200).hex()}).encode() for n in range(500)]
+    dictionary = zstandard.train_dictionary(8192, samples)
+    (tmp_path / "a.jsonl.zst").write_bytes(zstandard.ZstdCompressor(dict_data=dictionary).compress(data))
+    with pytest.raises(PrepareError, match="compressed with a zstd dictionary"):
+        read(tmp_path / "a.jsonl.zst")
+
+
+@pytest.mark.parametrize("compression", ["", "gz"])
+def test_files_joined_with_byte_order_marks(compression: str, tmp_path: Path):
+    """`cat a.jsonl b.jsonl`, each with a byte-order mark, gives the rows of both; so do their compressed forms."""
+    parts = [codecs.BOM_UTF8 + json.dumps(row).encode() + b"\r\n" for row in ARTICLES]
+    (tmp_path / "a.jsonl.gz").write_bytes(b"".join(map(COMPRESSED[compression], parts)))
+    assert documents(read(tmp_path / "a.jsonl.gz")) == TEXTS
+
+
+def test_another_encoding_is_named(tmp_path: Path):
+    """UTF-16, as PowerShell writes it, is not called damaged, and the message says how to convert it."""
+    for encoding in ("utf-16", "utf-32"):
+        (tmp_path / "a.jsonl").write_text('{"text": "t"}\n', encoding=encoding)
+        with pytest.raises(PrepareError, match="is UTF-16 or UTF-32; convert it with `iconv"):
+            read(tmp_path / "a.jsonl")
+
+
+def test_a_json_file_is_lines_or_one_value(tmp_path: Path):
+    """A .json file may hold lines, an array, or one document over many lines; its first line decides."""
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps({"id": 1, "text": "one"}, indent=2))
+    assert documents(read(path)) == [("1", "one")]
+    path.write_text('\n[{"id": 1, "text": "one"}, 5, {"text": "three"}]')
+    rows = read(path)
+    assert documents(rows) == [("1", "one"), ("a.json:3", "three")] and refused(rows) == [(2, "", "not a JSON object")]
+    path.write_text('broken\n{"id": 1, "text": "one"}\n')
+    rows = read(path)
+    assert documents(rows) == [("1", "one")] and refused(rows) == [(1, "", "not valid JSON")]
 
 
 def test_a_folder_is_read_in_sorted_order(tmp_path: Path):
@@ -191,6 +309,8 @@ def test_a_downloaded_repository_gives_the_split_that_is_asked_for(tmp_path: Pat
         ("test/deep/0000.parquet", "test"),
         ("train/test.jsonl", "test"),
         ("dev[1].jsonl", "dev[1]"),
+        ("TRAIN-0001.JSONL.GZ", "train"),
+        ("Validation/a.json.zst", "validation"),
         ("training.jsonl", ""),
         ("train-articles.jsonl", ""),
         ("part-00000-of-00009.jsonl", ""),
@@ -211,6 +331,54 @@ def test_names_that_say_no_split_are_all_read(tmp_path: Path):
     assert "--hf-split 'test' chose nothing in" in note and str(folder) in note
     (note,) = notes(folder, hf_config="en")
     assert "--hf-config 'en' chose nothing" in note
+
+
+def test_a_folder_of_many_formats_is_read_whole(tmp_path: Path):
+    """No format is passed over because there is a file of another one, and case does not matter."""
+    names = ["a.json.gz", "b.jsonl", "c.json.zst", "d.NDJSON", "e.JSONL.XZ", "f.json", "g.jsonl.bz2", "h.parquet"]
+    folder = make_tree(tmp_path / "in", *[name for name in names if name.lower().count(".") == 1])
+    for name in names:
+        if name.count(".") == 2:
+            data = json.dumps({"text": name}).encode()
+            (folder / name).write_bytes(COMPRESSED[name.lower().rpartition(".")[2]](data))
+    assert found_texts(folder) == names and notes(folder) == []
+
+
+def test_what_looks_like_data_and_is_not_read_is_named(tmp_path: Path):
+    """Other formats, archives, settings and links are named with their numbers; documentation is not."""
+    others = ["b.csv", "c/d.csv", "e.txt", "f.tar.gz", "g", "h.parquet.gz", "i.jsonl.br", "j.mds"]
+    folder = make_tree(
+        tmp_path / "in", "a.jsonl", *others, "README.md", "LICENSE", "readme.txt", "load.py", ".hidden.csv"
+    )
+    (folder / "config.json").write_text('{"name": "x"}')
+    (folder / "link").symlink_to(tmp_path)
+    (folder / "lost.jsonl").symlink_to(tmp_path / "nowhere")
+    assert found_texts(folder) == ["a.jsonl"]
+    (note,) = notes(folder)
+    for part in (
+        *("2 x .csv (b.csv, c/d.csv)", "1 x .txt (e.txt)", "1 x .tar.gz (f.tar.gz)", "1 x no suffix (g)"),
+        *("1 x .parquet.gz (h.parquet.gz)", "1 x .jsonl.br (i.jsonl.br)", "1 x .mds (j.mds)"),
+        *("1 x .json (config.json)", "1 x links to folders (link)", "1 x broken links (lost.jsonl)"),
+    ):
+        assert part in note
+    assert not any(name in note for name in ("README", "LICENSE", "readme", "load.py", "hidden"))
+    (folder / "a.jsonl").unlink()
+    with pytest.raises(PrepareError, match=r"hold neither .* \(not read: .*2 x \.csv"):
+        find_inputs([folder], ReadOptions())
+
+
+def test_a_list_of_data_sets_is_no_saved_data_set(tmp_path: Path):
+    """LLaMA-Factory keeps a dataset_info.json beside its files: they are read."""
+    folder = make_tree(tmp_path / "in", "a.jsonl")
+    (folder / "dataset_info.json").write_text('{"a": {"file_name": "a.jsonl"}}')
+    assert found_texts(folder) == ["a.jsonl"]
+    assert "1 x .json (dataset_info.json)" in notes(folder)[0]
+
+
+def test_the_other_splits_of_a_saved_dictionary_are_named(tmp_path: Path):
+    """A saved DatasetDict says which splits were not read."""
+    (note,) = notes(make_source("saved-dict", tmp_path))
+    assert "read only split 'train'" in note and "not other;" in note
 
 
 def test_what_prepare_wrote_is_no_source(tmp_path: Path):
@@ -240,6 +408,58 @@ def test_columns_can_be_named_and_missing_ids_are_made(tmp_path: Path):
     source = write_jsonl(tmp_path / "a.jsonl", rows)
     found = documents(read(source, id_column="url", title_column="head", text_column="body"))
     assert found == [("u1", "H\n\none"), ("a.jsonl:2", "two"), ("7", "3")]
+
+
+def test_ids_can_be_switched_off(tmp_path: Path):
+    """Where ids begin anew in each file, an empty --id-column makes them of file name and row."""
+    for name in ("a.jsonl", "b.jsonl"):
+        write_jsonl(tmp_path / name, [{"id": n, "text": f"{name} {n}"} for n in range(2)])
+    found = documents(read(tmp_path / "a.jsonl", tmp_path / "b.jsonl", id_column=""))
+    assert [id for id, _ in found] == ["a.jsonl:1", "a.jsonl:2", "b.jsonl:1", "b.jsonl:2"]
+
+
+def test_float_ids_are_numbers(tmp_path: Path):
+    """pandas makes floats of integers where one is missing: 7.0 is 7, and NaN is no id."""
+    lines: list[Any] = [b'{"id": 7.0, "text": "a"}', b'{"id": NaN, "text": "b"}', b'{"id": 1.5, "text": "c"}']
+    found = documents(read(write_jsonl(tmp_path / "a.jsonl", [*lines, {"id": 1e15, "text": "d"}])))
+    assert [id for id, _ in found] == ["7", "a.jsonl:2", "1.5", "1000000000000000"]
+
+
+def test_ids_of_every_type_of_parquet(tmp_path: Path):
+    """Floats, decimals, dates, bytes and UUIDs are ids as well, and none of them costs a row."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    one = uuid.UUID("12345678-1234-5678-1234-567812345678")
+    columns = [
+        (pa.array([7.0, None], pa.float64()), "7"),
+        (pa.array([decimal.Decimal(12), None], pa.decimal128(5, 0)), "12"),
+        (pa.array([datetime.date(1867, 11, 7), None]), "1867-11-07"),
+        (pa.array([b"caf\xc3\xa9", None], pa.binary()), "caf\xe9"),
+        (pa.array([b"\xff\x00", None], pa.binary()), "ff00"),
+        (pa.array([one.bytes, None], pa.binary(16)), str(one)),
+        (pa.array([b"\x01\x02\x03", None], pa.binary(3)), "010203"),
+        (pa.ExtensionArray.from_storage(pa.uuid(), pa.array([one.bytes, None], pa.binary(16))), str(one)),
+    ]
+    for ids, expected in columns:
+        pq.write_table(pa.table({"id": ids, "text": ["one", "two"]}), tmp_path / "a.parquet")
+        assert documents(read(tmp_path / "a.parquet")) == [(expected, "one"), ("a.parquet:2", "two")]
+
+
+def test_binary_texts_of_parquet_are_read(tmp_path: Path):
+    """Texts and titles of a column of bytes are UTF-8, as Spark writes strings; bytes that are none cost their row."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    texts = [b"\xc3\xa9t\xc3\xa9", b"caf\xe9", None]
+    for type in (pa.binary(), pa.large_binary(), pa.binary_view(), pa.dictionary(pa.int32(), pa.binary())):
+        column = pa.array(texts, pa.binary())
+        column = column.dictionary_encode() if pa.types.is_dictionary(type) else column.cast(type)
+        table = pa.table({"id": ["1", "2", "3"], "title": pa.array([b"T", None, None], pa.binary()), "text": column})
+        pq.write_table(table, tmp_path / "a.parquet")
+        rows = read(tmp_path / "a.parquet")
+        assert documents(rows) == [("1", "T\n\n\xe9t\xe9")]
+        assert refused(rows) == [(2, "2", "invalid UTF-8"), (3, "3", "no text")]
 
 
 def test_one_column_can_be_id_and_title(tmp_path: Path):
@@ -338,8 +558,8 @@ BAD_LINES: list[tuple[Any, str, str]] = [
     ({"id": "white", "text": " \n\t\u3000"}, "white", "empty text"),
     ({"id": "number", "text": 5}, "number", "text is not a string"),
     ({"id": "title", "title": ["x"], "text": "t"}, "title", "title is not a string"),
-    ({"id": 1.5, "text": "t"}, "", "id is neither a string nor an integer"),
-    ({"id": True, "text": "t"}, "", "id is neither a string nor an integer"),
+    ({"id": [1], "text": "t"}, "", "id is neither a string nor a number"),
+    ({"id": True, "text": "t"}, "", "id is neither a string nor a number"),
     (b'{"id": "broken", "text": "caf\xe9"}', "", "invalid UTF-8"),
     (b'{"id": "lone", "text": "\\ud800"}', "lone", "invalid UTF-8"),
     (b'{"id": "\\udc00", "text": "t"}', "", "invalid UTF-8"),

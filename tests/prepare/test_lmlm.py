@@ -35,6 +35,23 @@ def test_example_of_the_paper() -> None:
         assert found == (clean, [(21, 36)], {ValueLocation.AT_ONCE: 1})
 
 
+@pytest.mark.parametrize(
+    "lookup",
+    [
+        "[DBLookup('Ada', 'Born') -> 1815]",
+        "[ dblookup ('Ada', 'Born' ) - > 1815 ]",
+        "[db_lookup('Ada', 'Born') --> 1815]",
+        "[DB lookup('Ada', 'Born')\u21921815]",
+        "<|DB_START|> Ada <|SEP|> Born <|DB_Retrieve|> 1815 <|DB_END|>",
+        "<| db_entity |> Ada<| db_relationship |> Born< |db_return| > 1815<|db_end |>",
+    ],
+)
+def test_calls_in_other_case_and_spacing(lookup: str) -> None:
+    """Language models write calls in other ways, too: they are taken out and counted all the same."""
+    found = remove_calls(f"Ada was born in {lookup} 1815.")
+    assert found == ("Ada was born in 1815.", [(16, 20)], {ValueLocation.AT_ONCE: 1})
+
+
 def test_text_without_calls() -> None:
     """Brackets, pipes and arrows of the text itself stay."""
     text = "He said [sic] it -> a|b <|x|>, \u201cso\u201d.  \n"
@@ -157,6 +174,9 @@ def test_value_that_is_not_there(value: str) -> None:
         ("on <|db_entity|> Napoleon", "without a value"),
         ("on August 15<|db_end|> 1769", "no beginning or no end"),
         ("on <|sep|> 1769", "no beginning or no end"),
+        ("on <| SEP |> 1769", "no beginning or no end"),
+        ("on <|DB_Return|> 1769", "no beginning or no end"),
+        ("on dbLookup ('E', 'R') -> 1769", "no beginning or no end"),
     ],
 )
 def test_broken_calls_are_refused(annotated: str, message: str) -> None:
