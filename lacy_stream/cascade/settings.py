@@ -139,7 +139,7 @@ class GenerateOptions:
     """Articles that the partner reads first: a store made by `lacy-stream knowledge build`."""
 
     title: Annotated[str, "TITLE"] | None = None
-    """Title of the article for --prompt. Default: NAME in "Tell me a bio of NAME. "."""
+    """Title of the article for --prompt. Default: NAME in "Tell me a bio of NAME. NAME is"."""
 
     template: Annotated[str, "FILE"] | None = None
     """Text around {title} and {article}. Default: the paper's, for Qwen 3."""

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from real_tokenizers import REAL, SMALL, make
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from annotator.tokenizers import open_tokenizer
 from lacy_stream.cli.main import main
@@ -174,6 +174,20 @@ def test_without_call(checkpoint: Path, exported: Path, tmp_path: Path, capsys: 
     assert tokenizer(text)["input_ids"] == open_tokenizer(load_model(checkpoint).tokenizer).encode(text).ids.tolist()
     ours = load_model(out)
     assert ours.call_token_id is None and ours.start_ids == (2,) and ours.max_seq_len == 64
+
+
+def test_a_tokenizer_json_without_call(tmp_path: Path) -> None:
+    """A tokenizer.json of Hugging Face is copied as it is, and <CALL> is added only to a folder with its row."""
+    file = make("unigram", tmp_path / "tokenizer") / "tokenizer.json"
+    ours = open_tokenizer(file)
+    for rows, call in ((ours.vocab_size, None), (ours.vocab_size + 1, ours.vocab_size)):
+        model = GPT2LMHeadModel(GPT2Config(vocab_size=rows, n_positions=32, n_embd=8, n_layer=1, n_head=1))
+        out = tmp_path / str(rows)
+        out.mkdir()
+        write_folder(CallingModel(model, file, call, ours.eos_id, 32, "m", None), out)
+        theirs = AutoTokenizer.from_pretrained(out)
+        assert len(theirs) == rows and ("<CALL>" in theirs.get_vocab()) == (call is not None)
+        assert theirs("Ada", add_special_tokens=False)["input_ids"] == ours.encode("Ada").ids.tolist()
 
 
 def test_load_model_takes_both(checkpoint: Path, exported: Path) -> None:
