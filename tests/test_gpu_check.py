@@ -56,8 +56,9 @@ def test_methods_agree_with_float64(lines: Lines) -> None:
     for line in methods:
         bound = 1e-5 if line["dtype"] == "float32" else 2e-2
         assert line["loss_error"] < bound and line["gradient_error"] < bound and not line["masks_differ_at"], line
-    # Each method has a selection of its own, so that an agreement says something.
-    assert len({round(line["loss"], 6) for line in methods if line["objective"] == "paper"}) > 3 * len(METHODS)
+    # Each method selects otherwise, so that an agreement says something of it.
+    of_one_way = [line for line in methods if (line["objective"], line["dtype"]) == ("paper", "float32")]
+    assert len({round(line["loss"], 6) for line in of_one_way if line["source"] == "logits"}) == len(METHODS)
     trainings = {(line["microbatches"], line["fused_loss"]) for line in lines["agree"]["training"]}
     assert trainings == {(4, False), (1, True), (4, True)}
     assert all(line["weights_error"] < 1e-5 for line in lines["agree"]["training"])
@@ -80,6 +81,8 @@ def test_every_plan_of_a_step_runs(lines: Lines) -> None:
     assert all(line["ms"] > 0 and line["tokens_per_s"] > 0 and line["mfu"] > 0 for line in steps)
     for name in ("fused_loss", "dense_mask", "pad_vocab_to", "fused_adamw", "compiled", "composer", "scope", "loss"):
         assert len({line[name] for line in steps}) == 2, name
+    ratios = {line["plan"]: line["times_hf"] for line in lines["steps"]["call mask"]}
+    assert {"toy ours, rows=4", "toy ours, rows=4, fused_loss=False", "toy ours, rows=4, compiled=True"} <= set(ratios)
 
 
 def test_arguments_that_cannot_be_are_refused(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from composer import Trainer
-from models import attend_with_dense_mask, make_model, make_optimizer, random_loader
+from learner import attend_with_dense_mask, make_model, make_optimizer, random_loader
 from report import Check
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -49,7 +49,7 @@ def _report_attention(check: Check) -> None:
     pieces, length = 300, 64
     ids_BT = torch.randint(0, pieces, (2, length), device=check.device)
     for wanted in (False, True):
-        model = make_model("toy" if check.toy else "42M", pieces, length).model.to(check.device).train()
+        model = make_model("toy" if check.toy else "42M", pieces, length).model.train()
         if wanted:
             attend_with_dense_mask(model)
         calls: list[tuple[bool, bool]] = []
@@ -252,7 +252,7 @@ def train(check: Check, precision: str, microbatches: int, fused_loss: bool) -> 
         device_train_microbatch_size=rows // microbatches,
         progress_bar=False,
         seed=5,
-        **check.trainer_settings | {"precision": precision},
+        **check.trainer_settings(precision),
     )
     trainer.fit()
     trainer.close()

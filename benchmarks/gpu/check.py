@@ -1,4 +1,4 @@
-"""Does lacy-stream work on this GPU node, and how fast is it? A check of some ten minutes.
+"""Does lacy-stream work on this GPU node, and how fast is it? The limits of all parts add up to 18 minutes.
 
     python benchmarks/gpu/check.py --articles articles.jsonl.zst --out check --parts env smoke agree steps
     python benchmarks/gpu/check.py --articles articles.jsonl.zst --out check --parts stall objectives
@@ -17,7 +17,8 @@ Every finding is a JSON line, printed at once and appended to OUT/results.jsonl.
 - objectives: ``paper`` and ``defer`` beside a baseline, three models on the same batches.
 
 Each part is a process, which is ended at its limit; its lines until then are kept, and its messages are in
-OUT/PART.err. The exit code is 1 if a part failed or a line says that a bound was exceeded (``"within": false``).
+OUT/PART.err. The exit code is 1 if a part failed, had no time or reached its limit, or if a line says that a
+bound was exceeded (``"within": false``).
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +73,7 @@ def main() -> int:
             limit = min(limit, args.limits[part])
         if limit < LEAST_S:
             append_line(results, part=part, name="skipped", left_s=round(limit))
+            succeeded.append(False)
             continue
         succeeded.append(finish(part, start(part, args, limit), limit, args.out))
     lines = [json.loads(line) for line in results.read_text().splitlines()]
@@ -134,16 +137,15 @@ def start(part: str, args: argparse.Namespace, limit: float) -> subprocess.Popen
 def finish(part: str, process: subprocess.Popen, limit: float, out: Path) -> bool:
     """Wait for a part, and end it and its children at its limit. Returns whether it succeeded."""
     start = time.monotonic()
-    code: Any
+    code: Any = "interrupted"
     try:
         code = process.wait(timeout=max(0.0, limit))
     except subprocess.TimeoutExpired:
         code = "ended at its limit"
-    try:
-        os.killpg(process.pid, signal.SIGKILL)  # what the part has started and not ended
-    except ProcessLookupError:
-        pass
-    process.wait()
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # what the part has started and not ended
+        process.wait()
     append_line(out / "results.jsonl", part=part, name="end", exit=code, seconds=round(time.monotonic() - start, 1))
     if code != 0:
         print((out / f"{part}.err").read_text(errors="replace")[-2500:], flush=True)

@@ -60,6 +60,7 @@ def _report_ceilings(check: Check) -> None:
         "ceilings",
         device=torch.cuda.get_device_name() if check.on_gpu else "cpu",
         memory_gb=round(torch.cuda.get_device_properties(0).total_memory / 1e9, 1) if check.on_gpu else None,
+        bf16=torch.cuda.is_bf16_supported() if check.on_gpu else None,
         matmul_tflops=round(2 * width**3 / product_s / 1e12, 3),
         copy_tb_per_s=round(2 * size / copy_s / 1e12, 4),
         peak_tflops=check.peak_tflops,

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from models import Learner, make_model
+from learner import Learner, make_model
 from report import PIECES, TOKENIZER, Check
 
 from annotator import AnnotatorSettings, FactClass
@@ -40,7 +40,7 @@ def run(check: Check) -> None:
         for name in (BASELINE, *OBJECTIVES)
     }
     with AnnotationPool(AnnotatorSettings(tokenizer_path(TOKENIZER)), num_workers=1 if check.toy else None) as pool:
-        loader_settings = {"batch_size": rows, "max_seq_len": length, "lanes": rows}
+        loader_settings: dict[str, Any] = {"batch_size": rows, "max_seq_len": length, "lanes": rows}
         loader = annotated_dataloader(data, pool, split="train", shuffle=True, **loader_settings)
         tokens = train(check, learners, loader, lr, check.seconds_left() - evaluation_s, rows * length)
         val = annotated_dataloader(data, pool, split="val", repeat=False, **loader_settings)

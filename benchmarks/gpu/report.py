@@ -85,10 +85,10 @@ class Check:
 
         return torch.autocast(self.device, dtype=torch.bfloat16, enabled=self.on_gpu)
 
-    @property
-    def trainer_settings(self) -> dict[str, Any]:
-        """Arguments of Composer's Trainer that belong to the device."""
-        return {"device": "gpu" if self.on_gpu else "cpu", "precision": "amp_bf16" if self.on_gpu else "fp32"}
+    def trainer_settings(self, precision: str | None = None) -> dict[str, Any]:
+        """Arguments of Composer's Trainer that belong to the device. By default, the precision is that of recipes."""
+        device, default = ("gpu", "amp_bf16") if self.on_gpu else ("cpu", "fp32")
+        return {"device": device, "precision": precision or default}
 
     def data(self) -> Path:
         """A folder of MDS shards of the articles, prepared once."""

@@ -26,6 +26,7 @@ TOY_SETTINGS = (
     "train_loader.lanes=16",
     "eval_loader.lanes=16",
     "optimizer.lr=0.01",
+    "callbacks.speed_monitor.window_size=2",
 )
 GROUPS = ("throughput", "memory", "stream", "call_mask", "metrics")
 """The first parts of the names of metrics that are reported."""
@@ -73,7 +74,7 @@ def train(check: Check, folder: Path, steps: int, saved: int, checkpoint: Path |
         f"eval_interval={steps}ba",
         "eval_subset_num_batches=4",
         f"save_interval={saved}ba",
-        f"save_folder={folder}",
+        f"save_folder={'null' if checkpoint else folder}",
         f"loggers.file.filename={log}",
         "autoresume=false",
         "progress_bar=false",

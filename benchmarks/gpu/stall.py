@@ -7,7 +7,7 @@ import time
 from typing import Any, NamedTuple
 
 from composer import Callback, Trainer
-from models import make_model, make_optimizer, random_loader
+from learner import make_model, make_optimizer, random_loader
 from report import PIECES, TOKENIZER, Check
 
 from annotator import AnnotatorSettings
@@ -79,7 +79,7 @@ def train(check: Check, setting: Setting, loader: Any, pool: AnnotationPool | No
         device_train_microbatch_size=setting.rows,
         progress_bar=False,
         seed=5,
-        **check.trainer_settings,
+        **check.trainer_settings(),
     )
     trainer.fit()
     trainer.close()
