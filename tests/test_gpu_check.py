@@ -77,7 +77,7 @@ def test_recipe_trains_and_resumes(lines: Lines) -> None:
 def test_every_plan_of_a_step_runs(lines: Lines) -> None:
     """Each plan has a time and an MFU; each improvement is there on and off."""
     steps = lines["steps"]["step"]
-    assert len(steps) == 18
+    assert len(steps) == 19
     assert all(line["ms"] > 0 and line["tokens_per_s"] > 0 and line["mfu"] > 0 for line in steps)
     for name in ("fused_loss", "dense_mask", "pad_vocab_to", "fused_adamw", "compiled", "composer", "scope", "loss"):
         assert len({line[name] for line in steps}) == 2, name

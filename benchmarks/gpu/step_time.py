@@ -33,7 +33,7 @@ class Plan:
     scope: of the call mask.
     fused_loss: compute our loss from hidden states, rather than from logits.
     dense_mask: give attention a mask [B, 1, T, T], as transformers 4.53 to 4.57 do.
-    pad_vocab_to: the rows of the embedding are a multiple of this; 1 for 32,001 of them.
+    pad_vocab_to: the rows of the embedding are a multiple of this; 1 for 32,001 of them, as recipes of GPT-2 have.
     fused_adamw: AdamW in one kernel; on a CPU it never is.
     compiled: by torch.compile.
     composer: a Trainer of Composer, rather than a plain loop.
@@ -76,6 +76,7 @@ def plans(toy: bool) -> list[Plan]:
         replace(ours, compiled=True),
         replace(large, loss="hf"),
         large,
+        replace(plain, pad_vocab_to=1),
         replace(ours, pad_vocab_to=1),
         replace(ours, dense_mask=True),
         replace(ours, fused_adamw=False),
