@@ -1,0 +1,96 @@
+"""The check of a GPU node (benchmarks/gpu), at toy size on the CPU: it must keep in step with the code."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections import defaultdict
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lacy_stream.objective.methods import OBJECTIVES
+from lacy_stream.objective.selectors import METHODS
+
+pytestmark = [pytest.mark.process, pytest.mark.slow]
+
+ROOT = Path(__file__).resolve().parent.parent
+CHECK = ROOT / "benchmarks" / "gpu" / "check.py"
+
+Lines = dict[str, dict[str, list[dict[str, Any]]]]
+"""Part -> name of the finding -> its lines."""
+
+
+@pytest.fixture(scope="module")
+def lines(tmp_path_factory: pytest.TempPathFactory) -> Lines:
+    """The results of a run of the parts that a node is checked with first."""
+    out = tmp_path_factory.mktemp("check")
+    command = [sys.executable, str(CHECK), "--toy", "--out", str(out), "--parts", "env", "agree", "smoke", "steps"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]
+    found: Lines = defaultdict(lambda: defaultdict(list))
+    for line in (out / "results.jsonl").read_text().splitlines():
+        values = json.loads(line)
+        found[values["part"]][values["name"]].append(values)
+    return found
+
+
+def test_every_part_succeeds(lines: Lines) -> None:
+    """Each part ends with the exit code 0, and no line is outside of its bounds."""
+    assert {part: lines[part]["end"][0]["exit"] for part in ("engine", "env", "agree", "smoke", "steps")} == {
+        "engine": 0, "env": 0, "agree": 0, "smoke": 0, "steps": 0
+    }  # fmt: skip
+    assert lines["check"]["outside of bounds"][0]["lines"] == []
+    assert lines["env"]["versions"][0]["torch"] and lines["env"]["ceilings"][0]["matmul_tflops"] > 0
+
+
+def test_methods_agree_with_float64(lines: Lines) -> None:
+    """All nine methods were compared, in both objectives, from both sources and in both types, and float32 agrees with
+    float64 to 1e-5."""
+    methods = lines["agree"]["method"]
+    ways = {(line["method"], line["objective"], line["source"], line["dtype"]) for line in methods}
+    assert ways == set(product(METHODS, OBJECTIVES, ("logits", "hidden states"), ("float32", "bfloat16")))
+    for line in methods:
+        bound = 1e-5 if line["dtype"] == "float32" else 2e-2
+        assert line["loss_error"] < bound and line["gradient_error"] < bound and not line["masks_differ_at"], line
+    # Each method selects otherwise, so that an agreement says something of it.
+    of_one_way = [line for line in methods if (line["objective"], line["dtype"]) == ("paper", "float32")]
+    assert len({round(line["loss"], 6) for line in of_one_way if line["source"] == "logits"}) == len(METHODS)
+    trainings = {(line["microbatches"], line["fused_loss"]) for line in lines["agree"]["training"]}
+    assert trainings == {(4, False), (1, True), (4, True)}
+    assert all(line["weights_error"] < 1e-5 for line in lines["agree"]["training"])
+
+
+def test_recipe_trains_and_resumes(lines: Lines) -> None:
+    """The recipe's losses fall, 15% are called, and the resumed run repeats the losses."""
+    smoke = lines["smoke"]
+    assert [run["run"] for run in smoke["run"]] == ["whole", "resumed"]
+    losses = smoke["losses"][0]["losses"]
+    assert len(losses) == 6 and losses[-1] < losses[0]
+    assert smoke["resume"][0]["loss_apart"] == pytest.approx([0, 0, 0], abs=1e-3)
+    assert {"throughput/tokens_per_sec", "stream/data_wait_s", "call_mask/precision"} <= set(smoke["last metrics"][0])
+
+
+def test_every_plan_of_a_step_runs(lines: Lines) -> None:
+    """Each plan has a time and an MFU; each improvement is there on and off."""
+    steps = lines["steps"]["step"]
+    assert len(steps) == 19
+    assert all(line["ms"] > 0 and line["tokens_per_s"] > 0 and line["mfu"] > 0 for line in steps)
+    for name in ("fused_loss", "dense_mask", "pad_vocab_to", "fused_adamw", "compiled", "composer", "scope", "loss"):
+        assert len({line[name] for line in steps}) == 2, name
+    ratios = {line["plan"]: line["times_hf"] for line in lines["steps"]["call mask"]}
+    assert {"toy ours, rows=4", "toy ours, rows=4, fused_loss=False", "toy ours, rows=4, compiled=True"} <= set(ratios)
+
+
+def test_arguments_that_cannot_be_are_refused(tmp_path: Path) -> None:
+    """A part that reads articles asks for them, and a limit names a part."""
+    for arguments, message in (
+        (["--parts", "smoke"], "give --articles"),
+        (["--parts", "env", "--limits", "nothing=3"], "PART is one of env"),
+    ):
+        command = [sys.executable, str(CHECK), "--out", str(tmp_path), *arguments]
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 1 and message in done.stderr
