@@ -11,7 +11,6 @@ import os
 from pathlib import Path
 from typing import Any
 
-from annotator.packages import package_file
 from lacy_stream.endpoints import api_key, base_url, is_endpoint
 from lacy_stream.files import file_fingerprint, is_hub_name
 
@@ -45,6 +44,8 @@ def partner_content(partner: str) -> str | None:
 
 
 def _files(name: str) -> str | None:
+    from annotator.packages import package_file  # with it comes NumPy, which `--help` does without
+
     try:
         path = package_file(name)
     except ModuleNotFoundError:

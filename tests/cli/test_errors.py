@@ -99,6 +99,7 @@ def test_errors_for_users_are_one_line(
     assert capsys.readouterr().err == "lacy-stream prepare: error: give another\nerror: give another\n"
 
 
+@pytest.mark.process  # transformers and Composer look at the machine by other programs
 def test_files_that_users_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A file that is missing, is a folder, or is not text is named in one line by each command that reads it."""
     (tmp_path / "latin1.txt").write_bytes(b"Gr\xf6\xdfe")

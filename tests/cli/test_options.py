@@ -149,6 +149,7 @@ def test_each_command_says_what_it_does_not_know(line: str, message: str, capsys
     assert stopped.value.code == 2 and capsys.readouterr().err.startswith(message)
 
 
+@pytest.mark.process  # transformers and Composer look at the machine by other programs
 def test_counts_below_one_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The option, its value and the way out are one line."""
     for line in ("evaluate nlu m --limit 0", "evaluate nlu m --batch-size 0"):
