@@ -208,7 +208,7 @@ def test_killed_run_ends_with_the_weights_of_an_undisturbed_one(
     (killed / "ep0-ba10-rank0.pt").write_bytes((killed / "ep0-ba2-rank0.pt").read_bytes()[:-100])
 
     run("composer", *command, cwd=tmp_path)
-    assert (killed / "ep0-ba10-rank0.pt").exists()
+    assert (killed / "ep0-ba10-rank0.pt").exists() and not list(killed.glob("*.unfinished"))
     states = [
         torch.load(tmp_path / name / "ep0-ba40-rank0.pt", weights_only=False)["state"] for name in ("whole", "killed")
     ]
