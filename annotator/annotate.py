@@ -6,7 +6,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -88,15 +90,19 @@ class Annotator:
         self.tokenizer = open_tokenizer(tokenizer, eos_token, split_special_tokens)
         """Cuts texts into pieces, and spells the texts of ids."""
         self._parser = self._labeller = None
+        self._words = 0
+        self._seconds = {"tokens": 0.0}  # CPU time by stage
         # Imported here, so that `import annotator` stays light: spaCy takes seconds to import.
         if labeller is not None:
             from annotator.labellers import Labeller
 
             self._labeller = Labeller(labeller)
+            self._seconds["labeller"] = 0.0
         elif model is not None:
             from annotator.words import Parser
 
             self._parser = Parser(model, engine)
+            self._seconds |= {"words": 0.0, "facts": 0.0}
 
     @property
     def vocab_size(self) -> int:
@@ -124,8 +130,19 @@ class Annotator:
         return fingerprint(self.identity)
 
     def stats(self) -> dict[str, float]:
-        """See ``words.Parser.stats``. Without a pipeline there are none."""
-        return {} if self._parser is None else self._parser.stats()
+        """What the annotator has done so far.
+
+        parsed_words:    number of words that the pipeline has found.
+        seconds/STAGE:   CPU seconds of the process in a stage: "tokens" (the tokenizer, and the alignment of pieces),
+                         "words" (the pipeline), "facts" (the rules) and "labeller", of which only those exist that the
+                         annotator has. The steps of the engine, such as "seconds/words/parse", are parts of "words".
+        further entries: see ``words.Parser.stats``.
+        """
+        stats: dict[str, float] = {f"seconds/{stage}": seconds for stage, seconds in self._seconds.items()}
+        if self._parser is None:
+            return stats
+        steps = {f"seconds/words/{step}": seconds for step, seconds in self._parser.seconds.items()}
+        return stats | steps | {"parsed_words": self._words} | self._parser.stats()
 
     def annotate(self, texts: Iterable[str]) -> list[LabelledTokens]:
         """Label texts, each on its own: the labels of a text do not depend on its neighbours.
@@ -214,12 +231,14 @@ class Annotator:
     def _pieces(self, text: str, name: str) -> list[Pieces]:
         """The pieces of a text, in a list of one. ``name`` names the text in messages."""
         _check_text(text, name)
-        return [self.tokenizer.encode(text)]
+        with self._timed("tokens"):
+            return [self.tokenizer.encode(text)]
 
     def _segments(self, row: NDArray[np.integer], name: str) -> list[Pieces]:
         """The pieces of each text of a row of ids. ``name`` names the row in messages."""
         try:
-            return self.tokenizer.segments(row)
+            with self._timed("tokens"):
+                return self.tokenizer.segments(row)
         except AnnotatorError as error:
             raise AnnotatorError(f"{name}: {error}") from error
 
@@ -233,22 +252,43 @@ class Annotator:
             if task.spans is not None:
                 return self._label_covered(pieces, task.spans)
             if task.annotate and self._labeller is not None:
-                return self._label_covered(pieces, self._labeller.spans(pieces.text))
+                with self._timed("labeller"):
+                    spans = self._labeller.spans(pieces.text)
+                return self._label_covered(pieces, spans)
             if task.annotate and words_of is not None:
-                words = next(words_of)
-                return classify(pieces, words, class_of_rule(fired_rules(words)))
-            return classify(pieces)
+                return self._label_words(pieces, words_of)
+            with self._timed("tokens"):
+                return classify(pieces)
 
         return [_join_segments([label(pieces, task) for pieces in task.segments]) for task in tasks]
 
+    def _label_words(self, pieces: Pieces, words_of: Iterator[Words]) -> LabelledTokens:
+        """The tokens of a text whose words are the next of ``words_of``, by the rules."""
+        with self._timed("words"):  # an iterator parses a group of texts when it is asked for the first of them
+            words = next(words_of)
+        self._words += len(words)
+        with self._timed("facts"):
+            classes = class_of_rule(fired_rules(words))
+        with self._timed("tokens"):
+            return classify(pieces, words, classes)
+
+    @contextmanager
+    def _timed(self, stage: str) -> Iterator[None]:
+        """Count the CPU time of the ``with`` block."""
+        start = time.process_time()
+        try:
+            yield
+        finally:
+            self._seconds[stage] += time.process_time() - start
+
     def _label_covered(self, pieces: Pieces, spans: NDArray[np.int32]) -> LabelledTokens:
         """The tokens of a text. Those that spans cover are FACTUAL, but control pieces stay GRAMMATICAL."""
-        tokens = classify(pieces)
-        # Without words, each class is OTHER or, for control pieces, GRAMMATICAL.
-        factual = factual_tokens(tokens.offsets, pieces.text, spans) & (tokens.classes == FactClass.OTHER)
-        return LabelledTokens(
-            tokens.ids, np.where(factual, np.uint8(FactClass.FACTUAL), tokens.classes), tokens.offsets
-        )
+        with self._timed("tokens"):
+            tokens = classify(pieces)
+            # Without words, each class is OTHER or, for control pieces, GRAMMATICAL.
+            factual = factual_tokens(tokens.offsets, pieces.text, spans) & (tokens.classes == FactClass.OTHER)
+            classes = np.where(factual, np.uint8(FactClass.FACTUAL), tokens.classes)
+        return LabelledTokens(tokens.ids, classes, tokens.offsets)
 
 
 def _join_segments(segments: list[LabelledTokens]) -> LabelledTokens:
