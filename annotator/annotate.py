@@ -8,7 +8,6 @@ import json
 import os
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -231,16 +230,20 @@ class Annotator:
     def _pieces(self, text: str, name: str) -> list[Pieces]:
         """The pieces of a text, in a list of one. ``name`` names the text in messages."""
         _check_text(text, name)
-        with self._timed("tokens"):
-            return [self.tokenizer.encode(text)]
+        start = time.process_time()
+        pieces = self.tokenizer.encode(text)
+        self._lap("tokens", start)
+        return [pieces]
 
     def _segments(self, row: NDArray[np.integer], name: str) -> list[Pieces]:
         """The pieces of each text of a row of ids. ``name`` names the row in messages."""
+        start = time.process_time()
         try:
-            with self._timed("tokens"):
-                return self.tokenizer.segments(row)
+            segments = self.tokenizer.segments(row)
         except AnnotatorError as error:
             raise AnnotatorError(f"{name}: {error}") from error
+        self._lap("tokens", start)
+        return segments
 
     def _label(self, tasks: list[_LabelTask]) -> list[LabelledTokens]:
         """Label documents. The parser sees all texts that need it in one call, so that it can group them."""
@@ -252,42 +255,42 @@ class Annotator:
             if task.spans is not None:
                 return self._label_covered(pieces, task.spans)
             if task.annotate and self._labeller is not None:
-                with self._timed("labeller"):
-                    spans = self._labeller.spans(pieces.text)
+                start = time.process_time()
+                spans = self._labeller.spans(pieces.text)
+                self._lap("labeller", start)
                 return self._label_covered(pieces, spans)
             if task.annotate and words_of is not None:
                 return self._label_words(pieces, words_of)
-            with self._timed("tokens"):
-                return classify(pieces)
+            return classify(pieces)
 
         return [_join_segments([label(pieces, task) for pieces in task.segments]) for task in tasks]
 
     def _label_words(self, pieces: Pieces, words_of: Iterator[Words]) -> LabelledTokens:
         """The tokens of a text whose words are the next of ``words_of``, by the rules."""
-        with self._timed("words"):  # an iterator parses a group of texts when it is asked for the first of them
-            words = next(words_of)
+        mark = time.process_time()
+        words = next(words_of)  # the first text of a group: parses all of them
+        mark = self._lap("words", mark)
+        classes = class_of_rule(fired_rules(words))
+        mark = self._lap("facts", mark)
+        tokens = classify(pieces, words, classes)
+        self._lap("tokens", mark)
         self._words += len(words)
-        with self._timed("facts"):
-            classes = class_of_rule(fired_rules(words))
-        with self._timed("tokens"):
-            return classify(pieces, words, classes)
+        return tokens
 
-    @contextmanager
-    def _timed(self, stage: str) -> Iterator[None]:
-        """Count the CPU time of the ``with`` block."""
-        start = time.process_time()
-        try:
-            yield
-        finally:
-            self._seconds[stage] += time.process_time() - start
+    def _lap(self, stage: str, since: float) -> float:
+        """Count the CPU time of a stage since a mark, and return the next mark."""
+        now = time.process_time()
+        self._seconds[stage] += now - since
+        return now
 
     def _label_covered(self, pieces: Pieces, spans: NDArray[np.int32]) -> LabelledTokens:
         """The tokens of a text. Those that spans cover are FACTUAL, but control pieces stay GRAMMATICAL."""
-        with self._timed("tokens"):
-            tokens = classify(pieces)
-            # Without words, each class is OTHER or, for control pieces, GRAMMATICAL.
-            factual = factual_tokens(tokens.offsets, pieces.text, spans) & (tokens.classes == FactClass.OTHER)
-            classes = np.where(factual, np.uint8(FactClass.FACTUAL), tokens.classes)
+        start = time.process_time()
+        tokens = classify(pieces)
+        # Without words, each class is OTHER or, for control pieces, GRAMMATICAL.
+        factual = factual_tokens(tokens.offsets, pieces.text, spans) & (tokens.classes == FactClass.OTHER)
+        classes = np.where(factual, np.uint8(FactClass.FACTUAL), tokens.classes)
+        self._lap("tokens", start)
         return LabelledTokens(tokens.ids, classes, tokens.offsets)
 
 

@@ -15,8 +15,8 @@ no variant has seen, and puts them through the whole path from text to LabelledT
 
 CPU time, medians over the rounds; ratios are taken within a round. ``--workers`` repeats (c) and (d) with that many
 processes at once, each on a core of its own, in turns; ``--growth`` watches the memory of one over that many million
-words. ``lacy-stream benchmark`` measures (c) and (d) with any tokenizer and labeller, by the same code, and does not need
-a checkout.
+words. ``lacy-stream benchmark`` measures (c) and (d) by the same code, with any tokenizer and labeller, and needs no
+checkout.
 """
 
 from __future__ import annotations

@@ -83,6 +83,7 @@ def sentences(figures: Figures, tokens_per_s: int | None) -> list[str]:
 def draw(figures: Figures, path: Path) -> None:
     """Draw tokens/s by the number of workers, beside a line on which every worker keeps its rate."""
     from matplotlib.figure import Figure  # without pyplot: no display, no global state
+    from matplotlib.ticker import MaxNLocator
 
     counts = [row.workers for row in figures.scaling]
     picture = Figure(figsize=(5.5, 4), layout="constrained")
@@ -94,7 +95,7 @@ def draw(figures: Figures, path: Path) -> None:
     axes.set(title="Annotation", xlabel="workers at once, each on a core", ylabel="tokens/s")
     axes.set_xlim(0)
     axes.set_ylim(0)
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.legend()
     path.parent.mkdir(parents=True, exist_ok=True)
     picture.savefig(path, dpi=150)
@@ -139,7 +140,7 @@ def _scaling(figures: Figures, tokens_per_s: int | None) -> Table:
     if figures.core_share < BUSY:
         notes.append(
             f"The workers had only {figures.core_share:.0%} of their cores: other processes or a CPU quota took the "
-            "rest. The rates are those of whole cores."
+            "rest. The rates are by CPU time, which busy neighbours also slow down: measure again on an idle machine."
         )
     return Table("Workers at once", columns, rows, notes=[*notes, *sentences(figures, tokens_per_s)])
 

@@ -70,8 +70,9 @@ def _annotator(options: BenchmarkOptions) -> AnnotatorSettings:
     from annotator.errors import AnnotatorError
     from annotator.tokenizers import tokenizer_file
 
+    tokenizer = options.tokenizer or TOKENIZER
     try:
-        tokenizer = tokenizer_file(options.tokenizer or TOKENIZER)
+        tokenizer_file(tokenizer)
     except AnnotatorError as error:
         raise BenchmarkError(f"--tokenizer: {error}") from None
     return AnnotatorSettings(tokenizer, options.model or MODEL, options.engine or "auto", options.labeller)
@@ -82,4 +83,5 @@ def _recipes_annotator(name: str) -> AnnotatorSettings:
     from lacy_stream.train.recipe_data import annotator_settings
 
     recipe = load_recipe(name)
-    return annotator_settings(recipe, tokenizer_path(recipe.tokenizer.name))
+    settings = annotator_settings(recipe, tokenizer_path(recipe.tokenizer.name))
+    return replace(settings, tokenizer=recipe.tokenizer.name)  # the name that people know

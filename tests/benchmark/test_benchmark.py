@@ -7,6 +7,7 @@ import os
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -251,20 +252,23 @@ def test_number_of_workers() -> None:
         ({"warm_up": -1}, "--warm-up is -1"),
     ],
 )
-def test_options_that_cannot_be_used(options: dict, message: str) -> None:
+def test_options_that_cannot_be_used(options: dict[str, Any], message: str) -> None:
     """The message names the option and the value."""
     with pytest.raises(BenchmarkError, match=message):
         BenchmarkOptions(**options)
 
 
-def test_annotator_comes_from_options_or_recipe(tokenizer_path: Path) -> None:
-    """A recipe gives the same annotator as its options; spaCy is compared with an engine only."""
+def test_annotator_comes_from_options_or_recipe() -> None:
+    """The defaults are the annotator of the shipped recipes; spaCy is compared with an engine only."""
     settings, against = annotators(BenchmarkOptions(recipe=str(RECIPE), against="spacy"))
-    assert (settings, against) == annotators(BenchmarkOptions(tokenizer=str(tokenizer_path), against="spacy"))
+    assert (settings, against) == annotators(BenchmarkOptions(against="spacy"))
     assert against is not None and (settings.engine, against.engine) == ("auto", "spacy")
-    for choice in ({"engine": "spacy"}, {"labeller": "a.b:c"}):
+    for options in (
+        BenchmarkOptions(against="spacy", engine="spacy"),
+        BenchmarkOptions(against="spacy", labeller="a.b:c"),
+    ):
         with pytest.raises(BenchmarkError, match="does not run the engine"):
-            annotators(BenchmarkOptions(against="spacy", **choice))
+            annotators(options)
     with pytest.raises(BenchmarkError, match="--tokenizer: .*nowhere"):
         annotators(BenchmarkOptions(tokenizer="nowhere.model"))
 
