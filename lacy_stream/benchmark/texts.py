@@ -6,7 +6,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from lacy_stream.benchmark.settings import BenchmarkError
-from lacy_stream.prepare.inputs import find_inputs, read_rows
+from lacy_stream.prepare.inputs import find_inputs
+from lacy_stream.prepare.rows import read_rows
 from lacy_stream.prepare.settings import ReadOptions
 from lacy_stream.prepare.wiki_package import wiki_articles
 
