@@ -6,7 +6,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable
+import time
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -88,15 +89,19 @@ class Annotator:
         self.tokenizer = open_tokenizer(tokenizer, eos_token, split_special_tokens)
         """Cuts texts into pieces, and spells the texts of ids."""
         self._parser = self._labeller = None
+        self._words = 0
+        self._seconds = {"tokens": 0.0}  # CPU time by stage
         # Imported here, so that `import annotator` stays light: spaCy takes seconds to import.
         if labeller is not None:
             from annotator.labellers import Labeller
 
             self._labeller = Labeller(labeller)
+            self._seconds["labeller"] = 0.0
         elif model is not None:
             from annotator.words import Parser
 
             self._parser = Parser(model, engine)
+            self._seconds |= {"words": 0.0, "facts": 0.0}
 
     @property
     def vocab_size(self) -> int:
@@ -124,8 +129,19 @@ class Annotator:
         return fingerprint(self.identity)
 
     def stats(self) -> dict[str, float]:
-        """See ``words.Parser.stats``. Without a pipeline there are none."""
-        return {} if self._parser is None else self._parser.stats()
+        """What the annotator has done so far.
+
+        parsed_words:    number of words that the pipeline has found.
+        seconds/STAGE:   CPU seconds of the process in a stage: "tokens" (the tokenizer, and the alignment of pieces),
+                         "words" (the pipeline), "facts" (the rules) and "labeller", of which only those exist that the
+                         annotator has. The steps of the engine, such as "seconds/words/parse", are parts of "words".
+        further entries: see ``words.Parser.stats``.
+        """
+        stats: dict[str, float] = {f"seconds/{stage}": seconds for stage, seconds in self._seconds.items()}
+        if self._parser is None:
+            return stats
+        steps = {f"seconds/words/{step}": seconds for step, seconds in self._parser.seconds.items()}
+        return stats | steps | {"parsed_words": self._words} | self._parser.stats()
 
     def annotate(self, texts: Iterable[str]) -> list[LabelledTokens]:
         """Label texts, each on its own: the labels of a text do not depend on its neighbours.
@@ -214,14 +230,20 @@ class Annotator:
     def _pieces(self, text: str, name: str) -> list[Pieces]:
         """The pieces of a text, in a list of one. ``name`` names the text in messages."""
         _check_text(text, name)
-        return [self.tokenizer.encode(text)]
+        start = time.process_time()
+        pieces = self.tokenizer.encode(text)
+        self._lap("tokens", start)
+        return [pieces]
 
     def _segments(self, row: NDArray[np.integer], name: str) -> list[Pieces]:
         """The pieces of each text of a row of ids. ``name`` names the row in messages."""
+        start = time.process_time()
         try:
-            return self.tokenizer.segments(row)
+            segments = self.tokenizer.segments(row)
         except AnnotatorError as error:
             raise AnnotatorError(f"{name}: {error}") from error
+        self._lap("tokens", start)
+        return segments
 
     def _label(self, tasks: list[_LabelTask]) -> list[LabelledTokens]:
         """Label documents. The parser sees all texts that need it in one call, so that it can group them."""
@@ -233,22 +255,43 @@ class Annotator:
             if task.spans is not None:
                 return self._label_covered(pieces, task.spans)
             if task.annotate and self._labeller is not None:
-                return self._label_covered(pieces, self._labeller.spans(pieces.text))
+                start = time.process_time()
+                spans = self._labeller.spans(pieces.text)
+                self._lap("labeller", start)
+                return self._label_covered(pieces, spans)
             if task.annotate and words_of is not None:
-                words = next(words_of)
-                return classify(pieces, words, class_of_rule(fired_rules(words)))
+                return self._label_words(pieces, words_of)
             return classify(pieces)
 
         return [_join_segments([label(pieces, task) for pieces in task.segments]) for task in tasks]
 
+    def _label_words(self, pieces: Pieces, words_of: Iterator[Words]) -> LabelledTokens:
+        """The tokens of a text whose words are the next of ``words_of``, by the rules."""
+        mark = time.process_time()
+        words = next(words_of)  # the first text of a group: parses all of them
+        mark = self._lap("words", mark)
+        classes = class_of_rule(fired_rules(words))
+        mark = self._lap("facts", mark)
+        tokens = classify(pieces, words, classes)
+        self._lap("tokens", mark)
+        self._words += len(words)
+        return tokens
+
+    def _lap(self, stage: str, since: float) -> float:
+        """Count the CPU time of a stage since a mark, and return the next mark."""
+        now = time.process_time()
+        self._seconds[stage] += now - since
+        return now
+
     def _label_covered(self, pieces: Pieces, spans: NDArray[np.int32]) -> LabelledTokens:
         """The tokens of a text. Those that spans cover are FACTUAL, but control pieces stay GRAMMATICAL."""
+        start = time.process_time()
         tokens = classify(pieces)
         # Without words, each class is OTHER or, for control pieces, GRAMMATICAL.
         factual = factual_tokens(tokens.offsets, pieces.text, spans) & (tokens.classes == FactClass.OTHER)
-        return LabelledTokens(
-            tokens.ids, np.where(factual, np.uint8(FactClass.FACTUAL), tokens.classes), tokens.offsets
-        )
+        classes = np.where(factual, np.uint8(FactClass.FACTUAL), tokens.classes)
+        self._lap("tokens", start)
+        return LabelledTokens(tokens.ids, classes, tokens.offsets)
 
 
 def _join_segments(segments: list[LabelledTokens]) -> LabelledTokens:

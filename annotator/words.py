@@ -124,6 +124,11 @@ class Parser:
         """The back-end that is in use: "numba" or "spacy"."""
         return "spacy" if self._engine is None else "numba"
 
+    @property
+    def seconds(self) -> dict[str, float]:
+        """CPU seconds of each step of the engine so far. Without the engine there are none."""
+        return {} if self._engine is None else {**self._engine.seconds}
+
     def stats(self) -> dict[str, float]:
         """Sizes, hit rates and evictions of the engine's tables, and how many texts the engine left to spaCy."""
         return {"fallbacks": self.fallbacks} | ({} if self._engine is None else self._engine.stats())

@@ -15,23 +15,22 @@ no variant has seen, and puts them through the whole path from text to LabelledT
 
 CPU time, medians over the rounds; ratios are taken within a round. ``--workers`` repeats (c) and (d) with that many
 processes at once, each on a core of its own, in turns; ``--growth`` watches the memory of one over that many million
-words.
+words. ``lacy-stream benchmark`` measures (c) and (d) by the same code, with any tokenizer and labeller, and needs no
+checkout.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
 import os
-import platform
 import random
 import resource
 import statistics
 import string
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -42,41 +41,17 @@ sys.modules["torch"] = None  # type: ignore[assignment]  # as in the pool's work
 import psutil  # noqa: E402
 import spacy  # noqa: E402
 
-from annotator.align import classify  # noqa: E402
+from annotator import AnnotatorSettings  # noqa: E402
 from annotator.cues import LEXICON, Cue  # noqa: E402
-from annotator.facts import class_of_rule, fired_rules  # noqa: E402
 from annotator.records import FactClass  # noqa: E402
 from annotator.tokenizers.sentencepiece import SentencePieceTokenizer  # noqa: E402
 from annotator.words import Parser  # noqa: E402
+from lacy_stream.benchmark.figures import PAPER_HOURS, PAPER_TOKENS_PER_S, median_by_stage, scalings  # noqa: E402
+from lacy_stream.benchmark.measure import Turn, annotate_here, machine, schedule, turns_of_a_worker  # noqa: E402
+from lacy_stream.benchmark.measure import measure as measure_workers  # noqa: E402
+from lacy_stream.benchmark.texts import measure_out, read_texts  # noqa: E402
 
-PAPER_TOKENS_PER_S = 1827
-CHARACTERS_PER_TOKEN = 4
 GRAMMATICAL = {"DET", "ADP", "CCONJ", "SCONJ", "AUX", "PUNCT"}
-
-
-def texts_of(path: Path) -> Iterator[str]:
-    """The documents of a JSONL file (plain or .zst): title, blank line, text."""
-    import io
-
-    import zstandard
-
-    with open(path, "rb") as raw:
-        stream = zstandard.ZstdDecompressor().stream_reader(raw) if path.suffix == ".zst" else raw
-        for line in io.TextIOWrapper(stream, encoding="utf-8"):
-            row = json.loads(line)
-            title = f"{row['title']}\n\n" if row.get("title") else ""
-            yield title + row["text"]
-
-
-def take(texts: Iterator[str], tokens: int) -> list[str]:
-    """Texts of about that many tokens."""
-    chosen, characters = [], 0
-    for text in texts:
-        chosen.append(text)
-        characters += len(text)
-        if characters >= tokens * CHARACTERS_PER_TOKEN:
-            return chosen
-    raise SystemExit(f"error: the file holds only {characters // CHARACTERS_PER_TOKEN:,} of the {tokens:,} tokens")
 
 
 class PaperPipeline:
@@ -124,51 +99,19 @@ class PaperPipeline:
         return classes
 
 
-class ArrayPipeline:
-    """The path in its three stages, each timed."""
-
-    def __init__(self, model: str, tokenizer: SentencePieceTokenizer, engine: str) -> None:
-        self.parser, self.tokenizer = Parser(model, engine), tokenizer
-        self.clear()
-
-    def clear(self) -> None:
-        """Forget what was timed."""
-        self.words = self.tokens = 0
-        self.seconds = {"words": 0.0, "facts": 0.0, "tokens": 0.0}
-        if self.parser._engine is not None:
-            self.parser._engine.seconds = dict.fromkeys(self.parser._engine.seconds, 0.0)
-
-    def __call__(self, texts: list[str]) -> int:
-        tokens = 0
-        mark = time.process_time()
-        for text, words in zip(texts, self.parser.parse(texts), strict=True):
-            mark = self._lap("words", mark)
-            classes = class_of_rule(fired_rules(words))
-            mark = self._lap("facts", mark)
-            labelled = classify(self.tokenizer.encode(text), words, classes)
-            mark = self._lap("tokens", mark)
-            self.words += len(words)
-            tokens += len(labelled)
-        self.tokens += tokens
-        return tokens
-
-    def stages(self) -> dict[str, float]:
-        """Microseconds per word by stage; those of the engine are parts of "words"."""
-        seconds = dict(self.seconds)
-        if self.parser._engine is not None:
-            seconds |= {f"words/{name}": value for name, value in self.parser._engine.seconds.items()}
-        return {name: round(1e6 * value / max(self.words, 1), 2) for name, value in seconds.items()}
-
-    def _lap(self, stage: str, since: float) -> float:
-        now = time.process_time()
-        self.seconds[stage] += now - since
-        return now
+def settings(args: argparse.Namespace, engine: str) -> AnnotatorSettings:
+    return AnnotatorSettings(args.tokenizer, args.model, engine)
 
 
-def timed(function: Callable[[list[str]], int], texts: list[str]) -> tuple[int, float]:
+def tables(stats: dict[str, float]) -> dict[str, float]:
+    """The sizes and hit rates of the engine's tables, of ``Annotator.stats``."""
+    return {name: value for name, value in stats.items() if "/" not in name and name != "parsed_words"}
+
+
+def timed(paper: PaperPipeline, texts: list[str]) -> tuple[int, float]:
     """Tokens and CPU seconds: other processes on the machine count less than in wall time."""
     start = time.process_time()
-    tokens = function(texts)
+    tokens = paper(texts)
     return tokens, time.process_time() - start
 
 
@@ -177,27 +120,23 @@ def measure(args: argparse.Namespace) -> dict[str, object]:
     paper = PaperPipeline(args.model, SentencePieceTokenizer(args.tokenizer))
     paper.tokenizer._table = None  # SentencePiece alone
     # Each with its own table of pieces: the engine's has not seen what another way was given before.
-    stock, engine = (
-        ArrayPipeline(args.model, SentencePieceTokenizer(args.tokenizer), name) for name in ("spacy", "numba")
-    )
-    texts = texts_of(args.file)
-    warm_up = take(texts, args.warm_up)
-    paper(warm_up[: len(warm_up) // 10])
-    stock(warm_up[: len(warm_up) // 10])
-    engine(warm_up)
+    stock, engine = settings(args, "spacy").build(), settings(args, "numba").build()
+    texts = measure_out(read_texts([args.file]), args.warm_up, -(-args.tokens // args.rounds), args.rounds)
+    few = texts.warm_up[: len(texts.warm_up) // 10]
+    paper(few)
+    annotate_here(stock, few)
+    annotate_here(engine, texts.warm_up)
     seconds: dict[str, list[float]] = {"paper": [], "spacy": [], "first": [], "known": []}
-    tokens, stages = [], {"spacy": [], "first": [], "known": []}
-    for number in range(args.rounds):
+    turns: dict[str, list[Turn]] = {"spacy": [], "first": [], "known": []}
+    tokens: list[int] = []
+    for number, chosen in enumerate(texts.turns):
         print(f"round {number + 1} of {args.rounds}", file=sys.stderr)
-        chosen = take(texts, -(-args.tokens // args.rounds))
-        for name, way in (("paper", paper), ("spacy", stock), ("first", engine), ("known", engine)):
-            if isinstance(way, ArrayPipeline):
-                way.clear()
-            count, spent = timed(way, chosen)
-            seconds[name].append(spent)
-            if isinstance(way, ArrayPipeline):
-                stages[name].append(way.stages())
+        count, spent = timed(paper, chosen)
         tokens.append(count)
+        seconds["paper"].append(spent)
+        for name, annotator in (("spacy", stock), ("first", engine), ("known", engine)):
+            turns[name].append(annotate_here(annotator, chosen))
+            seconds[name].append(turns[name][-1].cpu_s)
     rates = {name: [n / s for n, s in zip(tokens, values, strict=True)] for name, values in seconds.items()}
     rate = {name: statistics.median(values) for name, values in rates.items()}
     return {
@@ -209,110 +148,69 @@ def measure(args: argparse.Namespace) -> dict[str, object]:
             for name, values in seconds.items()
         },
         "hours_per_1B_tokens": {name: round(1e9 / value / 3600, 1) for name, value in rate.items()}
-        | {"the paper says": 152},
-        "us_per_word": {
-            name: {key: round(statistics.median(row[key] for row in rows), 2) for key in rows[0]}
-            for name, rows in stages.items()
-        },
-        "tables": engine.parser.stats(),
+        | {"the paper says": PAPER_HOURS},
+        "us_per_word": {name: median_by_stage(rows) for name, rows in turns.items()},
+        "tables": tables(engine.stats()),
     }
 
 
-def groups(args: argparse.Namespace) -> Iterator[tuple[int, int, set[int]]]:
-    """Round, number of workers at once, and which: each works at least once in a round with every number of others."""
-    most = max(args.workers)
-    for number in range(args.rounds):
-        for count in args.workers:
-            for first in range(0, most, count):
-                yield number, count, {(first + n) % most for n in range(count)}
-
-
-def one_worker(args: argparse.Namespace, number: int, cores: list[int], barrier: Any, results: Any) -> None:
-    """Rates of one of several processes, which work in the groups of ``groups`` while the others wait."""
-    os.sched_setaffinity(0, {cores[number % len(cores)]})
-    start = time.monotonic()
-    engine = ArrayPipeline(args.model, SentencePieceTokenizer(args.tokenizer), "numba")
-    started = time.monotonic() - start
-    texts = texts_of(args.file)
-    engine(take(texts, args.warm_up))
-    rates: dict[str, dict[tuple[int, int], float]] = {}
-    for round_, count, group in groups(args):
-        chosen = take(texts, -(-args.tokens // args.rounds)) if number in group else []
-        for name in ("first", "known"):
-            barrier.wait()
-            if number in group:
-                wall = time.monotonic()
-                tokens, cpu = timed(engine, chosen)
-                rates.setdefault(f"{name}, cpu", {})[round_, count] = tokens / cpu
-                rates.setdefault(f"{name}, wall", {})[round_, count] = tokens / (time.monotonic() - wall)
-    results.put((rates, started, psutil.Process().memory_info().rss >> 20))
-
-
 def scale(args: argparse.Namespace) -> dict[str, object]:
-    """Rates with each number of workers, and the share that each keeps of what it did in the first number.
+    """Rates with each number of workers, and the share that each keeps of what it did in the first number."""
+    groups = schedule(args.workers, args.rounds)
+    per_turn = -(-args.tokens // args.rounds)
+    texts = measure_out(read_texts([args.file]), args.warm_up, per_turn, turns_of_a_worker(groups))
+    found = measure_workers(settings(args, "numba"), texts, groups)
 
-    The numbers take turns within a round, so that a host whose speed drifts does so for all of them.
-    """
-    context = multiprocessing.get_context("spawn")
-    cores = sorted(os.sched_getaffinity(0))
-    most = max(args.workers)
-    barrier, results = context.Barrier(most), context.Queue()
-    workers = [
-        context.Process(target=one_worker, args=(args, number, cores, barrier, results)) for number in range(most)
-    ]
-    for worker in workers:
-        worker.start()
-    found = [results.get() for _ in workers]
-    for worker in workers:
-        worker.join()
-    rows: dict[str, object] = {}
-    for count in args.workers:
-        total, efficiency = {}, {}
-        for name in found[0][0]:
-            mean = [
-                {n: statistics.mean(rates[name][round_, n] for rates, _, _ in found) for n in args.workers}
-                for round_ in range(args.rounds)
-            ]
-            total[name] = round(count * statistics.median(row[count] for row in mean))
-            shares = [row[count] / row[args.workers[0]] for row in mean]
-            efficiency[name] = [round(share, 3) for share in statistics.quantiles(shares, n=4)]
-        rows[str(count)] = {
-            "tokens_per_s": total,
-            "efficiency": {name: values[1] for name, values in efficiency.items()},
-            "efficiency_quartiles": efficiency,
-        }
+    def named(figures: dict[str, Any]) -> dict[str, Any]:
+        return {name.replace("new", "first"): value for name, value in figures.items()}
+
     return {
-        "workers": rows,
-        "start_s": round(max(started for _, started, _ in found), 1),
-        "memory_mb": max(memory for _, _, memory in found),
+        "workers": {
+            str(row.workers): {
+                "tokens_per_s": named(row.tokens_per_s),
+                "efficiency": {name: values[1] for name, values in named(row.efficiency_quartiles).items()},
+                "efficiency_quartiles": named(row.efficiency_quartiles),
+            }
+            for row in scalings(found.turns, args.workers)
+        },
+        "start_s": round(max(found.start_s), 1),
+        "memory_mb": max(found.memory_mb),
     }
 
 
 def grow(args: argparse.Namespace) -> dict[str, object]:
     """Memory over real text, then over random new words, a tenth at a time."""
-    engine = ArrayPipeline(args.model, SentencePieceTokenizer(args.tokenizer), "numba")
+    annotator, words = settings(args, "numba").build(), 0
     process = psutil.Process()
     limit = round(args.growth * 1e6)
     rows = []
 
     def note(kind: str) -> None:
-        rows.append([kind, engine.words, process.memory_info().rss >> 20, engine.parser.stats()])
-        print(kind, f"{engine.words:,} words, {rows[-1][2]:,} MB", file=sys.stderr)
+        rows.append([kind, words, process.memory_info().rss >> 20, tables(annotator.stats())])
+        print(kind, f"{words:,} words, {rows[-1][2]:,} MB", file=sys.stderr)
 
     note("start")
     step = limit // 10
-    for text in texts_of(args.file):
-        engine([text])
-        if engine.words >= step * len(rows):
+    for text in read_texts([args.file]):
+        words += annotate_here(annotator, [text]).words
+        if words >= step * len(rows):
             note("real")
-        if engine.words >= 0.8 * limit:
+        if words >= 0.8 * limit:
             break
-    letters = random.Random(0)
-    while engine.words < limit:
-        engine([" ".join("".join(letters.choices(string.ascii_letters, k=9)) for _ in range(1000))])
-        if engine.words >= step * len(rows):
+    for text in random_texts():
+        if words >= limit:
+            break
+        words += annotate_here(annotator, [text]).words
+        if words >= step * len(rows):
             note("random")
     return {"growth": rows}
+
+
+def random_texts() -> Iterator[str]:
+    """Texts of a thousand words that are new each time."""
+    letters = random.Random(0)
+    while True:
+        yield " ".join("".join(letters.choices(string.ascii_letters, k=9)) for _ in range(1000))
 
 
 def main() -> None:
@@ -335,8 +233,8 @@ def main() -> None:
         figures = grow(args) if args.growth else measure(args)
     figures |= {
         "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
-        "paper": {"tokens_per_s_per_core": PAPER_TOKENS_PER_S, "hours_per_1B_tokens": 152},
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}",
+        "paper": {"tokens_per_s_per_core": PAPER_TOKENS_PER_S, "hours_per_1B_tokens": PAPER_HOURS},
+        "machine": machine(),
     }
     print(json.dumps(figures, indent=2))
     if args.json:

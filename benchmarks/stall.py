@@ -12,14 +12,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
-import os
-import platform
 import time
 from pathlib import Path
 from typing import NamedTuple
 
 from annotator import AnnotatorSettings
+from lacy_stream.benchmark.figures import cores_needed
+from lacy_stream.benchmark.measure import machine
 from lacy_stream.stream.batches import annotated_dataloader
 from lacy_stream.stream.pool import AnnotationPool
 
@@ -76,13 +75,12 @@ def main() -> None:
             stalls.append(measure(args, workers, rate))
             print("| {} | {:,} | {:,.0f} | {:.1%} |".format(*stalls[-1]), flush=True)
     per_core = sorted(stall.tokens_per_s_per_core for stall in stalls)[len(stalls) // 2]
-    cores = {rate: math.ceil(rate / per_core) for rate in args.gpu_rates}
+    cores = {rate: cores_needed(rate, per_core) for rate in args.gpu_rates}
     print(f"\nOne core annotates {per_core:,.0f} tokens/s. Cores that a trainer needs:")
     for rate, count in cores.items():
         print(f"  {rate:,} tokens/s: {count}")
-    machine = f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
     if args.json:
-        figures = {"stalls": [stall._asdict() for stall in stalls], "cores": cores, "machine": machine}
+        figures = {"stalls": [stall._asdict() for stall in stalls], "cores": cores, "machine": machine()}
         args.json.write_text(json.dumps(figures, indent=2) + "\n")
 
 

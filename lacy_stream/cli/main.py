@@ -6,6 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from lacy_stream.cli.benchmark import add_benchmark
 from lacy_stream.cli.checkpoints import add_add_call, add_export, add_show_calls
 from lacy_stream.cli.evaluate import add_evaluate
 from lacy_stream.cli.generate import add_generate
@@ -19,6 +20,7 @@ lacy-stream annotates facts while the training data stream in, and trains <CALL>
 
 Use it in this order:
   1. lacy-stream prepare SOURCE ... --out data/mine     write text as shards, once for each corpus
+     (lacy-stream benchmark FILE ... --tokens-per-s RATE   how many CPU cores a trainer of that rate needs)
   2. composer recipes/NAME.yaml                         train on the shards, as the recipe says
      (composer -m lacy_stream recipes/NAME.yaml does the same)
   3. lacy-stream show-calls runs/NAME/latest-rank0.pt   see what the model would delegate
@@ -56,6 +58,7 @@ def _parser() -> CommandParser:
     parser.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     add_prepare(commands)
+    add_benchmark(commands)
     add_show_calls(commands)
     add_export(commands)
     add_add_call(commands)

