@@ -15,6 +15,7 @@ class Cue(enum.IntFlag):
     MANNER = 16  # a preposition that says how
     NAME_PARTICLE = 32  # a part of many unrelated names
     MODIFIER = 64  # a word before an amount that makes it less or more exact
+    STOP = 128  # a mark that ends a sentence, or may stand after its end
 
 
 _WORDS = {
@@ -48,6 +49,7 @@ _WORDS = {
         under above below up upwards at least most more less fewer greater than as many much only just merely exactly
         precisely perhaps maybe possibly probably estimated between
         """,
+    Cue.STOP: """ . ! ? : ; … ... " ” ’ ) ] """,
 }
 
 # Lower-cased word -> its Cue bits. A word of two lists has both bits.

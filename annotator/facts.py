@@ -323,6 +323,7 @@ def chunk_rules(words: Words, content: Bools, cues: Codes) -> Codes:
     leaves out of every chunk counts as a chunk of its own.
     """
     chunks = _chunk_runs(words)
+    paragraphs = _paragraphs(words, cues)
     proper = content & _is(words.pos, Pos.PROPN)
     noun = content & _NOUN[words.pos]
     capital = content & _has(words.flags, Flag.CAPITAL) & _NAME[words.pos]
@@ -330,12 +331,12 @@ def chunk_rules(words: Words, content: Bools, cues: Codes) -> Codes:
 
     # From the lowest precedence to the highest: each line overrides those above it.
     rules = np.where(is_number(words), np.uint8(Rule.NUMBER), np.uint8(Rule.NO_RULE))
-    rules[noun & chunks.spread(_in_factual_role(words, chunks, cues))] = Rule.COMMON_NOUN
+    rules[noun & chunks.spread(_in_factual_role(words, chunks, paragraphs, cues))] = Rule.COMMON_NOUN
     rules[proper & ~_heads_a_line(words, chunks, name)] = Rule.PROPER_NOUN
     rules[(noun | name) & _up_to_keyword(chunks, noun, cues)] = Rule.LIKELY_ORGANISATION
     rules[name & chunks.spread(_the_before_name(chunks, name, cues))] = Rule.LIKELY_ORGANISATION
     rules[capital & name & chunks.spread(_has_person_cue(words, chunks, capital, cues))] = Rule.LIKELY_PERSON
-    rules[name & chunks.spread(_in_person_role(words, chunks, name))] = Rule.LIKELY_PERSON
+    rules[name & chunks.spread(_in_person_role(words, chunks, paragraphs, name))] = Rule.LIKELY_PERSON
     return rules
 
 
@@ -381,6 +382,22 @@ def _heads_a_line(words: Words, chunks: _WordRuns, name: Bools) -> Bools:
     return initial & _is(words.ent, Ent.NONE) & ~beside_name & ~in_title
 
 
+def _paragraphs(words: Words, cues: Codes) -> Indices:
+    """The number of each word's paragraph; int64 [n].
+
+    A paragraph ends at a blank line, and at a line break after the end of a sentence; so prose with hard line breaks is
+    one. The title belongs to the first paragraph, whose subject the parser may find in it.
+    """
+    space = _has(words.flags, Flag.SPACE)
+    breaks = np.zeros(len(words.forms), dtype=np.int64)
+    for form in np.unique(words.form[space]).tolist():
+        breaks[form] = words.forms[form].count("\n")
+    count = breaks[words.form]
+    count[np.flatnonzero(space)[:1]] = 0
+    ends = (count > 1) | ((count > 0) & _of_word_before(_has(cues, Cue.STOP), False))
+    return np.cumsum(ends, dtype=np.int64)
+
+
 def _follow(words: Words, links: Bools) -> Indices:
     """The end of each word's chain of heads, which is followed while the label is in ``links``; int64 [n].
 
@@ -399,18 +416,19 @@ _CONJ = _table((Dep.CONJ,))
 _CONJ_OR_APPOS = _table((Dep.CONJ, Dep.APPOS))
 
 
-def _in_factual_role(words: Words, chunks: _WordRuns, cues: Codes) -> Bools:
+def _in_factual_role(words: Words, chunks: _WordRuns, paragraphs: Indices, cues: Codes) -> Bools:
     """Chunks that are predicative attribute, direct object or appositive; bool [chunks].
 
-    A conjunct has the role of the first conjunct ("a lawyer and politician"). A chunk that depends on the object of a
-    manner preposition has no such role ("by trade, a dying one"). The "by" of an agent is not a manner preposition,
-    since the parser labels it otherwise.
+    A heading or an item of a list is no object of a verb in another paragraph. A conjunct has the role of the first
+    conjunct ("a lawyer and politician"). A chunk that depends on the object of a manner preposition has no such role
+    ("by trade, a dying one"). The "by" of an agent is not a manner preposition, since the parser labels it otherwise.
     """
     last = chunks.end - 1
-    role = words.dep[_follow(words, _CONJ)[last]]
+    holder = _follow(words, _CONJ)[last]  # the word whose role the chunk has
+    near = paragraphs[words.head[holder]] == paragraphs[last]
     governor = words.head[_follow(words, _CONJ_OR_APPOS)[last]]
     by_manner = _is(words.dep[governor], Dep.PREP) & _has(cues[governor], Cue.MANNER)
-    return _FACTUAL_ROLE[role] & ~by_manner
+    return _FACTUAL_ROLE[words.dep[holder]] & near & ~by_manner
 
 
 def _up_to_keyword(chunks: _WordRuns, noun: Bools, cues: Codes) -> Bools:
@@ -433,10 +451,12 @@ def _the_before_name(chunks: _WordRuns, name: Bools, cues: Codes) -> Bools:
     return _has(cues[chunks.begin], Cue.THE) & second
 
 
-def _in_person_role(words: Words, chunks: _WordRuns, name: Bools) -> Bools:
-    """Chunks that are subjects or appositives and end in a name-like word; bool [chunks]."""
+def _in_person_role(words: Words, chunks: _WordRuns, paragraphs: Indices, name: Bools) -> Bools:
+    """Chunks that are subjects or appositives in their paragraph and end in a name-like word; bool [chunks]."""
     last = chunks.end - 1
-    return _PERSON_ROLE[words.dep[_follow(words, _CONJ)[last]]] & name[last]
+    holder = _follow(words, _CONJ)[last]
+    near = paragraphs[words.head[holder]] == paragraphs[last]
+    return _PERSON_ROLE[words.dep[holder]] & near & name[last]
 
 
 def _has_person_cue(words: Words, chunks: _WordRuns, capital: Bools, cues: Codes) -> Bools:

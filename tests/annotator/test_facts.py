@@ -460,6 +460,43 @@ def test_names_that_open_a_line_are_names():
     assert rules(build(*start, ("Rome", "PROPN", None, None, "other")))[2] == "NAMED_ENTITY"
     kant = build(*start, ("Kant", "PROPN", "nsubj", 3), ("wrote", "VERB"), chunks=[(2, 3)])
     assert rules(kant)[2] == "LIKELY_PERSON"
+    heading = build(
+        *start, ("Kursk", "PROPN", "nsubj", 5), (".", "PUNCT"), ("\n", "SPACE"), ("won", "VERB"), chunks=[(2, 3)]
+    )
+    assert rules(heading)[2] == "NO_RULE"
+
+
+@pytest.mark.parametrize(
+    ("stop", "line_break", "rule"),
+    [
+        (".", "\n", "NO_RULE"),
+        (":", "\n", "NO_RULE"),
+        ("now", "\n\n", "NO_RULE"),
+        ("a", "\n", "COMMON_NOUN"),
+        (".", "  ", "COMMON_NOUN"),
+    ],
+)
+@pytest.mark.parametrize("role", ["attr", "dobj", "appos"])
+def test_role_ends_with_the_paragraph(stop: str, line_break: str, rule: str, role: str):
+    """A heading is no object of the sentence before it, and an item of a list is none of its introduction. In prose
+    with hard line breaks, and after two spaces, a role is one."""
+    tag = "PUNCT" if stop in ".:" else "DET"
+    rows = (
+        ("won", "VERB"),
+        (stop, tag),
+        (line_break, "SPACE"),
+        ("history", "NOUN", role, 0),
+        ("drama", "NOUN", "conj", 3),
+    )
+    title = (("Ada", "PROPN"), ("\n\n", "SPACE"))
+    words = build(*title, *[(*row[:3], 2 + row[3]) if len(row) > 3 else row for row in rows], chunks=[(5, 6), (6, 7)])
+    assert rules(words)[5:] == [rule, rule]
+
+
+def test_the_title_belongs_to_the_first_paragraph():
+    """The parser may take the title for the subject: its appositive in the text is one."""
+    words = build(("Mithraeum", "PROPN"), ("\n\n", "SPACE"), ("sanctuary", "NOUN", "appos", 0), chunks=[(2, 3)])
+    assert rules(words)[2] == "COMMON_NOUN"
 
 
 def test_a_heading_does_not_use_up_a_name():

@@ -200,7 +200,9 @@ def test_zstd_dictionaries_and_frames_to_skip_are_no_damage(tmp_path: Path):
     skipped = b"\x50\x2a\x4d\x18\x04\x00\x00\x00size"
     (tmp_path / "a.jsonl.zst").write_bytes(skipped + zstandard.compress(data) + skipped)
     assert documents(read(tmp_path / "a.jsonl.zst")) == TEXTS
-    samples = [json.dumps({"id": n, "text": random.Random(n).randbytes(200).hex()}).encode() for n in range(500)]
+    samples: list[Any] = [
+        json.dumps({"id": n, "text": random.Random(n).randbytes(200).hex()}).encode() for n in range(500)
+    ]
     dictionary = zstandard.train_dictionary(8192, samples)
     (tmp_path / "a.jsonl.zst").write_bytes(zstandard.ZstdCompressor(dict_data=dictionary).compress(data))
     with pytest.raises(PrepareError, match="compressed with a zstd dictionary"):
