@@ -60,6 +60,15 @@ def main() -> int:
         sys.exit(f"{', '.join(READS_TEXT)} read articles: give --articles, or name other --parts")
     results = args.out / "results.jsonl"
     results.unlink(missing_ok=True)
+    succeeded = run_parts(args)
+    lines = [json.loads(line) for line in results.read_text().splitlines()]
+    outside = [f"{line['part']}: {line['name']}" for line in lines if line.get("within") is False]
+    append_line(results, part="check", name="outside of bounds", lines=outside)
+    return 0 if succeeded and not outside else 1
+
+
+def run_parts(args: argparse.Namespace) -> bool:
+    """Run the parts in turn. Returns whether all of them succeeded."""
     end = time.monotonic() + args.seconds
     # The engine's loops are compiled once, on one core, beside the parts that do not need them.
     engine = start("engine", args, args.seconds) if set(args.parts) & set(READS_TEXT) else None
@@ -72,14 +81,11 @@ def main() -> int:
         if not args.toy:
             limit = min(limit, args.limits[part])
         if limit < LEAST_S:
-            append_line(results, part=part, name="skipped", left_s=round(limit))
+            append_line(args.out / "results.jsonl", part=part, name="skipped", left_s=round(limit))
             succeeded.append(False)
             continue
         succeeded.append(finish(part, start(part, args, limit), limit, args.out))
-    lines = [json.loads(line) for line in results.read_text().splitlines()]
-    outside = [f"{line['part']}: {line['name']}" for line in lines if line.get("within") is False]
-    append_line(results, part="check", name="outside of bounds", lines=outside)
-    return 0 if all(succeeded) and not outside else 1
+    return all(succeeded)
 
 
 def parse_arguments() -> argparse.Namespace:
