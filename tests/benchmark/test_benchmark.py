@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from lacy_stream.benchmark.figures import Against, Figures, Scaling, cores_neede
 from lacy_stream.benchmark.measure import (
     Measurement,
     Measurements,
+    PinnedWorker,
     Turn,
     annotate_here,
     schedule,
@@ -124,6 +126,24 @@ def test_failures_of_a_worker_are_one_line(
     assert main(["benchmark", str(articles), "--tokenizer", str(tokenizer_path), "--model", "en_none", *sizes]) == 2
     message = capfd.readouterr().err
     assert "the annotator cannot be loaded" in message and "en_none" in message and "Traceback" not in message
+
+
+@pytest.mark.process
+def test_worker_has_its_core_and_its_death_is_named(tokenizer_path: Path) -> None:
+    """A worker works on its core alone and counts all batches of a turn; when it dies, the message says how."""
+    core = max(os.sched_getaffinity(0))
+    settings = AnnotatorSettings(tokenizer_path, model=None)
+    with closing(PinnedWorker("worker 7", settings, core)) as worker:
+        assert worker.start_s > 0 and worker.memory_mb > 10
+        process = worker._worker
+        assert os.sched_getaffinity(process.pid) == {core}
+        texts = [f"Ada Lovelace wrote {n} letters." for n in range(40)]  # three batches
+        turn = worker.annotate(texts).result()
+        assert turn.tokens == annotate_here(settings.build(), texts).tokens
+        assert 0 < turn.stages["tokens"] <= turn.cpu_s
+        process.kill()
+        with pytest.raises(BenchmarkError, match="worker 7 died with exit code -9"):
+            worker.annotate(texts).result()
 
 
 # ---------------------------------------------------------------- turns -> figures
