@@ -10,7 +10,7 @@ from lacy_stream.errors import LacyStreamError, UsageError
 
 
 class LossError(LacyStreamError, FloatingPointError):
-    """A loss is NaN or infinite, so the run cannot go on; the message says which, after how many steps, and where."""
+    """A loss is NaN or infinite, so the run cannot continue. The message says which one, when and where."""
 
 
 class StepCheck:

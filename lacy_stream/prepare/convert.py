@@ -238,7 +238,7 @@ def _id_warnings(summary: Summary, inputs: list[Input], options: ShardOptions) -
     if DUPLICATE not in summary.refused or len(inputs) < 2 or options.id_column == "":
         return []
     return [
-        f"{summary.refused[DUPLICATE].count:,} rows have the id of an earlier row and were refused; if ids begin anew "
+        f"{summary.refused[DUPLICATE].count:,} rows have the id of an earlier row and were refused; if ids restart "
         "in each file, --id-column '' makes ids of file names and rows"
     ]
 

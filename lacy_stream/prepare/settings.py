@@ -23,7 +23,7 @@ class ReadOptions:
 
     id_column: str | None = None
     """Column with the ids. Default: `id` in the sources that have it; elsewhere, FILE:ROW is the id. '' makes FILE:ROW
-    the id everywhere, for files whose ids begin anew in each."""
+    the id everywhere, for files whose ids restart in each."""
 
     title_column: str | None = None
     """Column with the titles; '' for no titles."""

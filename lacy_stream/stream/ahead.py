@@ -61,7 +61,7 @@ def _make_items(make: Callable[[], Iterator[Any]], items: queue.Queue, ended: th
 
 
 def _drain(items: queue.Queue) -> None:
-    """Let a thread that waits for a place in the queue go on to see that it has ended."""
+    """Make room for a thread that waits for a place in the queue, so that it sees that it has ended."""
     try:
         while True:
             items.get_nowait()

@@ -47,7 +47,7 @@ class CallingModel:
     eos_id: end of text.
     max_seq_len: positions.
     name: for people. recipe: of the run, where known.
-    other_start: what stands before a text's first token in a model of others; None for a model of ours, which was
+    other_start: what stands before a text's first token in a model of others; None for a model of a run, which was
         trained with the end of text there.
     further_ends: ids that end a text, too.
     """

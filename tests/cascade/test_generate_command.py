@@ -164,7 +164,7 @@ def test_articles_come_before_the_text(tmp_path: Path) -> None:
      "Flann O\u2019Brien", "Boutros Boutros-Ghali", "Malcolm X", "Will.i.am", "Thomas Thomas", "C. D"],
 )  # fmt: skip
 def test_names_of_biographies(name: str) -> None:
-    """The name is found in the paper's prompt, in its first sentence, and where the text goes on in another way."""
+    """The name is found in the paper's prompt, in its first sentence, and where the text continues in another way."""
     for prompt in (prompt_for(name), f"Tell me a bio of {name}.", f"Tell me a bio of {name}. {name}, who was"):
         assert name_in(prompt) == name, prompt
 

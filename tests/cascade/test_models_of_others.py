@@ -1,4 +1,4 @@
-"""Causal language models that are none of ours: what stands before a text, what ends it, how long it may be."""
+"""Causal language models of others: what stands before a text, what ends it, how long it may be."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def test_texts_are_those_of_transformers(bos: bool, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("end", [END, TURN])
 def test_each_end_of_text_ends_a_text(end: int, llama: Path) -> None:
-    """A model with several eos_token_ids may end by any of them, whoever writes it."""
+    """A model with several eos_token_ids may end by any of them, written by either model."""
     model, partner = load_model(llama), open_partner(str(llama))
     assert isinstance(partner, TransformersPartner) and model.end_ids == {END, TURN}
     for network in (model.model, partner.model):

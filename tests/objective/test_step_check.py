@@ -64,7 +64,7 @@ def test_mask_is_not_chosen_by_nan(sizes: tuple[int, ...], method: str) -> None:
 
 
 def test_check_can_be_turned_off() -> None:
-    """Whoever wants to look at losses that are no numbers may do so."""
+    """The check of losses can be turned off."""
     model, objective = Broken(float("nan")), CallObjective(CALL, check_losses=False)
     objective.begin_step(0, [batch()], model)
     assert objective(model(batch()["input_ids"]), batch()).isnan()

@@ -413,7 +413,7 @@ def test_columns_can_be_named_and_missing_ids_are_made(tmp_path: Path):
 
 
 def test_ids_can_be_switched_off(tmp_path: Path):
-    """Where ids begin anew in each file, an empty --id-column makes them of file name and row."""
+    """Where ids restart in each file, an empty --id-column makes them of file name and row."""
     for name in ("a.jsonl", "b.jsonl"):
         write_jsonl(tmp_path / name, [{"id": n, "text": f"{name} {n}"} for n in range(2)])
     found = documents(read(tmp_path / "a.jsonl", tmp_path / "b.jsonl", id_column=""))

@@ -59,7 +59,7 @@ def test_corpus_without_text(tmp_path: Path, pool: AnnotationPool, texts: list[s
 
 
 def test_empty_documents_among_others_do_no_harm(tmp_path: Path, pool: AnnotationPool) -> None:
-    """Where any document has text, the stream goes on, also in the lanes that have empty ones alone."""
+    """Where any document has text, the stream continues, also in the lanes that have empty ones alone."""
     folder = write(tmp_path / "data", ["", "", "The only text of this corpus.", ""])
     assert len(batches(folder, pool, 60)) == 60
     assert len(batches(folder, pool, 60, repeat=False)) == 1

@@ -138,7 +138,7 @@ class Explosion(Callback):
 
 
 def test_nan_may_be_allowed(recipe: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """`callbacks.nan_monitor=null` lets the run go on."""
+    """`callbacks.nan_monitor=null` lets the run continue."""
     damage = f'callbacks={{nan_monitor: null, "{__name__}:Damage": {{}}}}'
     run(capfd, 0, recipe, damage)
     assert "ep0-ba6-rank0.pt" in checkpoints(tmp_path / "run")

@@ -37,7 +37,7 @@ def recipe(*overrides: str) -> Recipe:
 
 
 def test_right_places_are_left_as_they_are(folder: Path) -> None:
-    """What is tried leaves nothing behind but the save_folder."""
+    """What is tried leaves nothing but the save_folder."""
     before = sorted(folder.rglob("*"))
     check_places(recipe("load_path=run/latest-rank0.pt", "annotator.label_cache=cache/labels", "report_folder=a/b"))
     assert sorted(folder.rglob("*")) == sorted([*before, folder / "saved"])
