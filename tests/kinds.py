@@ -26,6 +26,10 @@ import pytest
 
 import annotator.pipelines
 
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # One worker of pytest-xdist for each core: with more threads they would wait for one another, spinning.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 KINDS = ("process", "parser", "model", "slow")
 FIXTURES = {
     "annotator": "parser",

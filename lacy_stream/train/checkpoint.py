@@ -6,11 +6,10 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import yaml
-from composer.models import HuggingFaceModel
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.utils.hub import cached_file
 
@@ -21,8 +20,10 @@ from lacy_stream.errors import UsageError
 from lacy_stream.files import is_hub_name
 from lacy_stream.recipe import HFCausalLM, Recipe, check_recipe, tokenizer_path
 from lacy_stream.train.hugging_face import model_of_config
-from lacy_stream.train.model import build_model, for_composer
 from lacy_stream.train.recipe_data import annotator_settings
+
+if TYPE_CHECKING:
+    from composer.models import HuggingFaceModel
 
 SENTENCEPIECE, TOKENIZER_JSON, RECIPE = "tokenizer.model", "tokenizer.json", "recipe.yaml"
 """Names of files in the folder of a model."""
@@ -142,6 +143,9 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
 def _network(state: Mapping[str, Any], recipe: Recipe, tokenizer: Tokenizer) -> HuggingFaceModel:
     """The model of a run with random weights. That of a Hugging Face model is built from the configuration in the
     checkpoint: what the recipe names may have moved."""
+    # Composer takes 8 s to import, and a folder of transformers is used without it.
+    from lacy_stream.train.model import build_model, for_composer
+
     if isinstance(recipe.model, HFCausalLM):
         return for_composer(model_of_config(state["integrations"]["huggingface"]["model"]["config"]["content"]))
     return build_model(
