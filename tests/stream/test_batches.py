@@ -364,8 +364,9 @@ def test_wait_is_what_the_trainer_waited(corpus: Path, tokenizer_path: Path) -> 
         after = loader.dataset.stats()
         assert after.wait_s - before.wait_s == pytest.approx(waited, rel=0.1)
         assert after.annotation_s - before.annotation_s > 0.8 * waited
-        time.sleep(0.2)
-        assert loader.dataset.stats() == after
+        time.sleep(0.2)  # the thread that works ahead may submit documents, but nobody waits
+        now = loader.dataset.stats()
+        assert (now.rows, now.wait_s) == (after.rows, after.wait_s)
 
 
 def test_slow_trainer_does_not_fill_the_memory(corpus: Path, pool: AnnotationPool) -> None:
