@@ -284,7 +284,7 @@ class CallObjective:
                 "first is trained on: give begin_step the model"
             )
         loss, classes, valid, reference = [], [], [], []
-        with _evaluating(model):
+        with evaluating(model):
             for microbatch in microbatches:
                 targets_BT, classes_BT = shift_labels(microbatch["labels"], microbatch["token_class"])
                 valid.append(targets_BT != IGNORED_LABEL)
@@ -368,7 +368,7 @@ def _forward(model: nn.Module, batch: Batch) -> Any:
 
 
 @contextmanager
-def _evaluating(model: nn.Module | None) -> Iterator[None]:
+def evaluating(model: nn.Module | None) -> Iterator[None]:
     """No dropout, and no use of its random numbers; each module's own mode is put back."""
     training = [] if model is None else [module for module in model.modules() if module.training]
     if model is not None:

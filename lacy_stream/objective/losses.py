@@ -122,23 +122,26 @@ def _rows_at_once(device: torch.device, entries: int) -> int:
 class _Rows:
     """Rows of logits, chunk by chunk: those that are there, or those of hidden states."""
 
-    def __init__(self, states: Tensor, weight: Tensor | None, bias: Tensor | None) -> None:
-        self.states_ND, self.weight, self.bias = states.reshape(-1, states.shape[-1]), weight, bias
+    def __init__(
+        self, states: Tensor, weight: Tensor | None, bias: Tensor | None, product_dtype: torch.dtype | None = None
+    ) -> None:
+        self.states_ND = states.reshape(-1, states.shape[-1])
         self.entries = states.shape[-1] if weight is None else len(weight)
         self.size = _rows_at_once(states.device, self.entries)
         self.dtype = torch.promote_types(states.dtype, torch.float32)
         kind = states.device.type
         autocast = torch.is_autocast_enabled(kind) and states.dtype != torch.float64
-        self.product_dtype = torch.get_autocast_dtype(kind) if autocast else states.dtype
+        self.product_dtype = product_dtype or (torch.get_autocast_dtype(kind) if autocast else states.dtype)
+        # In the type of the product, once for all chunks.
+        self.weight, self.bias = (None if part is None else part.to(self.product_dtype) for part in (weight, bias))
 
     def chunks(self) -> Iterator[tuple[slice, Tensor]]:
         """The rows and their logits [n, V], in ``dtype``, which the caller may not change where there is no weight."""
-        weight, bias = (None if part is None else part.to(self.product_dtype) for part in (self.weight, self.bias))
         for start in range(0, len(self.states_ND), self.size):
             rows = slice(start, start + self.size)
             part = self.states_ND[rows]
-            if weight is not None:
-                part = F.linear(part.to(self.product_dtype), weight, bias)
+            if self.weight is not None:
+                part = F.linear(part.to(self.product_dtype), self.weight, self.bias)
             yield rows, part.to(self.dtype)
 
 
@@ -168,8 +171,7 @@ class _TokenLosses(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_true: Tensor, grad_call: Tensor) -> tuple[Tensor | None, ...]:
         states, weight, bias, targets_N, normaliser_N, call_logit_N = ctx.saved_tensors
-        logits = _Rows(states, weight, bias)
-        logits.product_dtype = ctx.product_dtype  # of the forward: autocast is off here
+        logits = _Rows(states, weight, bias, ctx.product_dtype)  # that of the forward: autocast is off here
         true_N, call_N = grad_true.reshape(-1), grad_call.reshape(-1)
         # d softplus(L - c) is sigmoid(L - c) dL - sigmoid(L - c) dc, and dL is the softmax without <CALL>.
         call_N = call_N * torch.sigmoid(normaliser_N - call_logit_N)
@@ -184,13 +186,13 @@ class _TokenLosses(torch.autograd.Function):
             grad_NV = (logits_NV - normaliser_N[rows, None]).exp_().mul_(weight_N[rows, None])
             grad_NV[:, ctx.call_token_id] = -call_N[rows]
             grad_NV.scatter_add_(1, targets_N[rows, None], -true_N[rows, None])
-            if weight is None:
+            if logits.weight is None:
                 grad_states_ND[rows] = grad_NV  # rounded once where the logits are bf16
                 continue
             if grad_bias is not None:
                 grad_bias += grad_NV.sum(0)
             grad_NV = grad_NV.to(logits.product_dtype)
-            grad_states_ND[rows] = grad_NV @ weight.to(logits.product_dtype)
+            grad_states_ND[rows] = grad_NV @ logits.weight
             grad_weight += grad_NV.T @ logits.states_ND[rows].to(logits.product_dtype)
         return (
             grad_states_ND.view(states.shape),

@@ -20,6 +20,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from lacy_stream.errors import UsageError
+from lacy_stream.objective.call_objective import evaluating
 
 RIDGE = 1e-4
 """Weight of the row's squared norm, as a share of the mean curvature of the loss."""
@@ -83,7 +84,7 @@ class _Sample(NamedTuple):
 def _sample(model: PreTrainedModel, head: torch.nn.Module, ids_BT: Tensor, call_token_id: int) -> _Sample:
     # Some models scale the output of their head. products / squares is the factor that fits best, by least squares.
     hidden, others, products, squares = [], [], 0.0, 0.0
-    with _evaluating(model), _watch(head) as seen:
+    with evaluating(model), _watch(head) as seen:
         for ids_T in ids_BT.to(model.device):
             logits_TV = model(input_ids=ids_T[None], use_cache=False).logits[0].float()
             hidden_TD, plain_TV = seen.pop()
@@ -143,13 +144,3 @@ def _watch(module: torch.nn.Module) -> Iterator[list[tuple[Tensor, Tensor]]]:
         yield seen
     finally:
         handle.remove()
-
-
-@contextmanager
-def _evaluating(model: torch.nn.Module) -> Iterator[None]:
-    training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(training)

@@ -14,6 +14,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from annotator.packages import package_file
 from lacy_stream.objective.auxiliary_loss import COEFFICIENTS
+from lacy_stream.objective.call_objective import evaluating
 from lacy_stream.recipe import HFCausalLM, RecipeError
 from lacy_stream.train.attention import attend_without_mask
 from lacy_stream.train.call_row import grow_vocabulary, set_call_row
@@ -115,16 +116,14 @@ def check_causal(model: PreTrainedModel) -> None:
     Raises:
         RecipeError: naming the class of the model.
     """
-    name, training = type(model).__name__, model.training
-    model.eval()
+    name = type(model).__name__
     # The rows differ in their last token only. A causal model has the same logits at the three positions before it.
     rows_BT = torch.tensor([[5, 6, 7, 8], [5, 6, 7, 9]], device=model.device)
     try:
-        outputs = model(input_ids=rows_BT, use_cache=False)
+        with evaluating(model):
+            outputs = model(input_ids=rows_BT, use_cache=False)
     except (TypeError, ValueError, RuntimeError, AttributeError) as error:
         raise RecipeError(f"model: {name} cannot read token ids alone: {str(error).splitlines()[0]}") from None
-    finally:
-        model.train(training)
     logits_BTV = getattr(outputs, "logits", None)
     if logits_BTV is None or logits_BTV.shape[:2] != rows_BT.shape:
         raise RecipeError(f"model: {name} gives no logits for each token, so its loss cannot be replaced")

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lacy_stream.errors import UsageError
+from lacy_stream.objective.call_objective import evaluating
 from lacy_stream.objective.losses import HiddenStates
 
 PROBE_IDS = 8
@@ -65,16 +66,13 @@ class OutputLayer:
     def _check(self, model: nn.Module, name: str) -> None:
         """A model may cap or scale its logits, as Gemma 2 and Granite do: then they are not those of the layer."""
         ids_BT = torch.arange(PROBE_IDS, device=self._layer.weight.device)[None]
-        training = [module for module in model.modules() if module.training]
-        model.eval()
-        try:
+        with evaluating(model):
             logits = model(input_ids=ids_BT).logits
             self.passes = True
-            states = model(input_ids=ids_BT).logits
-        finally:
-            self.passes = False
-            for module in training:
-                module.training = True
+            try:
+                states = model(input_ids=ids_BT).logits
+            finally:
+                self.passes = False
         if states.shape[-1] != self._layer.in_features:
             raise UsageError(f"{name} changes the input of its output layer")
         ours = self._forward(states).float()

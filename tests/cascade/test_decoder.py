@@ -24,7 +24,7 @@ CROPPED: dict[str, dict[str, Any]] = {
     "Qwen2": SIZES | HEADS,
     "Bloom": {"vocab_size": 60, "hidden_size": 32, "n_layer": 2, "n_head": 2},
 }
-ANEW: dict[str, dict[str, Any]] = {
+READ_AGAIN: dict[str, dict[str, Any]] = {
     "Mamba": MAMBA,
     "Mamba2": MAMBA | {"head_dim": 16, "num_heads": 4, "n_groups": 1, "chunk_size": 8},
     "Rwkv": {"vocab_size": 60, "hidden_size": 32, "num_hidden_layers": 2},
@@ -48,10 +48,10 @@ def whole(model: PreTrainedModel, row: list[int]) -> torch.Tensor:
         return model(input_ids=torch.tensor([row]), use_cache=False).logits[0, -1].float()
 
 
-@pytest.mark.parametrize("kind", [*CROPPED, *ANEW])
+@pytest.mark.parametrize("kind", [*CROPPED, *READ_AGAIN])
 def test_logits_are_those_of_the_whole_row(kind: str) -> None:
     """A longer row, another end, a shorter row, the same again: nothing of the prefix is forgotten or left over."""
-    model = tiny(kind, (CROPPED | ANEW)[kind])
+    model = tiny(kind, (CROPPED | READ_AGAIN)[kind])
     assert can_crop(model) == (kind in CROPPED)
     decoder, growing = Decoder(model), BatchDecoder(model, [0])
     for row in ROWS:
@@ -65,5 +65,5 @@ def test_logits_are_those_of_the_whole_row(kind: str) -> None:
     ("Gemma3Text", "sliding window of 3"), ("Jamba", "recurrent state"), ("Bloom", "no position ids")])  # fmt: skip
 def test_batches(kind: str, reason: str) -> None:
     """Rows are read together only where padding between their ids changes nothing."""
-    found = no_batches(tiny(kind, (CROPPED | ANEW)[kind]))
+    found = no_batches(tiny(kind, (CROPPED | READ_AGAIN)[kind]))
     assert reason in found and bool(found) == bool(reason)
