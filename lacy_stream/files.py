@@ -153,6 +153,11 @@ def file_fingerprint(path: AnyPath) -> str:
     return hashlib.sha256(json.dumps(stats).encode()).hexdigest()[:16]
 
 
+def is_json_lines(path: AnyPath) -> bool:
+    """Whether a file's name says that each of its lines is JSON."""
+    return os.fspath(path).lower().endswith((".jsonl", ".ndjson", ".jsonlines"))
+
+
 def is_unicode(text: str) -> bool:
     """Whether a text can be written as UTF-8. One with a lone surrogate, which JSON can spell, cannot."""
     try:

@@ -16,7 +16,7 @@ from annotator.terminal import printable
 from lacy_stream.cascade.articles import Articles, with_article
 from lacy_stream.cascade.generation import PARTNER, Generation, Prompt, Token
 from lacy_stream.errors import UsageError
-from lacy_stream.files import file_errors, write_text
+from lacy_stream.files import file_errors, is_json_lines, write_text
 
 PARTNER_STYLE = "bold white on red"
 
@@ -53,8 +53,8 @@ def read_prompts(path: str | os.PathLike[str], articles: Articles | None = None,
     """Read the prompts of a file. Empty prompts are kept; generation skips them and names them.
 
     Args:
-        path: a .jsonl file of objects with "prompt" and optionally "title", the title of the article; or a text file
-            with one prompt a line.
+        path: a file of JSON lines, objects with "prompt" and optionally "title", the title of the article; or a text
+            file with one prompt a line. Its name tells which (``files.is_json_lines``).
         articles: articles for the partner to read first; None for no articles.
         template: see ``with_article``; "" for its default.
 
@@ -66,7 +66,7 @@ def read_prompts(path: str | os.PathLike[str], articles: Articles | None = None,
     with file_errors(path, "read"), open(path, encoding="utf-8-sig") as file:
         for number, line in enumerate(file, start=1):
             text, title = line.rstrip("\r\n"), None
-            if os.fspath(path).endswith(".jsonl"):
+            if is_json_lines(path):
                 try:
                     row = json.loads(line)
                     text, title = row["prompt"], row.get("title")

@@ -22,7 +22,7 @@ from lacy_stream.evaluate.settings import (
     NluOptions,
     SweepOptions,
 )
-from lacy_stream.files import file_errors, try_folder
+from lacy_stream.files import file_errors, is_json_lines, try_folder
 
 if TYPE_CHECKING:
     from lacy_stream.evaluate.biographies import Biography, CascadeSettings
@@ -208,7 +208,7 @@ def _texts(label: str, path: str, cascade: CascadeSettings, options: FactscoreOp
     """The biographies of a model: those of a file, or new ones."""
     from lacy_stream.evaluate.biographies import read_biographies, read_names, write_biographies
 
-    if path.endswith(".jsonl"):
+    if is_json_lines(path):
         return read_biographies(path, options.limit)
     if options.checking.names is None:
         raise UsageError("--names is missing: give a file of names to write about, one a line")

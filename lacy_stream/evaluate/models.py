@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from lacy_stream.errors import UsageError
-from lacy_stream.files import is_hub_name
+from lacy_stream.files import is_hub_name, is_json_lines
 from lacy_stream.train.checkpoint import describe_training, read_recipe
 
 
@@ -74,5 +74,5 @@ def training_notes(models: Mapping[str, str]) -> list[str]:
     Args:
         models: label -> path. Files of texts and hub models are left out.
     """
-    recipes = {label: read_recipe(path) for label, path in models.items() if not path.endswith(".jsonl")}
+    recipes = {label: read_recipe(path) for label, path in models.items() if not is_json_lines(path)}
     return [f"{label}: {describe_training(recipe)}." for label, recipe in recipes.items() if recipe is not None]

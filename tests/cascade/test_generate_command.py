@@ -158,6 +158,15 @@ def test_articles_come_before_the_text(tmp_path: Path) -> None:
         read_prompts(file)
 
 
+@pytest.mark.parametrize("name", ["prompts.jsonl", "PROMPTS.JSONL", "prompts.ndjson"])
+def test_every_name_of_json_lines_is_read(name: str, tmp_path: Path) -> None:
+    """Prompts are objects in each file whose name says so, as `prepare` reads them; elsewhere a line is a prompt."""
+    line = '{"prompt": "Who?"}'
+    for file, text in ((tmp_path / name, "Who?"), (tmp_path / "prompts.txt", line)):
+        file.write_text(line + "\n")
+        assert [prompt.text for prompt in read_prompts(file)] == [text]
+
+
 @pytest.mark.parametrize(
     "name",
     ["Ada Lovelace", "Franklin D. Roosevelt", "J. R. R. Tolkien", "E. E. Cummings", "Sammy Davis Jr.", "St. Vincent",
