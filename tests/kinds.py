@@ -39,7 +39,7 @@ FIXTURES = {
     "tiny_partner": "model",
     "wordy_model": "model",
 }
-LOADED_ONCE = ("smollm", "hf")
+LOADED_ONCE = ("smollm", "hf", "gpu_check")
 """Fixtures that take long to make: the tests of each, and of each of its parameters, run in one process."""
 _pytestmark = re.compile(rf"^pytestmark = .*\bmark\.({'|'.join(KINDS)})\b", re.MULTILINE)
 

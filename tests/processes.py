@@ -1,14 +1,37 @@
-"""Processes for tests of the stream: they begin with it imported, which a fork server does once and takes seconds."""
+"""Processes for tests. They begin with what takes long to import, which one fork server imports for all of them."""
 
 from __future__ import annotations
 
 import multiprocessing
+import os
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
 
 FORK_SERVER = multiprocessing.get_context("forkserver")
-FORK_SERVER.set_forkserver_preload(["lacy_stream.stream.shards"])
+FORK_SERVER.set_forkserver_preload(["lacy_stream.stream.shards", "lacy_stream.train.call_mask", "composer"])
 
 
 def processes(count: int) -> ProcessPoolExecutor:
     """Some processes that wait for calls."""
     return ProcessPoolExecutor(count, FORK_SERVER)
+
+
+def on_two_ranks(function: Callable[[int, Path], None], folder: Path) -> None:
+    """Call a function of (rank, folder) on two ranks of a gloo group, each a process with the variables that a launcher
+    sets."""
+    ranks = [FORK_SERVER.Process(target=_run_rank, args=(function, rank, folder), daemon=True) for rank in (0, 1)]
+    for rank in ranks:
+        rank.start()
+    for rank in ranks:
+        rank.join(timeout=300)
+    assert [rank.exitcode for rank in ranks] == [0, 0]
+
+
+def _run_rank(function: Callable[[int, Path], None], rank: int, folder: Path) -> None:
+    import torch
+
+    here, all_ranks = dict.fromkeys(("RANK", "LOCAL_RANK"), rank), dict.fromkeys(("WORLD_SIZE", "LOCAL_WORLD_SIZE"), 2)
+    os.environ |= {name: str(value) for name, value in (here | all_ranks | {"NODE_RANK": 0}).items()}
+    torch.distributed.init_process_group("gloo", f"file://{folder}/meeting", rank=rank, world_size=2)
+    function(rank, folder)

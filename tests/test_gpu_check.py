@@ -25,7 +25,7 @@ Lines = dict[str, dict[str, list[dict[str, Any]]]]
 
 
 @pytest.fixture(scope="module")
-def lines(tmp_path_factory: pytest.TempPathFactory) -> Lines:
+def gpu_check(tmp_path_factory: pytest.TempPathFactory) -> Lines:
     """The results of a run of the parts that a node is checked with first."""
     out = tmp_path_factory.mktemp("check")
     command = [sys.executable, str(CHECK), "--toy", "--out", str(out), "--parts", "env", "agree", "smoke", "steps"]
@@ -38,19 +38,19 @@ def lines(tmp_path_factory: pytest.TempPathFactory) -> Lines:
     return found
 
 
-def test_every_part_succeeds(lines: Lines) -> None:
+def test_every_part_succeeds(gpu_check: Lines) -> None:
     """Each part ends with the exit code 0, and no line is outside of its bounds."""
-    assert {part: lines[part]["end"][0]["exit"] for part in ("engine", "env", "agree", "smoke", "steps")} == {
+    assert {part: gpu_check[part]["end"][0]["exit"] for part in ("engine", "env", "agree", "smoke", "steps")} == {
         "engine": 0, "env": 0, "agree": 0, "smoke": 0, "steps": 0
     }  # fmt: skip
-    assert lines["check"]["outside of bounds"][0]["lines"] == []
-    assert lines["env"]["versions"][0]["torch"] and lines["env"]["ceilings"][0]["matmul_tflops"] > 0
+    assert gpu_check["check"]["outside of bounds"][0]["lines"] == []
+    assert gpu_check["env"]["versions"][0]["torch"] and gpu_check["env"]["ceilings"][0]["matmul_tflops"] > 0
 
 
-def test_methods_agree_with_float64(lines: Lines) -> None:
+def test_methods_agree_with_float64(gpu_check: Lines) -> None:
     """All nine methods were compared, in both objectives, from both sources and in both types, and float32 agrees with
     float64 to 1e-5."""
-    methods = lines["agree"]["method"]
+    methods = gpu_check["agree"]["method"]
     ways = {(line["method"], line["objective"], line["source"], line["dtype"]) for line in methods}
     assert ways == set(product(METHODS, OBJECTIVES, ("logits", "hidden states"), ("float32", "bfloat16")))
     for line in methods:
@@ -59,14 +59,14 @@ def test_methods_agree_with_float64(lines: Lines) -> None:
     # Each method selects otherwise, so that an agreement says something of it.
     of_one_way = [line for line in methods if (line["objective"], line["dtype"]) == ("paper", "float32")]
     assert len({round(line["loss"], 6) for line in of_one_way if line["source"] == "logits"}) == len(METHODS)
-    trainings = {(line["microbatches"], line["fused_loss"]) for line in lines["agree"]["training"]}
+    trainings = {(line["microbatches"], line["fused_loss"]) for line in gpu_check["agree"]["training"]}
     assert trainings == {(4, False), (1, True), (4, True)}
-    assert all(line["weights_error"] < 1e-5 for line in lines["agree"]["training"])
+    assert all(line["weights_error"] < 1e-5 for line in gpu_check["agree"]["training"])
 
 
-def test_recipe_trains_and_resumes(lines: Lines) -> None:
+def test_recipe_trains_and_resumes(gpu_check: Lines) -> None:
     """The recipe's losses fall, 15% are called, and the resumed run repeats the losses."""
-    smoke = lines["smoke"]
+    smoke = gpu_check["smoke"]
     assert [run["run"] for run in smoke["run"]] == ["whole", "resumed"]
     losses = smoke["losses"][0]["losses"]
     assert len(losses) == 6 and losses[-1] < losses[0]
@@ -74,14 +74,14 @@ def test_recipe_trains_and_resumes(lines: Lines) -> None:
     assert {"throughput/tokens_per_sec", "stream/data_wait_s", "call_mask/precision"} <= set(smoke["last metrics"][0])
 
 
-def test_every_plan_of_a_step_runs(lines: Lines) -> None:
+def test_every_plan_of_a_step_runs(gpu_check: Lines) -> None:
     """Each plan has a time and an MFU; each improvement is there on and off."""
-    steps = lines["steps"]["step"]
+    steps = gpu_check["steps"]["step"]
     assert len(steps) == 19
     assert all(line["ms"] > 0 and line["tokens_per_s"] > 0 and line["mfu"] > 0 for line in steps)
     for name in ("fused_loss", "dense_mask", "pad_vocab_to", "fused_adamw", "compiled", "composer", "scope", "loss"):
         assert len({line[name] for line in steps}) == 2, name
-    ratios = {line["plan"]: line["times_hf"] for line in lines["steps"]["call mask"]}
+    ratios = {line["plan"]: line["times_hf"] for line in gpu_check["steps"]["call mask"]}
     assert {"toy ours, rows=4", "toy ours, rows=4, fused_loss=False", "toy ours, rows=4, compiled=True"} <= set(ratios)
 
 

@@ -7,6 +7,7 @@ whether that holds.
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -79,6 +80,7 @@ def _chunks(text: str) -> list[str]:
     return chunks
 
 
+@functools.lru_cache(maxsize=4)  # a process opens the same file several times: annotator, stream, cascade
 def is_separable(model: bytes) -> bool:
     """Tell from a model's file whether the pieces of every text are those of its chunks, and spell it.
 

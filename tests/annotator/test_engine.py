@@ -123,23 +123,23 @@ def identical(one: Words, other: Words) -> bool:
 
 @pytest.fixture(scope="module")
 def annotated(shared: Path) -> list[str]:
-    """830 documents of Wikipedia, as other work has annotated them."""
+    """415 documents of Wikipedia, as other work has annotated them."""
     with open(shared / "lmlm_spans.jsonl", encoding="utf-8") as file:
-        return [json.loads(line)["text"] for line in file]
+        return [json.loads(line)["text"] for line in itertools.islice(file, 0, None, 2)]
 
 
 @pytest.fixture(scope="module")
 def articles(shared: Path) -> list[str]:
-    """150 whole articles."""
+    """75 whole articles."""
     with open(shared / "wiki_articles.jsonl.zst", "rb") as raw:
         lines = io.TextIOWrapper(zstandard.ZstdDecompressor().stream_reader(raw), encoding="utf-8")
-        rows = [json.loads(line) for line in itertools.islice(lines, 150)]
+        rows = [json.loads(line) for line in itertools.islice(lines, 75)]
     return [f"{row['title']}\n\n{row['text']}" for row in rows]
 
 
 @pytest.mark.slow
-def test_same_annotation_of_830_documents(annotated: list[str], stock: Parser, fast: Parser) -> None:
-    """On 830 documents each word has spaCy's tag, label, head, sentence start and entity, and its rule."""
+def test_same_annotation_of_415_documents(annotated: list[str], stock: Parser, fast: Parser) -> None:
+    """On 415 documents each word has spaCy's tag, label, head, sentence start and entity, and its rule."""
     engine = fast._engine
     assert engine is not None
     words = 0
@@ -152,7 +152,7 @@ def test_same_annotation_of_830_documents(annotated: list[str], stock: Parser, f
         assert ours.same(theirs), text[:60]
         assert np.array_equal(fired_rules(ours), fired_rules(theirs)), text[:60]
         words += len(theirs)
-    assert words > 180_000
+    assert words > 90_000
     assert fast.fallbacks == 0
 
 

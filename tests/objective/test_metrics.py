@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from processes import on_two_ranks
 
 from lacy_stream.objective.losses import token_losses
 from lacy_stream.objective.methods import RANKS, Rank
@@ -143,18 +144,17 @@ def test_two_ranks_have_the_value_of_one(tmp_path: Path) -> None:
     for metric in alone.values():
         for batch in batches():
             metric.update(*batch)
-    torch.multiprocessing.spawn(_rank, (str(tmp_path),), nprocs=2)
+    on_two_ranks(_rank, tmp_path)
     for rank in (0, 1):
         for name, value in torch.load(tmp_path / f"{rank}.pt").items():
             torch.testing.assert_close(value, alone[name].compute(), rtol=1e-12, atol=0)
 
 
-def _rank(rank: int, folder: str) -> None:
-    torch.distributed.init_process_group("gloo", f"file://{folder}/meet", rank=rank, world_size=2)
+def _rank(rank: int, folder: Path) -> None:
     metrics = {kind.__name__: kind(CALL, 0.15) for kind in (TotalLoss, NonCallLoss, CallLoss)}
     for metric in metrics.values():
         metric.update(*batches()[rank])
-    torch.save({name: metric.compute() for name, metric in metrics.items()}, f"{folder}/{rank}.pt")
+    torch.save({name: metric.compute() for name, metric in metrics.items()}, folder / f"{rank}.pt")
 
 
 class Echo(torch.nn.Module):

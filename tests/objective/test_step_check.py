@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from processes import on_two_ranks
 from test_call_objective import CALL, Words, batch, gradient, split
 from torch import Tensor, nn
 
@@ -92,8 +93,7 @@ def test_mask_of_a_damaged_model_is_no_mask() -> None:
         metric.compute()
 
 
-def _rank(rank: int, folder: str) -> None:
-    torch.distributed.init_process_group("gloo", f"file://{folder}/meeting", rank=rank, world_size=2)
+def _rank(rank: int, folder: Path) -> None:
     objective, model = CallObjective(CALL, method="spacy", scope="rank"), Broken(float("nan")) if rank else Words()
     microbatches = split(batch(), 2, 5)
     objective.begin_step(5, microbatches, model)
@@ -101,13 +101,13 @@ def _rank(rank: int, folder: str) -> None:
         for microbatch in microbatches:
             objective(model(microbatch["input_ids"]), microbatch)
     except LossError as error:
-        Path(folder, f"rank{rank}").write_text(str(error))
+        (folder / f"rank{rank}").write_text(str(error))
 
 
 @pytest.mark.process
 def test_nan_on_one_rank_ends_all(tmp_path: Path) -> None:
     """Every rank has the same error, which names the rank with the NaN: none waits for another one."""
-    torch.multiprocessing.spawn(_rank, (str(tmp_path),), nprocs=2)
+    on_two_ranks(_rank, tmp_path)
     for rank in (0, 1):
         message = (tmp_path / f"rank{rank}").read_text()
         assert message.startswith(

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,7 +14,8 @@ from composer.core import Callback
 from composer.loggers import InMemoryLogger
 from composer.models import ComposerModel, HuggingFaceModel
 from equations import equation_a4
-from torch.utils.data import DataLoader
+from processes import on_two_ranks
+from torch.utils.data import DataLoader, IterableDataset
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from annotator import FactClass
@@ -403,47 +403,47 @@ def test_checkpoint_of_another_objective_is_refused(tmp_path: Path) -> None:
             algorithm.load_state_dict(state)
 
 
+ON_TWO_RANKS = ("lacy", "spacy", "lacy+ignore", "rho-1")
+
+
+class HalfOfTheRows(IterableDataset):
+    """Every second row of two mini-batches. Composer asks no sampler of an iterable."""
+
+    def __init__(self, rank: int) -> None:
+        self.rows = rows(ROWS * 2)[rank::2]
+
+    def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
+        return iter(self.rows)
+
+
+def _train_half(rank: int, folder: Path) -> None:
+    """Train on every second row with each method, and save the weights and the fractions of calls."""
+    trained = {}
+    for method in ON_TWO_RANKS:
+        model, log = gpt2(), Log()
+        Trainer(
+            model=model,
+            train_dataloader=DataLoader(HalfOfTheRows(rank), batch_size=ROWS // 2),
+            max_duration="2ba",
+            optimizers=torch.optim.SGD(model.parameters(), lr=0.5),
+            algorithms=[CallMask(CALL, **masks(method))],
+            loggers=[log.memory],
+            device_train_microbatch_size=2,
+            progress_bar=False,
+            device="cpu",
+        ).fit()
+        trained[method] = (weights(model), log["call_fraction"])
+    torch.save(trained, folder / f"rank{rank}.pt")
+
+
+@pytest.mark.process
 def test_two_ranks_train_the_same_weights(tmp_path: Path) -> None:
     """Two gloo ranks with half of each mini-batch, in microbatches of 2 rows, end with one rank's weights, random
     choices included."""
-    methods = ("lacy", "spacy", "lacy+ignore", "rho-1")
-    alone = {method: gpt2() for method in methods}
+    alone = {method: gpt2() for method in ON_TWO_RANKS}
     for method, model in alone.items():
         fit(model, **masks(method))
-    script = tmp_path / "two_ranks.py"
-    script.write_text(f"""
-import sys
-sys.path[:0] = {[str(folder) for folder in Path(__file__).parents[:2]]!r}
-import torch
-from composer import Trainer
-from composer.utils import dist
-from torch.utils.data import DataLoader, IterableDataset
-from test_call_mask import CALL, ROWS, CallMask, Log, gpt2, masks, rows, weights
-
-dist.initialize_dist("cpu")
-if __name__ == "__main__":
-    rank, trained = dist.get_global_rank(), {{}}
-    mine = [row for number, row in enumerate(rows(ROWS * 2)) if number % 2 == rank]
-
-    class Mine(IterableDataset):
-        def __iter__(self):
-            return iter(mine)
-
-    for method in {methods}:
-        model, log = gpt2(), Log()
-        Trainer(model=model, train_dataloader=DataLoader(Mine(), batch_size=ROWS // 2), max_duration="2ba",
-                optimizers=torch.optim.SGD(model.parameters(), lr=0.5), algorithms=[CallMask(CALL, **masks(method))],
-                loggers=[log.memory], device_train_microbatch_size=2, progress_bar=False, device="cpu").fit()
-        trained[method] = (weights(model), log["call_fraction"])
-    torch.save(trained, {str(tmp_path)!r} + f"/rank{{rank}}.pt")
-""")
-    run = subprocess.run(
-        [sys.executable, "-m", "composer.cli.launcher", "-n", "2", str(script)],
-        capture_output=True,
-        text=True,
-        timeout=900,
-    )
-    assert run.returncode == 0, run.stdout + run.stderr
+    on_two_ranks(_train_half, tmp_path)
     for rank in (0, 1):
         for method, (trained, fractions) in torch.load(tmp_path / f"rank{rank}.pt").items():
             assert fractions == pytest.approx([EXACT, EXACT])

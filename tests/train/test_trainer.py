@@ -1,8 +1,9 @@
-"""The main job, as people run it: the `composer` command on recipes, in processes of its own."""
+"""The main job, as people run it: recipes, by the `composer` command where a process of its own matters."""
 
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import shutil
@@ -118,23 +119,29 @@ EXACT = pytest.approx([int(0.15 * 4 * 31) / (4 * 31)] * 6, abs=1e-4)
 
 
 @pytest.mark.slow
-def test_composer_command_trains(
-    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+def test_recipe_trains_and_resumes(
+    recipe: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """`composer small.yaml save_folder=…` trains with annotation in the data path: every batch logs every metric,
-    15% of the tokens are called, the held-out losses are logged, the run resumed from its middle ends with the
-    same weights, and a recipe that the checkpoint does not fit is refused."""
-    output = run(
-        "composer",
+    """A recipe trains with annotation in the data path: every batch logs every metric, 15% of the tokens are called,
+    the held-out losses are logged, the run resumed from its middle ends with the same weights, and a recipe that the
+    checkpoint does not fit is refused."""
+    monkeypatch.chdir(tmp_path)
+    caplog.set_level(logging.INFO)
+    output = printed(
+        train,
         recipe,
         "save_folder=whole",
         "save_interval=3ba",
         "loggers.tensorboard={log_dir: tb}",
         "callbacks={speed_monitor: {window_size: 2}, lr_monitor: {}, runtime_estimator: {}}",
-        cwd=tmp_path,
+        capfd=capfd,
     )
     assert "tokens/s per core" in output and "held-out TotalLoss" in output
-    assert re.search("the trainer waited for data .*annotation .* The bottleneck was", output)
+    assert re.search("the trainer waited for data .*annotation .* The bottleneck was", caplog.text)
     log = tmp_path / "log-rank0.txt"
     for metric in METRICS:
         assert len(logged(log, metric)) == 6, metric
@@ -143,7 +150,6 @@ def test_composer_command_trains(
     assert logged(log, "throughput/tokens_per_sec") and list((tmp_path / "tb").rglob("events.out.*"))
 
     resumed = ["load_path=whole/ep0-ba3-rank0.pt", "save_folder=resumed", "save_interval=3ba"]
-    monkeypatch.chdir(tmp_path)
     printed(train, recipe, *resumed, capfd=capfd)
     states = [
         torch.load(tmp_path / folder / "ep0-ba6-rank0.pt", weights_only=False)["state"]
@@ -207,7 +213,7 @@ def test_killed_run_ends_with_the_weights_of_an_undisturbed_one(
     (killed / "latest-rank0.pt").unlink(missing_ok=True)  # as a kill between two steps of Composer's would leave it
     (killed / "ep0-ba10-rank0.pt").write_bytes((killed / "ep0-ba2-rank0.pt").read_bytes()[:-100])
 
-    run("composer", *command, cwd=tmp_path)
+    printed(train, *command, capfd=capfd)
     assert (killed / "ep0-ba10-rank0.pt").exists() and not list(killed.glob("*.unfinished"))
     states = [
         torch.load(tmp_path / name / "ep0-ba40-rank0.pt", weights_only=False)["state"] for name in ("whole", "killed")
@@ -218,25 +224,19 @@ def test_killed_run_ends_with_the_weights_of_an_undisturbed_one(
 
 
 @pytest.mark.slow
-def test_two_ranks(recipe: Path, tmp_path: Path) -> None:
-    """`composer -n 2 small.yaml key=value` trains on two ranks with half of each batch, the call
-    fraction being exact over both, and ends with the held-out loss of one rank, run as `-m lacy_stream`, on all
-    documents."""
+def test_two_ranks(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """`composer -n 2 small.yaml key=value` trains on two ranks with half of each batch, the call fraction being exact
+    over both, and ends with the held-out loss of one rank on all documents."""
     run("composer", "-n", "2", recipe, "eval_subset_num_batches=-1", cwd=tmp_path)
     for rank in (0, 1):
         log = tmp_path / f"log-rank{rank}.txt"
         assert logged(log, "call_mask/call_fraction") == EXACT
     two = logged(tmp_path / "log-rank0.txt", "metrics/eval/TotalLoss")[-1]
     assert two == logged(tmp_path / "log-rank1.txt", "metrics/eval/TotalLoss")[-1]
-    run(
-        "composer",
-        "-m",
-        "lacy_stream",
-        recipe,
-        "eval_subset_num_batches=-1",
-        "device_train_microbatch_size=4",
-        cwd=tmp_path,
-    )
+    monkeypatch.chdir(tmp_path)
+    printed(train, recipe, "eval_subset_num_batches=-1", "device_train_microbatch_size=4", capfd=capfd)
     assert two == pytest.approx(logged(tmp_path / "log-rank0.txt", "metrics/eval/TotalLoss")[-1], abs=2e-4)
 
 
@@ -358,7 +358,8 @@ def test_stopped_run_leaves_nobody(
     temporary = tmp_path / "temporary"
     temporary.mkdir()
     monkeypatch.setenv("TMPDIR", str(temporary))
-    command = [BIN / "composer", recipe, "max_duration=100000ba", "eval_interval=100000ba"]
+    module = ["-m", "lacy_stream"] if how == "SIGTERM" else []  # both ways to start a run
+    command = [BIN / "composer", *module, recipe, "max_duration=100000ba", "eval_interval=100000ba"]
     launcher = subprocess.Popen(
         command, cwd=tmp_path, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
