@@ -86,8 +86,8 @@ def main(argv: list[str] | None = None) -> int:
     tally = _Tally()
     families = _FAMILIES if args.labeller is None else (_LABELLED,)
     try:
-        annotator = Annotator(args.tokenizer or _default_tokenizer(), args.model, labeller=args.labeller)
-        with _lines(args.file) as lines:
+        with _lines(args.file) as lines:  # first, since a parser takes seconds to load
+            annotator = Annotator(args.tokenizer or _default_tokenizer(), args.model, labeller=args.labeller)
             explained = _explain_documents(annotator, lines, args.file, tally)
             if args.json:
                 _write_json(explained)

@@ -414,7 +414,8 @@ class WandB(Section):
 
 
 class FileLog(Section):
-    """Composer's FileLogger."""
+    """Composer's FileLogger, which here renames the log of an earlier run (`log.txt` to `log.1.txt`) and does not
+    overwrite it."""
 
     filename: Annotated[str, AfterValidator(_check_placeholders)] = "{run_name}/log-rank{rank}.txt"
     """Path of the log, with Composer's placeholders, such as `{run_name}` and `{rank}`."""

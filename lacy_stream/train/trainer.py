@@ -419,7 +419,9 @@ def _checkpoint_callbacks(recipe: Recipe) -> list[Any]:
 
 
 def _loggers(recipe: Recipe) -> list[Any]:
-    from composer.loggers import FileLogger, TensorboardLogger, WandBLogger
+    from composer.loggers import TensorboardLogger, WandBLogger
+
+    from lacy_stream.train.run_log import RunLog
 
     wanted = recipe.loggers
     loggers: list[Any] = []
@@ -438,7 +440,7 @@ def _loggers(recipe: Recipe) -> list[Any]:
     if wanted.file is not None:
         # Without capturing: the progress bar's redraws would break up the lines.
         loggers.append(
-            FileLogger(
+            RunLog(
                 filename=wanted.file.filename,
                 flush_interval=wanted.file.flush_interval,
                 capture_stdout=False,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import json
 import os
@@ -13,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+import annotator.__main__
+from annotator import Annotator
 from annotator.__main__ import main
 from annotator.terminal import printable
 
@@ -21,13 +24,17 @@ pytestmark = pytest.mark.parser
 TEXT = "Marie Curie was born in Warsaw in 1867. She was a physicist, and Curie won 1867 prizes.\n"
 
 
+loaded_once = functools.cache(Annotator)
+
+
 def run(*args: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
-    """The finished command, run in this process, which has imported spaCy already."""
+    """The finished command, run in this process, which has imported spaCy already, and loads each annotator once."""
     out, err = io.StringIO(), io.StringIO()
     with tempfile.TemporaryFile("w+", encoding="utf-8") as file, pytest.MonkeyPatch.context() as patch:
         file.write(stdin)
         file.seek(0)
         patch.setattr(sys, "stdin", file)
+        patch.setattr(annotator.__main__, "Annotator", loaded_once)
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             try:
                 code = main(list(args))
@@ -180,7 +187,7 @@ def test_help_names_the_exit_statuses():
 def test_missing_tokenizer_package_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     """Without --tokenizer and without mistral-common, the error names what to install from a checkout too."""
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    assert main(["-"]) == 2
+    assert main([__file__]) == 2
     assert "pip install mistral-common`" in capsys.readouterr().err
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,6 +21,7 @@ from lacy_stream.train.components import (
     named_scheduler,
     other_components,
 )
+from lacy_stream.train.run_log import RunLog
 
 pytestmark = pytest.mark.model  # imports Composer
 
@@ -145,3 +147,16 @@ def test_recipe_that_names_nothing_needs_no_composer(monkeypatch: pytest.MonkeyP
     """A recipe of its own keys alone is checked without looking at a signature: its run can start the workers first."""
     monkeypatch.setattr(Component, "find", lambda self: pytest.fail("looked up"))
     check_components(recipe())
+
+
+def test_logs_of_earlier_runs_are_kept(tmp_path: Path) -> None:
+    """A run that writes a log of the same name renames the logs before it, and its own has the plain name."""
+    for number in range(3):
+        log = RunLog(f"{tmp_path}/{{run_name}}-rank{{rank}}.txt", capture_stdout=False, capture_stderr=False)
+        log.init(SimpleNamespace(run_name="small"), None)  # type: ignore[arg-type]  # it asks for the name alone
+        log.write("", f"run {number}\n")
+        assert log.file is not None
+        log.file.close()
+    names = ("small-rank0.1.txt", "small-rank0.2.txt", "small-rank0.txt")
+    assert [(tmp_path / name).read_text() for name in names] == ["run 0\n", "run 1\n", "run 2\n"]
+    assert len(list(tmp_path.iterdir())) == 3
