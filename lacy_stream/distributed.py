@@ -6,9 +6,12 @@ Before the process group is made, the rank and the world size are those that the
 
 from __future__ import annotations
 
+import functools
 import os
+from collections.abc import Sequence
 from typing import TypeVar
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 
@@ -29,6 +32,15 @@ def all_reduce(tensor: Tensor, operation: str) -> None:
         dist.all_reduce(tensor, getattr(dist.ReduceOp, operation))
 
 
+def all_reduce_on_host(values: Sequence[float], operation: str) -> list[float]:
+    """The "SUM", "MIN" or "MAX" of numbers that the host knows, over the ranks: nothing waits for a GPU. Collective."""
+    if not _is_parallel():
+        return list(values)
+    reduced = torch.tensor(values, dtype=torch.float64)
+    dist.all_reduce(reduced, getattr(dist.ReduceOp, operation), group=_group_of_hosts(dist.group.WORLD))
+    return reduced.tolist()
+
+
 def all_gather(tensor: Tensor) -> list[Tensor]:
     """The tensors of all ranks, by rank. They must be of one shape and dtype."""
     if not _is_parallel():
@@ -45,6 +57,12 @@ def all_gather_object(value: T) -> list[T]:
     gathered: list[T | None] = [None] * dist.get_world_size()
     dist.all_gather_object(gathered, value)
     return gathered  # type: ignore[return-value]
+
+
+@functools.lru_cache(maxsize=1)
+def _group_of_hosts(world: object) -> dist.ProcessGroup | None:
+    """All ranks of the world, in a group that reduces tensors on the CPU, as that of NCCL does not. Collective."""
+    return None if "gloo" in dist.get_backend_config() else dist.new_group(backend="gloo")
 
 
 def _is_initialized() -> bool:

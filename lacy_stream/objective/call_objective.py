@@ -9,7 +9,8 @@ whatever the sizes of the parts. There are two ways to know the losses among whi
 - With more of them, the masks must be known before the last microbatch has been seen. A first pass without gradient
   finds the losses (one more forward: about a third more arithmetic a step); the second pass trains.
 
-Methods that do not look at the model's loss need no first pass.
+Methods that do not look at the model's loss need no first pass. With ``scope="running"`` none does: each microbatch is
+selected among the last ones, some of which are of the step before, so that the share of calls is exact on average only.
 """
 
 from __future__ import annotations
@@ -29,11 +30,11 @@ from lacy_stream.objective.batch import Batch, check_batch, logits_of, shift_lab
 from lacy_stream.objective.call_statistics import CallStatistics
 from lacy_stream.objective.losses import IGNORED_LABEL, token_losses, training_loss, true_losses
 from lacy_stream.objective.methods import OBJECTIVES, RANKS, SCOPES, Objective, Rank, Scope, check_fractions
-from lacy_stream.objective.minibatch import Masks, select_masks, uniform
+from lacy_stream.objective.minibatch import Masks, RecentTargets, select_masks, select_running_masks, uniform
 from lacy_stream.objective.reference import ReferenceLosses
 from lacy_stream.objective.scores import call_score
 from lacy_stream.objective.selectors import METHODS, Method, Selector, Targets
-from lacy_stream.objective.step_check import StepCheck
+from lacy_stream.objective.step_check import StepCheck, StepCounts, check_counts
 
 log = logging.getLogger(__name__)
 
@@ -70,8 +71,9 @@ class CallObjective:
         call_fraction: share of the mini-batch's tokens to delegate, in (0, 1).
         method: a name of ``selectors.METHODS``, such as ``lacy``; or a selector of your own.
         scope: the tokens among which the selection is made: ``global``, the mini-batch over all ranks; ``rank``,
-            this rank's part of it; ``microbatch``, each microbatch alone (no first pass; fewer calls where facts are
-            spread unevenly).
+            this rank's part of it; ``microbatch``, each microbatch alone (fewer calls where facts are spread
+            unevenly); ``running``, each microbatch with those before it, as many as a step has, over all ranks (the
+            share of calls is exact on average only). The last two need no first pass.
         ignore_fraction: share of the mini-batch's tokens to ignore, in [0, 1), for the methods that fill up to it.
         call_fraction_warmup: steps over which the share of calls grows linearly to ``call_fraction``; 0 for none.
             Early in a run losses say little, and the model learns from what is not delegated.
@@ -131,6 +133,7 @@ class CallObjective:
         self._method_name = method if isinstance(method, str) else getattr(method, "__name__", type(method).__name__)
         self._reference = None if reference is None else ReferenceLosses(reference, call_token_id)
         self._warned = False
+        self._recent = RecentTargets()
         # The state of the current step:
         self._step = 0
         self._model: nn.Module | None = None
@@ -142,6 +145,7 @@ class CallObjective:
         self._targets_per_rank: Tensor | None = None
         self._statistics = CallStatistics(call_fraction)
         self._check = StepCheck()
+        self._gathered: list[list[float]] = []  # see `_found`
 
     # --- a step, microbatch by microbatch -------------------------------------------------------------------
 
@@ -180,6 +184,7 @@ class CallObjective:
         self._step, self._model = step, model
         self._masks, self._row, self._targets_per_rank = None, 0, None
         self._statistics, self._check = CallStatistics(self.call_fraction), StepCheck()
+        self._gathered = []
         if self._reference is not None:
             self._reference.clear_clock()
         self._fraction = self.call_fraction * min(1.0, (step + 1) / max(1, self.call_fraction_warmup))
@@ -190,7 +195,8 @@ class CallObjective:
         # Where nobody looks at them, nothing is drawn or copied to the device: one zero stands for all.
         zero_BT = torch.zeros((), device=device).expand(shape_BT.shape)
         self._random_BT = uniform(self.seed, step, shape_BT).to(device) if self.method.random else zero_BT
-        if len(microbatches) > 1 and self.scope != "microbatch":
+        self._recent.begin_step(len(microbatches))
+        if len(microbatches) > 1 and self.scope in ("global", "rank"):
             self._masks = self._first_pass(microbatches, model, forward)
 
     def __call__(self, outputs: Any, batch: Batch) -> Tensor:
@@ -257,7 +263,18 @@ class CallObjective:
             UsageError: no rank has a target in this step.
         """
         if self.check_losses:
-            self._check.check(self._step, self._targets())
+            check_counts([StepCounts(*values[:_COUNTS]) for values in self._found()], self._step)
+
+    def _found(self) -> list[list[float]]:
+        """What each rank has found out about the step: ``StepCounts``, the seconds of the reference model, and
+        ``CallStatistics.values``. There is one gathering and one copy from the device for all of them, and nothing else
+        in a step waits for a GPU. Collective at the first call of a step."""
+        if not self._gathered:
+            counts, statistics = self._check.counts(self._targets()), self._statistics.values()
+            seconds = 0.0 if self._reference is None else self._reference.seconds()
+            own = [counts, counts.new_full((1,), seconds), *([] if statistics is None else [statistics])]
+            self._gathered = torch.stack(dist.all_gather(torch.cat(own))).tolist()
+        return self._gathered
 
     def _targets(self) -> Tensor:
         """How many valid targets this rank has in the step, a scalar."""
@@ -271,7 +288,10 @@ class CallObjective:
         return losses_BT
 
     def _select(self, targets: Targets) -> Masks:
-        return select_masks(self.method.select, targets, self._fraction, self.ignore_fraction, self.scope)
+        fractions = self._fraction, self.ignore_fraction
+        if self.scope == "running":
+            return select_running_masks(self.method.select, targets, self._recent, *fractions)
+        return select_masks(self.method.select, targets, *fractions, self.scope)
 
     @torch.no_grad()
     def _first_pass(
@@ -323,9 +343,10 @@ class CallObjective:
 
         A metric that has no value, such as the loss of calls where nothing was called, is left out.
         """
-        metrics = self._statistics.metrics()
-        if not metrics:
+        if self._statistics.values() is None:
             return {}
+        found = self._found()
+        metrics = self._statistics.metrics([values[_COUNTS + 1 :] for values in found])
         if metrics["call_majority"] > ALMOST_EVERYWHERE and not self._warned:
             self._warned = True
             log.warning(
@@ -336,19 +357,27 @@ class CallObjective:
                 else "The call mask may delegate nearly all that is learned: look at call_fraction",
             )
         if self._reference is not None:
-            metrics["reference_s"] = self._reference.seconds()
+            metrics["reference_s"] = max(values[_COUNTS] for values in found)
         return metrics
 
     def state_dict(self) -> dict[str, Any]:
-        """The names of the objective and of the method. Nothing else is carried from one step to the next."""
-        return {"objective": self.objective, "method": self._method_name}
+        """The names of the objective and of the method; and with scope ``running`` the targets of the last step, which
+        have a part in the masks of the next one. Nothing else is carried from one step to the next."""
+        state: dict[str, Any] = {"objective": self.objective, "method": self._method_name}
+        if self.scope == "running":
+            parts = self._recent.of_last_step()
+            state["recent"] = [tuple(None if value is None else value.cpu() for value in part) for part in parts]
+        return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Refuse the state of a run whose model was trained to call by another objective.
+        """Take over what ``state_dict`` gave, and refuse the state of a run whose model was trained to call by another
+        objective.
 
         Raises:
             ObjectiveError: it was, and ``accept_changes`` is not set.
         """
+        if state.get("method") == self._method_name:
+            self._recent.restore([Targets(*part) for part in state.get("recent", ())])
         before = state.get("objective", self.objective)
         if before == self.objective or "baseline" in (state.get("method"), self._method_name):
             return  # without a call mask, both objectives are the same
@@ -356,6 +385,9 @@ class CallObjective:
         if not self.accept_changes:
             raise ObjectiveError(message + ". To continue all the same, set accept_changes")
         log.warning("%s. The run continues (accept_changes)", message)
+
+
+_COUNTS = len(StepCounts._fields)
 
 
 def _count(labels_BT: Tensor) -> Tensor:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from annotator import FactClass
-from lacy_stream import distributed as dist
 from lacy_stream.objective.losses import TokenLosses
 from lacy_stream.objective.selectors import Selection, budget, highest
+
+CLASSES = len(FactClass)
 
 
 class _Sums(NamedTuple):
@@ -36,7 +38,7 @@ class _Sums(NamedTuple):
 
 
 class CallStatistics:
-    """Sums of one mini-batch. They stay on the device until ``metrics``: nothing waits for a GPU before the batch ends.
+    """Sums of one mini-batch, which stay on the device: nothing waits for a GPU.
 
     Args:
         call_fraction: share of the targets that the model is taken to call, for ``precision``.
@@ -80,39 +82,41 @@ class CallStatistics:
             self._sums = _Sums(*(old + new for old, new in zip(self._sums, sums)))
             self._lowest_called_loss = torch.minimum(self._lowest_called_loss, lowest)
 
-    def metrics(self) -> dict[str, float]:
-        """The metrics of the mini-batch over all ranks, see ``CallObjective``; empty where nothing was added."""
+    def values(self) -> Tensor | None:
+        """The sums of this rank and its lowest called loss, float64 [C], for ``metrics``; None if nothing was added."""
         if self._sums is None or self._lowest_called_loss is None:
-            return {}
-        sums = self._reduce(self._sums)
-        dist.all_reduce(self._lowest_called_loss, "MIN")
-        tokens, calls, ignored = (float(counts.sum()) for counts in sums[:3])
+            return None
+        return torch.cat([value.reshape(-1) for value in (*self._sums, self._lowest_called_loss.double())])
+
+    @staticmethod
+    def metrics(ranks: Sequence[Sequence[float]]) -> dict[str, float]:
+        """The metrics of a mini-batch, see ``CallObjective``.
+
+        Args:
+            ranks: ``values`` of all ranks.
+        """
+        *totals, _ = (sum(column) for column in zip(*ranks, strict=True))
+        tokens_C, calls_C, ignored_C = (totals[start : start + CLASSES] for start in range(0, 3 * CLASSES, CLASSES))
+        sums = dict(zip(_Sums._fields[3:], totals[3 * CLASSES :], strict=True))
+        tokens, calls, ignored = sum(tokens_C), sum(calls_C), sum(ignored_C)
         found = {
             "call_fraction": calls / max(tokens, 1),
             "ignore_fraction": ignored / max(tokens, 1),
-            "factual_fraction": float(sums.tokens_C[FactClass.FACTUAL]) / max(tokens, 1),
-            "rest_loss": float(sums.rest_loss) / max(tokens - calls - ignored, 1),
-            "call_probability": float(sums.call_probability) / max(tokens, 1),
-            "call_majority": float(sums.call_majority) / max(tokens, 1),
+            "factual_fraction": tokens_C[FactClass.FACTUAL] / max(tokens, 1),
+            "rest_loss": sums["rest_loss"] / max(tokens - calls - ignored, 1),
+            "call_probability": sums["call_probability"] / max(tokens, 1),
+            "call_majority": sums["call_majority"] / max(tokens, 1),
         }
         if calls:
             found |= {
-                "call_loss": float(sums.call_loss) / calls,
-                "called_token_loss": float(sums.called_token_loss) / calls,
-                "threshold": self._lowest_called_loss.item(),
-                "precision": float(sums.wanted_of_these) / max(float(sums.would_call), 1),
+                "call_loss": sums["call_loss"] / calls,
+                "called_token_loss": sums["called_token_loss"] / calls,
+                "threshold": min(values[-1] for values in ranks),
+                "precision": sums["wanted_of_these"] / max(sums["would_call"], 1),
                 "chance": calls / tokens,
             }
-            found |= {f"calls_{kind.name.lower()}": float(sums.calls_C[kind]) / calls for kind in FactClass}
+            found |= {f"calls_{kind.name.lower()}": calls_C[kind] / calls for kind in FactClass}
         if ignored:
-            found["ignored_token_loss"] = float(sums.ignored_token_loss) / ignored
-            found |= {f"ignored_{kind.name.lower()}": float(sums.ignored_C[kind]) / ignored for kind in FactClass}
+            found["ignored_token_loss"] = sums["ignored_token_loss"] / ignored
+            found |= {f"ignored_{kind.name.lower()}": ignored_C[kind] / ignored for kind in FactClass}
         return found
-
-    @staticmethod
-    def _reduce(sums: _Sums) -> _Sums:
-        """The sums of all ranks, on the CPU: one reduction and one copy for all of them."""
-        flat = torch.cat([value.reshape(-1) for value in sums])
-        dist.all_reduce(flat, "SUM")
-        parts = flat.cpu().split([value.numel() for value in sums])
-        return _Sums(*(part.view(value.shape) for part, value in zip(parts, sums)))

@@ -24,9 +24,15 @@ Rank = Literal["probability", "logit"]
 ``logit``: the logit of <CALL>, after the positions where it leads all other logits (appendix A.4.3 and A.5).
 """
 
-Scope = Literal["global", "rank", "microbatch"]
-"""The tokens among which the selection is made: the mini-batch over all ranks, one rank's part of it, or each
-microbatch alone."""
+Scope = Literal["global", "rank", "microbatch", "running"]
+"""The tokens among which the selection is made.
+
+``global``: the mini-batch over all ranks. ``rank``: one rank's part of it. With several microbatches, both need a first
+pass without gradient.
+``microbatch``: each microbatch alone.
+``running``: each microbatch with those before it, as many as a step has, over all ranks. The threshold follows the
+losses of the last steps, so the share of calls is that of ``global`` on average and not in each step.
+"""
 
 FusedLoss = bool | Literal["auto"]
 """Whether the loss is computed from the last hidden states, without holding the logits; ``auto``: on a GPU."""

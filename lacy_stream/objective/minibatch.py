@@ -6,6 +6,7 @@ ranks in turn. So the mini-batch has the same rows in the same order for any num
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -64,6 +65,53 @@ def select_masks(
     return Masks(Selection(*own), masks.learned_share)
 
 
+class RecentTargets:
+    """The targets of the last microbatches of all ranks, as many as a step has: among them a microbatch is selected
+    where the scope is ``running``. They are kept flattened, so that steps may have rows of other lengths."""
+
+    def __init__(self) -> None:
+        self._before: list[Targets] = []  # of the last step that was whole
+        self._now: list[Targets] = []
+        self._microbatches = 0
+
+    def begin_step(self, microbatches: int) -> None:
+        """Begin a step. One that was broken off, for lack of memory, leaves nothing."""
+        self._before, self._now, self._microbatches = self.of_last_step(), [], microbatches
+
+    def of_last_step(self) -> list[Targets]:
+        """The targets of the last step that was whole, microbatch by microbatch, each [N]."""
+        return self._now if self._now and len(self._now) == self._microbatches else self._before
+
+    def restore(self, parts: Sequence[Targets]) -> None:
+        """Continue after a step with these microbatches."""
+        self._before, self._now = list(parts), []
+
+    def add(self, targets: Targets) -> Targets:
+        """The targets of the last microbatches and these ones, which are the last [N]."""
+        earlier, device = self._before + self._now, targets.valid.device
+        earlier = earlier[max(0, len(earlier) - self._microbatches + 1) :]
+        new = Targets(*(None if part is None else part.flatten() for part in targets))
+        self._now.append(new)
+        columns = zip(*earlier, new, strict=True)
+        return Targets(
+            *(None if parts[-1] is None else torch.cat([part.to(device) for part in parts]) for parts in columns)
+        )
+
+
+def select_running_masks(
+    selector: Selector, targets: Targets, recent: RecentTargets, call_fraction: float, ignore_fraction: float
+) -> Masks:
+    """The masks of one microbatch, selected among its targets on all ranks and those of the microbatches before it.
+    Collective. Arguments and errors as for ``select_masks``."""
+    everyone = targets if dist.get_world_size() == 1 else gather_targets(targets)
+    masks = _apply_selector(selector, recent.add(everyone), call_fraction, ignore_fraction)
+    shape = everyone.valid.shape
+    newest = (None if mask_N is None else mask_N[-shape.numel() :].view(shape) for mask_N in masks.selection)
+    if everyone is not targets:
+        newest = (own_part(mask_MT, targets.valid) for mask_MT in newest)
+    return Masks(Selection(*newest), masks.learned_share)
+
+
 def _apply_selector(selector: Selector, targets: Targets, call_fraction: float, ignore_fraction: float) -> Masks:
     counts = (budget(targets.valid, fraction) for fraction in (call_fraction, ignore_fraction))
     call, ignore = selector(targets, *counts)
@@ -108,7 +156,5 @@ def own_part(mask_MT: Tensor | None, own_BT: Tensor) -> Tensor | None:
 
 def _largest(own_BT: Tensor) -> tuple[int, int]:
     """The most rows, and the greatest length, that a rank has."""
-    shape = torch.tensor(own_BT.shape, device=own_BT.device)
-    dist.all_reduce(shape, "MAX")
-    rows, length = shape.tolist()
-    return rows, length
+    rows, length = dist.all_reduce_on_host(list(own_BT.shape), "MAX")
+    return int(rows), int(length)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
-from lacy_stream import distributed as dist
 from lacy_stream.errors import LacyStreamError, UsageError
 
 
@@ -13,8 +15,17 @@ class LossError(LacyStreamError, FloatingPointError):
     """A loss is NaN or infinite, so the run cannot continue. The message says which one, when and where."""
 
 
+class StepCounts(NamedTuple):
+    """What the check of a step knows of one rank: its losses of the model, and of the reference model, that are no
+    finite numbers; and its valid targets."""
+
+    model: float
+    reference: float
+    targets: float
+
+
 class StepCheck:
-    """Counts the losses of one step that are no finite numbers. Nothing waits for a GPU before ``check``."""
+    """Counts the losses of one step that are no finite numbers. Nothing waits for a GPU."""
 
     def __init__(self) -> None:
         self._own: list[Tensor] = []  # scalars, one for each call of `add`
@@ -35,33 +46,40 @@ class StepCheck:
         """Look at losses of the reference model, which decide the masks. Arguments as for ``add``."""
         self._reference.append(_unusable(losses, counted))
 
-    def check(self, step: int, targets: Tensor) -> None:
-        """Raise on every rank if something is wrong on any of them. Collective.
+    def counts(self, targets: Tensor) -> Tensor:
+        """The fields of ``StepCounts``, float64 [3], on the device of the losses.
 
         Args:
-            step: steps of training before this one.
-            targets: how many targets this rank has in the step, a scalar.
-
-        Raises:
-            LossError: a loss is not finite.
-            UsageError: no rank has a target.
+            targets: how many valid targets this rank has in the step, a scalar.
         """
         device = self._own[0].device if self._own else targets.device
         own, reference = (_total(counts, device) for counts in (self._own, self._reference))
-        counts_R3 = torch.stack(dist.all_gather(torch.stack([own, reference, targets.to(device).double()]))).tolist()
-        ranks, so_far = len(counts_R3), f"after {step} step{'s' * (step != 1)} of training"
-        total = int(sum(targets for *_, targets in counts_R3))
-        for column, name in enumerate(("loss of the model", "loss of the reference model")):
-            where = [rank for rank in range(ranks) if counts_R3[rank][column]]
-            if not where:
-                continue
-            on = "" if ranks == 1 else f" (on rank {', '.join(map(str, where))} of {ranks})"
-            raise LossError(f"{so_far}, the {name} is NaN or infinite{on}. {_ADVICE[column]}")
-        if not total:
-            raise UsageError(
-                f"{so_far}, a step has no target: all labels of its mini-batch are -100, as "
-                "padding is. Look at the labels of the data"
-            )
+        return torch.stack([own, reference, targets.to(device).double()])
+
+
+def check_counts(ranks: Sequence[StepCounts], step: int) -> None:
+    """Raise if something was wrong on any rank.
+
+    Args:
+        ranks: what was counted, by rank.
+        step: steps of training before this one.
+
+    Raises:
+        LossError: a loss is not finite.
+        UsageError: no rank has a target.
+    """
+    so_far = f"after {step} step{'s' * (step != 1)} of training"
+    for column, name in enumerate(("loss of the model", "loss of the reference model")):
+        where = [rank for rank, counts in enumerate(ranks) if counts[column]]
+        if not where:
+            continue
+        on = "" if len(ranks) == 1 else f" (on rank {', '.join(map(str, where))} of {len(ranks)})"
+        raise LossError(f"{so_far}, the {name} is NaN or infinite{on}. {_ADVICE[column]}")
+    if not any(counts.targets for counts in ranks):
+        raise UsageError(
+            f"{so_far}, a step has no target: all labels of its mini-batch are -100, as "
+            "padding is. Look at the labels of the data"
+        )
 
 
 _ADVICE = (

@@ -7,11 +7,10 @@ import math
 import time
 from typing import Protocol, runtime_checkable
 
-import torch
 from composer.core import Callback, State
 from composer.loggers import Logger
-from composer.utils import dist
 
+from lacy_stream import distributed as dist
 from lacy_stream.stream.batches import StreamStats
 from lacy_stream.stream.pool import AnnotationPool, PoolStats
 from lacy_stream.stream.report import Report
@@ -63,12 +62,11 @@ class StreamMonitor(Callback):
         self._last = (now, stats)
         pool = dataset.pool.stats()
         waited = stats.wait_s - before.wait_s
-        longest = state.device.tensor_to_device(torch.tensor([waited], dtype=torch.float32))
-        dist.all_reduce(longest, "MAX")
+        (longest,) = dist.all_reduce_on_host([waited], "MAX")
         rates = [worker.tokens_per_s for worker in pool.workers if worker.tokens]
         metrics = {
             "data_wait_s": waited,
-            "data_wait_max_s": longest.item(),
+            "data_wait_max_s": longest,
             "data_wait_fraction": waited / (now - then),
             "wait_shards_s": stats.shards_s - before.shards_s,
             "wait_annotation_s": stats.annotation_s - before.annotation_s,

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from annotator import FactClass
 from lacy_stream.errors import UsageError
 from lacy_stream.objective.batch import Batch
 from lacy_stream.objective.call_objective import CallObjective
 from lacy_stream.objective.losses import HiddenStates
-from lacy_stream.objective.methods import RANKS, Rank
+from lacy_stream.objective.methods import RANKS, Rank, Scope
 from lacy_stream.objective.selectors import Selection, Targets, highest
 
 VOCABULARY, CALL, LENGTH = 23, 22, 14
@@ -86,6 +89,77 @@ def test_one_microbatch_is_the_mean_over_its_targets() -> None:
     alone = objective(logits, batch())
     objective.begin_step(0, [batch()])
     assert torch.equal(alone, objective.mean_loss(logits, batch())) and objective.metrics()["call_fraction"] > 0.1
+
+
+class HostCopies(TorchDispatchMode):
+    """Counts what makes the host wait for a device: copies from it, and shapes that depend on values."""
+
+    WAITS = ("_local_scalar_dense", "nonzero", "masked_select", "unique")
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        super().__init__()
+        self.seen: list[str] = []
+        for name in ("cpu", "tolist", "numpy", "item"):
+            monkeypatch.setattr(Tensor, name, self._watched(name, getattr(Tensor, name)))
+
+    def _watched(self, name: str, original: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda tensor, *arguments: (self.seen.append(name), original(tensor, *arguments))[1]
+
+    def __torch_dispatch__(self, function: Any, types: Any, arguments: Any = (), settings: Any = None) -> Any:
+        name, indices = function.overloadpacket.__name__, arguments[1] if len(arguments) > 1 else ()
+        by_mask = name == "index" and any(index is not None and index.dtype == torch.bool for index in indices)
+        if name in self.WAITS or by_mask:
+            self.seen.append(name)
+        return function(*arguments, **(settings or {}))
+
+
+@pytest.mark.parametrize("method", ["lacy", "spacy", "lacy+ignore", "rho-1"])
+@pytest.mark.parametrize("sizes", [(7,), (3, 4)])
+@pytest.mark.parametrize("scope", ["global", "running"])
+def test_a_step_waits_for_the_device_once(
+    method: str, sizes: tuple[int, ...], scope: Scope, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The check of the losses, the metrics and the time of a reference model are one copy to the host, in every way to
+    call the objective."""
+    reference = Words() if method == "rho-1" else None
+    objective, model = CallObjective(CALL, method=method, scope=scope, reference=reference), Words()
+    for step, whole_loss in enumerate((objective, objective.mean_loss)):
+        with HostCopies(monkeypatch) as copies:
+            objective.begin_step(step, split(batch(), *sizes), model)
+            for microbatch in split(batch(), *sizes):
+                whole_loss(model(microbatch["input_ids"]), microbatch).backward()
+            objective.check_step()
+            metrics = objective.metrics()
+        assert copies.seen == ["tolist"] and metrics["rest_loss"] > 0
+        monkeypatch.undo()
+
+
+def test_running_scope_calls_as_often_on_average() -> None:
+    """Each microbatch is selected with those before it, as many as a step has: over the steps, the share of calls is
+    the fraction, though facts are spread unevenly; a step that was broken off leaves no trace; and a run that continues
+    from the state makes the calls of one that did not stop."""
+    whole, model = batch(), Words()
+    whole["labels"] = whole["input_ids"].clone()
+    whole["token_class"][:3], whole["token_class"][3:] = FactClass.FACTUAL, FactClass.OTHER
+    microbatches = split(whole, 3, 2, 2)
+
+    def step(objective: CallObjective, number: int, parts: int = 3) -> float:
+        objective.begin_step(number, microbatches, None)
+        losses = [objective.mean_loss(model(part["input_ids"]), part) for part in microbatches[:parts]]
+        return torch.stack(losses).sum().item()
+
+    alone, running = (CallObjective(CALL, scope=scope) for scope in ("microbatch", "running"))
+    for number in range(4):
+        step(alone, number), step(running, number)
+    targets = whole["labels"][:, 1:].numel()
+    assert running.metrics()["call_fraction"] == pytest.approx(int(0.15 * targets) / targets)
+    assert alone.metrics()["call_fraction"] < 0.1
+
+    resumed, broken = CallObjective(CALL, scope="running"), CallObjective(CALL, scope="running")
+    first = step(broken, 0)
+    step(broken, 1, parts=1)
+    resumed.load_state_dict(broken.state_dict())
+    assert step(resumed, 1) == step(broken, 1) != first
 
 
 @pytest.mark.parametrize("rank", RANKS)
