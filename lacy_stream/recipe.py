@@ -97,6 +97,8 @@ class GPT2(Section):
     """Dropout of embeddings, attention and residual branches."""
     vocab_size: Positive | None = None
     """The number of the tokenizer's pieces + 1, for `<CALL>`; null: computed. A number is only checked."""
+    pad_vocab_to_multiple_of: Positive = 1
+    """The rows of the embeddings are a multiple of this. Rows after `<CALL>` have no logits and are not exported."""
 
     @model_validator(mode="after")
     def _check_heads(self) -> GPT2:
@@ -123,7 +125,7 @@ class HFCausalLM(Section):
     attn_implementation: Literal["eager", "sdpa", "flash_attention_2"] | None = None
     """How transformers computes attention; null: its own choice."""
     pad_vocab_to_multiple_of: Positive = 1
-    """The rows of the embeddings are a multiple of this. The rows after `<CALL>` are never used."""
+    """The rows of the embeddings are a multiple of this. Rows after `<CALL>` have no logits and are not exported."""
 
     @model_validator(mode="after")
     def _check_source(self) -> HFCausalLM:
@@ -319,7 +321,9 @@ class CallMask(Section):
     """The score of `<CALL>` by which positions are ranked, in validation losses, pages and the cascade too."""
     scope: Scope = "global"
     """The tokens among which the selection is made: `global`, the mini-batch over all ranks; `rank`, one rank's part;
-    `microbatch`, each microbatch alone."""
+    `microbatch`, each microbatch alone; `running`, each microbatch with those before it, as many as a step has, over
+    all ranks. With several microbatches, `global` and `rank` take a first pass without gradient. `running` takes none,
+    and the share of calls is exact on average only."""
 
     fused_loss: FusedLoss = "auto"
     """Compute the loss from the model's last hidden states, so that its logits are never held. `auto`: on a GPU, where
@@ -495,6 +499,8 @@ class Recipe(Section):
     """Composer's FSDP settings, for models that do not fit one GPU; null: DDP."""
     compile_config: dict[str, Any] | None = None
     """Arguments of `torch.compile`; `{}`: its defaults; null: the model is not compiled."""
+    compile_fallback: bool = True
+    """Whether a model that cannot be compiled is trained uncompiled, with a warning; false: the run stops."""
     profiler: Profiler | None = None
     """Composer's profiler; null: off."""
     progress_bar: bool = True

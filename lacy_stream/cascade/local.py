@@ -16,6 +16,7 @@ from lacy_stream.cascade.partner import PartnerError, PromptError
 from lacy_stream.cascade.vocabulary import SPECIAL_NAME, TransformersVocabulary, Vocabulary
 from lacy_stream.errors import UsageError
 from lacy_stream.train.checkpoint import context_of, start_of_text
+from lacy_stream.train.transformers_names import weights_dtype
 
 CANDIDATES = 100
 """Number of the partner's tokens that are tried, best first, until one can be expressed."""
@@ -134,9 +135,8 @@ def load_partner(name: str, *, repetition_penalty: float, device: str) -> Transf
         name, options = str(path.parent), {"gguf_file": path.name}
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, use_fast=True, **options)
-        model = AutoModelForCausalLM.from_pretrained(
-            name, torch_dtype="auto" if device != "cpu" else "float32", **options
-        )
+        dtype = weights_dtype(torch.float32 if device == "cpu" else "auto")
+        model = AutoModelForCausalLM.from_pretrained(name, **dtype, **options)
     except (OSError, ValueError, ImportError) as error:
         raise PartnerError(
             f"{path} cannot be loaded as a causal language model of transformers: {str(error).strip().splitlines()[0]}"

@@ -39,6 +39,9 @@ class ExportOptions:
     without_call: bool = False
     """Leave <CALL> out of the model and the tokenizer: for lm-eval's `hf`, vLLM and other tools that do not know it."""
 
+    pad_vocab_to_multiple_of: int = 1
+    """Round the rows of the embeddings up to a multiple of this. Rows that padded them in training are left out."""
+
 
 @dataclass(frozen=True)
 class AddCallOptions:
@@ -99,7 +102,12 @@ def _export(args: argparse.Namespace) -> int:
     from lacy_stream.train.export import export
 
     options = parse_options(ExportOptions, args)
-    written = export(options.checkpoint, options.out, without_call=options.without_call)
+    written = export(
+        options.checkpoint,
+        options.out,
+        without_call=options.without_call,
+        pad_vocab_to_multiple_of=options.pad_vocab_to_multiple_of,
+    )
     call = "no <CALL>" if written.call_token_id is None else f"<CALL> = {written.call_token_id}"
     print(f"{options.out}: {written.model.num_parameters():,} parameters, {call}")
     return 0

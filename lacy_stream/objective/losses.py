@@ -28,19 +28,22 @@ class HiddenStates(NamedTuple):
 
     states: [..., D], what the output layer of a model takes.
     weight: [V, D]; bias: [V], or None. Of the output layer; often the weight is that of the embedding.
+    entries: of the vocabulary, where the rows of the weight after them are padding, which has no logits; None: V.
     """
 
     states: Tensor
     weight: Tensor
     bias: Tensor | None = None
+    entries: int | None = None
 
     @property
     def vocab_size(self) -> int:
-        return self.weight.shape[0]
+        return self.weight.shape[0] if self.entries is None else self.entries
 
     def detach(self) -> HiddenStates:
         """The same values, without gradient."""
-        return HiddenStates(*(None if part is None else part.detach() for part in self))  # pyright: ignore
+        bias = None if self.bias is None else self.bias.detach()
+        return HiddenStates(self.states.detach(), self.weight.detach(), bias, self.entries)
 
     def logit(self, id: int) -> Tensor:
         """The logit of one entry of the vocabulary, [...]."""
@@ -105,7 +108,7 @@ def token_losses(logits: Logits, targets: Tensor, call_token_id: int) -> TokenLo
             f"call_token_id is {call_token_id}, but the model's vocabulary has {entries} entries: give "
             "the model one entry more than the tokenizer has pieces"
         )
-    source = logits if isinstance(logits, HiddenStates) else (logits, None, None)
+    source = logits if isinstance(logits, HiddenStates) else (logits, None, None, None)
     true, call = cast(tuple[Tensor, Tensor], _TokenLosses.apply(*source, targets, call_token_id))
     return TokenLosses(true, call)
 
@@ -123,11 +126,17 @@ class _Rows:
     """Rows of logits, chunk by chunk: those that are there, or those of hidden states."""
 
     def __init__(
-        self, states: Tensor, weight: Tensor | None, bias: Tensor | None, product_dtype: torch.dtype | None = None
+        self,
+        states: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        entries: int | None,
+        product_dtype: torch.dtype | None = None,
     ) -> None:
         self.states_ND = states.reshape(-1, states.shape[-1])
-        self.entries = states.shape[-1] if weight is None else len(weight)
-        self.size = _rows_at_once(states.device, self.entries)
+        rows = states.shape[-1] if weight is None else len(weight)
+        self.entries = rows if entries is None else entries
+        self.size = _rows_at_once(states.device, rows)
         self.dtype = torch.promote_types(states.dtype, torch.float32)
         kind = states.device.type
         autocast = torch.is_autocast_enabled(kind) and states.dtype != torch.float64
@@ -136,7 +145,8 @@ class _Rows:
         self.weight, self.bias = (None if part is None else part.to(self.product_dtype) for part in (weight, bias))
 
     def chunks(self) -> Iterator[tuple[slice, Tensor]]:
-        """The rows and their logits [n, V], in ``dtype``, which the caller may not change where there is no weight."""
+        """The rows and their logits in ``dtype``, with those of padding [n, rows of the weight]. The caller may change
+        them where there is a weight."""
         for start in range(0, len(self.states_ND), self.size):
             rows = slice(start, start + self.size)
             part = self.states_ND[rows]
@@ -150,28 +160,37 @@ class _TokenLosses(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, states: Tensor, weight: Tensor | None, bias: Tensor | None, targets: Tensor, call_token_id: int
+        ctx: Any,
+        states: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        entries: int | None,
+        targets: Tensor,
+        call_token_id: int,
     ) -> tuple[Tensor, Tensor]:
-        logits = _Rows(states, weight, bias)
+        logits = _Rows(states, weight, bias, entries)
         targets_N = targets.reshape(-1).clamp(min=0)  # -100 is no index; what it gives is not used
         found = []
         for rows, logits_NV in logits.chunks():
-            # All logits but that of <CALL>: those before it, and those of rows after it that pad the vocabulary.
+            # All logits but that of <CALL>: those before it, and those after it.
             others = torch.logsumexp(logits_NV[:, :call_token_id], dim=1)
             if call_token_id + 1 < logits.entries:
-                others = torch.logaddexp(others, torch.logsumexp(logits_NV[:, call_token_id + 1 :], dim=1))
+                after_NV = logits_NV[:, call_token_id + 1 : logits.entries]
+                others = torch.logaddexp(others, torch.logsumexp(after_NV, dim=1))
             target = logits_NV.gather(1, targets_N[rows, None]).squeeze(1)
             found.append(torch.stack([others, target, logits_NV[:, call_token_id]]))
         normaliser_N, target_N, call_N = torch.cat(found, dim=1) if found else states.new_zeros(3, 0)
         ctx.save_for_backward(states, weight, bias, targets_N, normaliser_N, call_N)
-        ctx.call_token_id, ctx.product_dtype = call_token_id, logits.product_dtype
+        ctx.call_token_id, ctx.entries, ctx.product_dtype = call_token_id, entries, logits.product_dtype
         return (normaliser_N - target_N).view(targets.shape), F.softplus(normaliser_N - call_N).view(targets.shape)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_true: Tensor, grad_call: Tensor) -> tuple[Tensor | None, ...]:
         states, weight, bias, targets_N, normaliser_N, call_logit_N = ctx.saved_tensors
-        logits = _Rows(states, weight, bias, ctx.product_dtype)  # that of the forward: autocast is off here
+        logits = _Rows(
+            states, weight, bias, ctx.entries, ctx.product_dtype
+        )  # that of the forward: autocast is off here
         true_N, call_N = grad_true.reshape(-1), grad_call.reshape(-1)
         # d softplus(L - c) is sigmoid(L - c) dL - sigmoid(L - c) dc, and dL is the softmax without <CALL>.
         call_N = call_N * torch.sigmoid(normaliser_N - call_logit_N)
@@ -183,7 +202,9 @@ class _TokenLosses(torch.autograd.Function):
         for rows, logits_NV in logits.chunks():
             # The softmax without <CALL>, times the weight. In the column of <CALL> this means nothing, and it is
             # overwritten.
-            grad_NV = (logits_NV - normaliser_N[rows, None]).exp_().mul_(weight_N[rows, None])
+            reused = None if logits.weight is None else logits_NV
+            grad_NV = torch.sub(logits_NV, normaliser_N[rows, None], out=reused).exp_().mul_(weight_N[rows, None])
+            grad_NV[:, logits.entries :] = 0  # padding
             grad_NV[:, ctx.call_token_id] = -call_N[rows]
             grad_NV.scatter_add_(1, targets_N[rows, None], -true_N[rows, None])
             if logits.weight is None:
@@ -198,6 +219,7 @@ class _TokenLosses(torch.autograd.Function):
             grad_states_ND.view(states.shape),
             None if weight is None or grad_weight is None else grad_weight.to(weight.dtype),
             None if bias is None or grad_bias is None else grad_bias.to(bias.dtype),
+            None,
             None,
             None,
         )
@@ -247,7 +269,8 @@ def true_losses(logits: Logits, targets: Tensor, call_token_id: int) -> Tensor:
     before ``call_token_id``. [...], as the targets."""
     if call_token_id < vocab_size(logits):
         return token_losses(logits, targets, call_token_id).true
-    rows_of = _Rows(*(logits if isinstance(logits, HiddenStates) else (logits, None, None)))
+    rows_of = _Rows(*(logits if isinstance(logits, HiddenStates) else (logits, None, None, None)))
     targets_N = targets.reshape(-1).clamp(min=0)
-    parts = [F.cross_entropy(part, targets_N[rows], reduction="none") for rows, part in rows_of.chunks()]
+    entries = rows_of.entries
+    parts = [F.cross_entropy(part[:, :entries], targets_N[rows], reduction="none") for rows, part in rows_of.chunks()]
     return torch.cat(parts).view_as(targets)

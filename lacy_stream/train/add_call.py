@@ -19,6 +19,7 @@ from lacy_stream.train.call_row import set_call_row
 from lacy_stream.train.checkpoint import CheckpointError, ModelNotFoundError
 from lacy_stream.train.hugging_face import model_of_config
 from lacy_stream.train.model import for_composer
+from lacy_stream.train.padding import round_up
 
 SAMPLE_ROW, SAMPLE_TOKENS = 512, 4096
 
@@ -74,7 +75,7 @@ def add_call(
         raise UsageError(f"{os.fspath(checkpoint)} has <CALL> already: it is {config['call_token_id']}")
     if call_token_id > before:
         raise UsageError(f"the model has {before} rows, and the tokenizer {call_token_id} ids: it is not its tokenizer")
-    rows = -(-max(before, call_token_id + 1) // pad_to_multiple_of) * pad_to_multiple_of
+    rows = round_up(max(before, call_token_id + 1), pad_to_multiple_of)
     names = _grow(state["model"], before, rows, _mean)
     # Moments have the shape of their parameter, and those of a new parameter are 0.
     for optimizer in state.get("optimizers", {}).values():

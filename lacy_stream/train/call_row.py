@@ -29,18 +29,6 @@ CONVERGED = 1e-7
 """Nats: where a step of Newton's method lowers the loss by less, it was the last."""
 
 
-def grow_vocabulary(model: PreTrainedModel, rows: int) -> None:
-    """Give the embeddings that many rows. The output of the ids that were there stays as it was.
-
-    Raises:
-        UsageError: the model does not let its embeddings be resized.
-    """
-    try:
-        model.resize_token_embeddings(rows, mean_resizing=False)
-    except (NotImplementedError, AttributeError, TypeError) as error:
-        raise UsageError(f"the vocabulary of {type(model).__name__} cannot be resized: {error}") from None
-
-
 @torch.no_grad()
 def set_call_row(model: PreTrainedModel, call_token_id: int, ids_BT: Tensor, call_fraction: float) -> float:
     """Set the row of <CALL> so that p(<CALL>) is near the call fraction, by logistic regression over a sample of text.

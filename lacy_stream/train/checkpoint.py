@@ -20,7 +20,9 @@ from lacy_stream.errors import UsageError
 from lacy_stream.files import is_hub_name
 from lacy_stream.recipe import HFCausalLM, Recipe, check_recipe, tokenizer_path
 from lacy_stream.train.hugging_face import model_of_config
+from lacy_stream.train.padding import remove_padding
 from lacy_stream.train.recipe_data import annotator_settings
+from lacy_stream.train.transformers_names import weights_dtype
 
 if TYPE_CHECKING:
     from composer.models import HuggingFaceModel
@@ -43,8 +45,8 @@ class CallingModel:
 
     model: float32, on the CPU, in eval mode.
     tokenizer: its SentencePiece file or tokenizer.json, with the files that belong to it beside it.
-    call_token_id: id of <CALL>, the first after the tokenizer's pieces; None for a model without. Any rows of the
-        model's vocabulary after it are never used.
+    call_token_id: id of <CALL>, the first after the tokenizer's pieces; None for a model without. It is the last entry
+        of the model's vocabulary: rows that padded it in training are gone.
     eos_id: end of text.
     max_seq_len: positions.
     name: for people. recipe: of the run, where known.
@@ -128,6 +130,7 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
         wrapper.load_state_dict(state["model"])
     except RuntimeError as error:
         raise CheckpointError(f"{os.fspath(path)}: its weights do not fit its recipe: {error}") from None
+    remove_padding(wrapper.model, pieces.vocab_size + 1)  # type: ignore[arg-type]
     return Checkpoint(
         model=wrapper.model.eval(),  # type: ignore[arg-type]
         tokenizer=tokenizer,
@@ -206,7 +209,7 @@ def _from_transformers(name: str) -> CallingModel:
     if not os.path.isdir(name) and not is_hub_name(name):
         raise ModelNotFoundError(f"there is no file or folder {name!r}")
     try:
-        model = AutoModelForCausalLM.from_pretrained(name, torch_dtype="float32")
+        model = AutoModelForCausalLM.from_pretrained(name, **weights_dtype(torch.float32))
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{name} is no causal language model: {str(error).strip().splitlines()[0]}") from None
     tokenizer = model_tokenizer_file(name)
@@ -220,6 +223,8 @@ def _from_transformers(name: str) -> CallingModel:
     if not ends:
         raise CheckpointError(f"{name} names no eos_token_id in its config.json: add the id that ends a text")
     call_token_id = getattr(config, "call_token_id", None)
+    if call_token_id is not None:
+        remove_padding(model, call_token_id + 1)
     is_ours = recipe is not None or call_token_id is not None
     return CallingModel(
         model.eval(),

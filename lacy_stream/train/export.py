@@ -18,8 +18,8 @@ from annotator.tokenizers.sentencepiece import SentencePieceTokenizer
 from lacy_stream.errors import UsageError
 from lacy_stream.files import new_folder
 from lacy_stream.recipe import dump_recipe
-from lacy_stream.train.call_row import grow_vocabulary
 from lacy_stream.train.checkpoint import RECIPE, SENTENCEPIECE, TOKENIZER_JSON, CallingModel, load_model
+from lacy_stream.train.padding import pad_vocabulary, resize_vocabulary
 
 CALL_TOKEN = "<CALL>"
 CALL_SETTINGS = {"special": True, "normalized": False, "lstrip": False, "rstrip": False, "single_word": False}
@@ -31,18 +31,25 @@ PROBE = "  Größe 1987: the ꙮ's\n\n</s> <CALL> unbelievable mitochondria "
 
 
 def export(
-    checkpoint: str | os.PathLike[str], out: str | os.PathLike[str], *, without_call: bool = False
+    checkpoint: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    without_call: bool = False,
+    pad_vocab_to_multiple_of: int = 1,
 ) -> CallingModel:
     """Write model.safetensors, config.json, generation_config.json, the tokenizer and the recipe of a run.
 
     The folder appears when it is whole, or not at all. Other tools do not know that <CALL> is no text, so
-    generation_config.json suppresses it and the unused rows after it: ``generate`` of transformers never writes them.
+    generation_config.json suppresses it and any rows after it: ``generate`` of transformers never writes them.
 
     Args:
         checkpoint: file in a run's ``save_folder``.
         out: the folder to make.
         without_call: leave <CALL> out of the model and the tokenizer, for tools that read no generation_config.json, or
             that score texts: the row of <CALL> has a share in their softmax.
+        pad_vocab_to_multiple_of: round the rows of the embeddings up to a multiple of this, for tools that want it.
+            Rows that padded the vocabulary in training are left out; the new ones are zero, and have a share in the
+            softmax of tools that do not know of them.
 
     Returns:
         The model that was written.
@@ -58,18 +65,20 @@ def export(
             raise UsageError(f"{calling.name} is a Hugging Face model already: there is nothing to export")
         if without_call:
             calling = _without_call(calling)
+        if pad_vocab_to_multiple_of > 1:
+            pad_vocabulary(calling.model, pad_vocab_to_multiple_of)
         write_folder(calling, folder)
     return calling
 
 
 def _without_call(calling: CallingModel) -> CallingModel:
-    """The same model without the row of <CALL> and the unused rows after it.
+    """The same model without the row of <CALL>.
 
     Raises:
         UsageError: the model does not let its embeddings be resized.
     """
     assert calling.call_token_id is not None, "export refuses a model without <CALL>"
-    grow_vocabulary(calling.model, calling.call_token_id)
+    resize_vocabulary(calling.model, calling.call_token_id)
     return replace(calling, call_token_id=None)
 
 

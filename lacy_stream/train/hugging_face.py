@@ -17,7 +17,9 @@ from lacy_stream.objective.auxiliary_loss import COEFFICIENTS
 from lacy_stream.objective.call_objective import evaluating
 from lacy_stream.recipe import HFCausalLM, RecipeError
 from lacy_stream.train.attention import attend_without_mask
-from lacy_stream.train.call_row import grow_vocabulary, set_call_row
+from lacy_stream.train.call_row import set_call_row
+from lacy_stream.train.padding import leave_out_padding, resize_vocabulary, round_up
+from lacy_stream.train.transformers_names import weights_dtype
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +46,7 @@ def read_config(wanted: HFCausalLM, *, pieces: int, max_seq_len: int) -> Pretrai
     if text.vocab_size < pieces:
         raise RecipeError(_too_small(wanted, text.vocab_size, pieces))
     if not wanted.pretrained:
-        text.vocab_size = _round_up(max(text.vocab_size, pieces + 1), wanted.pad_vocab_to_multiple_of)
+        text.vocab_size = round_up(max(text.vocab_size, pieces + 1), wanted.pad_vocab_to_multiple_of)
     positions = getattr(text, "max_position_embeddings", None)
     if positions is not None and positions < max_seq_len:
         raise RecipeError(
@@ -63,7 +65,8 @@ def causal_model(
     sample_BT: Tensor | None = None,
     call_fraction: float = 0.15,
 ) -> PreTrainedModel:
-    """The model of a recipe, float32, on the CPU, with a row for <CALL>, the first id after the tokenizer's pieces.
+    """The model of a recipe, float32, on the CPU, with a row for <CALL>, the first id after the tokenizer's pieces. Its
+    logits end there: rows that pad the vocabulary have none.
 
     Args:
         pieces, max_seq_len: as in ``read_config``.
@@ -77,7 +80,7 @@ def causal_model(
     config = read_config(wanted, pieces=pieces, max_seq_len=max_seq_len)
     trained = getattr(config, "call_token_id", None) == pieces  # by a lacy-stream run, which this one continues
     if not wanted.pretrained:
-        model = AutoModelForCausalLM.from_config(config, torch_dtype=torch.float32, **_attention(wanted))
+        model = AutoModelForCausalLM.from_config(config, **weights_dtype(torch.float32), **_attention(wanted))
         check_causal(model)
     else:
         model = _load_weights(wanted, config)
@@ -89,6 +92,7 @@ def causal_model(
     _warn_of_unused_router_loss(model)
     if wanted.attn_implementation is None:
         attend_without_mask(model)
+    leave_out_padding(model, pieces + 1)
     return note_special_ids(model, call_token_id=pieces, eos_id=eos_id)
 
 
@@ -96,7 +100,7 @@ def model_of_config(values: Mapping[str, Any]) -> PreTrainedModel:
     """A model with random weights, from the configuration that a checkpoint holds."""
     values = dict(values)
     config = AutoConfig.for_model(values.pop("model_type"), **values)
-    return AutoModelForCausalLM.from_config(config, torch_dtype=torch.float32)
+    return AutoModelForCausalLM.from_config(config, **weights_dtype(torch.float32))
 
 
 def note_special_ids(model: PreTrainedModel, *, call_token_id: int, eos_id: int) -> PreTrainedModel:
@@ -213,10 +217,6 @@ def _too_small(wanted: HFCausalLM, rows: int, pieces: int) -> str:
     return f"model.config_overrides.vocab_size: {problem}give {pieces + 1} or more{out}"
 
 
-def _round_up(rows: int, multiple: int) -> int:
-    return -(-rows // multiple) * multiple
-
-
 def _load_weights(wanted: HFCausalLM, config: PretrainedConfig) -> PreTrainedModel:
     path = wanted.pretrained_model_name_or_path
     assert path is not None, "a recipe that continues names a model"
@@ -224,8 +224,8 @@ def _load_weights(wanted: HFCausalLM, config: PretrainedConfig) -> PreTrainedMod
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             _place(path),
             config=config,
-            torch_dtype=torch.float32,
             output_loading_info=True,
+            **weights_dtype(torch.float32),
             **_gguf(wanted),
             **_attention(wanted),
         )
@@ -246,10 +246,10 @@ def _add_call(model: PreTrainedModel, wanted: HFCausalLM, call_token_id: int) ->
     """Make sure that there is a row for <CALL>: a spare one, or a new one, which the log mentions."""
     embeddings: Any = model.get_input_embeddings()
     before = embeddings.weight.shape[0]
-    rows = _round_up(max(before, call_token_id + 1), wanted.pad_vocab_to_multiple_of)
+    rows = round_up(max(before, call_token_id + 1), wanted.pad_vocab_to_multiple_of)
     if rows == before:
         return
-    grow_vocabulary(model, rows)
+    resize_vocabulary(model, rows)
     log.warning("model: the vocabulary of %s grew from %d to %d rows for <CALL>", _name(wanted), before, rows)
 
 

@@ -25,6 +25,8 @@ from lacy_stream.recipe import GPT2, Model
 from lacy_stream.train.attention import attend_without_mask
 from lacy_stream.train.flops import flops_of_batch, flops_per_token
 from lacy_stream.train.hugging_face import causal_model
+from lacy_stream.train.padding import leave_out_padding, round_up
+from lacy_stream.train.transformers_names import accept_use_return_dict
 
 
 def build_model(
@@ -71,6 +73,7 @@ def for_composer(model: PreTrainedModel, metrics: Sequence[Metric] = ()) -> Hugg
     """Wrap a causal language model, with metrics for validation."""
     # Composer warns that checkpoints lack a Hugging Face tokenizer: ours is named in the recipe.
     logging.getLogger("composer.models.huggingface").setLevel(logging.ERROR)
+    accept_use_return_dict()
     with _known_to_be_causal():
         wrapped = HuggingFaceModel(model, use_logits=True, metrics=[], eval_metrics=list(metrics), shift_labels=True)
     if flops_per_token(model, length=1) is not None:
@@ -78,11 +81,12 @@ def for_composer(model: PreTrainedModel, metrics: Sequence[Metric] = ()) -> Hugg
     return wrapped
 
 
-def _gpt2(config: GPT2, vocab_size: int, max_seq_len: int, eos_id: int) -> PreTrainedModel:
-    """A GPT-2 with tied embeddings and learned positions, freshly initialised from torch's generator."""
+def _gpt2(config: GPT2, entries: int, max_seq_len: int, eos_id: int) -> PreTrainedModel:
+    """A GPT-2 with tied embeddings and learned positions, freshly initialised from torch's generator. Its logits are
+    those of the entries of the vocabulary, without the rows that pad it."""
     model = GPT2LMHeadModel(
         GPT2Config(
-            vocab_size=vocab_size,
+            vocab_size=round_up(entries, config.pad_vocab_to_multiple_of),
             n_positions=max_seq_len,
             n_embd=config.d_model,
             n_layer=config.n_layers,
@@ -97,6 +101,7 @@ def _gpt2(config: GPT2, vocab_size: int, max_seq_len: int, eos_id: int) -> PreTr
         )
     )
     attend_without_mask(model)
+    leave_out_padding(model, entries)
     return model
 
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from lacy_stream.errors import UsageError
 from lacy_stream.objective.call_objective import evaluating
 from lacy_stream.objective.losses import HiddenStates
+from lacy_stream.train.padding import PaddedOutput
 
 PROBE_IDS = 8
 """Ids 0, 1, … of the row by which the two ways to the logits are compared."""
@@ -34,13 +35,15 @@ class OutputLayer:
     def __init__(self, model: nn.Module) -> None:
         name, find = type(model).__name__, getattr(model, "get_output_embeddings", None)
         layer = find() if callable(find) else None
-        if not isinstance(layer, nn.Linear) or type(layer).forward is not nn.Linear.forward:
+        if type(layer) is not PaddedOutput and getattr(type(layer), "forward", None) is not nn.Linear.forward:
             raise UsageError(f"{name} has no plain linear output layer")
+        assert isinstance(layer, nn.Linear)
         if type(layer.weight) not in (nn.Parameter, Tensor) or layer.weight.ndim != 2 or not layer.weight.numel():
             raise UsageError(f"the output layer of {name} is sharded")
         self.passes = False
         """Whether what the model calls its logits are its last hidden states."""
         self._layer = layer
+        self._entries = layer.entries if isinstance(layer, PaddedOutput) else layer.weight.shape[0]
         layer.forward = self._forward  # pyright: ignore[reportAttributeAccessIssue]
         try:
             self._check(model, name)
@@ -51,11 +54,11 @@ class OutputLayer:
     def _forward(self, states: Tensor) -> Tensor:
         if self.passes:
             return states
-        return F.linear(states, self._layer.weight, self._layer.bias)
+        return F.linear(states, self._layer.weight, self._layer.bias)[..., : self._entries]
 
     def hidden_states(self, outputs: Any) -> dict[str, Any]:
         """The outputs of a forward with ``passes``, for ``CallObjective``."""
-        states = HiddenStates(outputs["logits"], self._layer.weight, self._layer.bias)
+        states = HiddenStates(outputs["logits"], self._layer.weight, self._layer.bias, self._entries)
         return {"logits": states, "aux_loss": outputs.get("aux_loss")}
 
     def close(self) -> None:

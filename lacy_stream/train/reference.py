@@ -6,11 +6,14 @@ import hashlib
 import os
 from pathlib import Path
 
+import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from annotator.tokenizers import Tokenizer, is_tokenizer_json, open_tokenizer
 from lacy_stream.errors import UsageError
 from lacy_stream.train.checkpoint import load_checkpoint, model_tokenizer_file
+from lacy_stream.train.padding import remove_padding
+from lacy_stream.train.transformers_names import weights_dtype
 
 
 class ReferenceModelError(UsageError):
@@ -37,7 +40,8 @@ def load_reference(path: str | os.PathLike[str], tokenizer: Path, max_seq_len: i
     pieces, entries = ours.vocab_size, model.get_output_embeddings().weight.shape[0]  # type: ignore[union-attr]
     # If the ids are known to be the same, further rows can only be padding. Otherwise they might be other tokens.
     if same and entries > pieces + 1:
-        model.resize_token_embeddings(pieces)  # without the rows that pad it
+        # A folder of our export names its <CALL>.
+        remove_padding(model, pieces + (getattr(model.config, "call_token_id", None) == pieces))
     elif entries not in (pieces, pieces + 1):
         raise ReferenceModelError(
             f"{path} has a vocabulary of {entries} entries; the tokenizer {tokenizer.name} has {pieces} pieces: the "
@@ -62,7 +66,7 @@ def _from_checkpoint(path: Path, ours: Tokenizer) -> tuple[PreTrainedModel, bool
 def _from_folder(path: Path, name: str, ours: Tokenizer) -> tuple[PreTrainedModel, bool]:
     """The model of a folder, and whether its tokenizer is known to give our ids."""
     try:
-        model = AutoModelForCausalLM.from_pretrained(path, torch_dtype="float32")
+        model = AutoModelForCausalLM.from_pretrained(path, **weights_dtype(torch.float32))
     except (OSError, ValueError) as error:
         raise ReferenceModelError(f"{path} is no Hugging Face model: {str(error).splitlines()[0]}") from None
     own = model_tokenizer_file(os.fspath(path))

@@ -147,6 +147,25 @@ def test_hidden_states_are_their_logits(with_bias: bool, monkeypatch: pytest.Mon
         torch.testing.assert_close(true_losses(without, targets, CALL), true_losses(logits[..., :CALL], targets, CALL))
 
 
+@pytest.mark.parametrize("with_bias", [False, True])
+def test_rows_that_pad_the_vocabulary_have_no_part(with_bias: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Padded rows of the weight, however large, change no loss and no gradient, and their own gradient is zero."""
+    shapes = [(2, 10, 8), (VOCABULARY, 8), (VOCABULARY,)][: 3 if with_bias else 2]
+    parts = [torch.randn(shape, dtype=torch.float64).requires_grad_() for shape in shapes]
+    padding = [torch.full((5, *part.shape[1:]), 300.0, dtype=torch.float64) for part in parts[1:]]
+    padded = [parts[0], *(torch.cat([part.detach(), more]).requires_grad_() for part, more in zip(parts[1:], padding))]
+    targets, found = torch.randint(0, CALL, (2, 10)), []
+    monkeypatch.setitem(losses_module._CHUNK, "cpu", 3 * VOCABULARY)
+    for mine in (parts, padded):
+        hidden = HiddenStates(mine[0], mine[1], mine[2] if with_bias else None, VOCABULARY)
+        losses = token_losses(hidden, targets, CALL)
+        found.append([*losses, *torch.autograd.grad(losses.true.sum() + 2 * losses.call.sum(), mine)])
+        torch.testing.assert_close(true_losses(hidden, targets, VOCABULARY), true_losses(F.linear(*parts), targets, 99))
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(other[: len(one)], one)
+        assert not other[len(one) :].any()
+
+
 def test_hidden_states_under_autocast() -> None:
     """In bf16, the losses are those of the bf16 logits, and gradients of the weight are summed in float32."""
     states, weight = torch.randn(1, 64, 32, requires_grad=True), torch.randn(VOCABULARY, 32, requires_grad=True)

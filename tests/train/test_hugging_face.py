@@ -9,6 +9,7 @@ import logging
 import math
 import shutil
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -164,7 +165,10 @@ def test_training_attends_without_a_mask(
         return original(*arguments, attn_mask=attn_mask, is_causal=is_causal, **settings)
 
     monkeypatch.setattr(F, "scaled_dot_product_attention", watched)
-    fit(model, batches(steps=2), device_train_microbatch_size=4, compile_config=compile_config)
+    # Before 4.53, transformers gives a compiled Llama a mask in evaluation, and so in a first pass.
+    first_pass = compile_config is None or version("transformers") >= "4.53"
+    microbatch = 4 if first_pass else ROWS
+    fit(model, batches(steps=2), device_train_microbatch_size=microbatch, compile_config=compile_config)
     assert seen and set(seen) == {(True, True)}
 
 
@@ -496,11 +500,13 @@ def test_run_export_and_use_of_any_model(
     monkeypatch.chdir(tmp_path)
     for duration in ("2ba", "4ba"):
         assert train([str(recipe), f"max_duration={duration}"]) == 0
+    saved = torch.load(tmp_path / "run" / "latest-rank0.pt", weights_only=False)["state"]["model"]
+    assert saved["model.lm_head.weight"].shape[0] % 64 == 0
     shutil.rmtree(tmp_path / "config")
     checkpoint, exported = tmp_path / "run" / "latest-rank0.pt", tmp_path / "exported"
     assert main(["export", str(checkpoint), str(exported)]) == 0
     theirs, ours = AutoModelForCausalLM.from_pretrained(exported).eval(), load_model(checkpoint)
-    assert theirs.config.vocab_size == (32_064 if kind == "sentencepiece" else 49_216)
+    assert theirs.config.vocab_size == (32_001 if kind == "sentencepiece" else 49_153), "without the rows that pad it"
     assert (ours.call_token_id, ours.eos_id, ours.max_seq_len) == (tokenizer.vocab_size, tokenizer.eos_id, 32)
     assert_same_ids(AutoTokenizer.from_pretrained(exported), tokenizer, eos_token)
     ids = torch.arange(30)[None] * 900
@@ -509,7 +515,7 @@ def test_run_export_and_use_of_any_model(
     again = load_model(exported)
     assert (again.call_token_id, again.eos_id, again.max_seq_len) == (ours.call_token_id, ours.eos_id, 32)
     reference = load_reference(exported, ours.tokenizer, 32)
-    assert reference.config.vocab_size == tokenizer.vocab_size, "without the rows that pad it"
+    assert reference.config.vocab_size == tokenizer.vocab_size + 1
     assert main(["show-calls", str(checkpoint)]) == 0
     assert "delegated to a larger model" in capsys.readouterr().out
     prompt = ["--prompt", "Ada Lovelace wrote", "--max-new-tokens", "8"]
