@@ -2,6 +2,7 @@
 
     python benchmarks/loss.py --rows 8 --length 512 --rounds 7
     python benchmarks/loss.py --rows 16 --length 1024 --dtype bfloat16 --device cuda
+    python benchmarks/loss.py --rows 8 --length 1024 --width 1024 --dtype bfloat16 --rounds 2
 
 From the logits [rows, length, 32001] to their gradient, in turn, each in a process of its own for the peak of memory:
 
@@ -103,7 +104,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=8)
     parser.add_argument("--length", type=int, default=512)
     parser.add_argument("--width", type=int, default=0, help="begin with hidden states of this width")
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rounds", type=int, default=7, help="of the measurement of time; 0: memory alone")
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
@@ -125,7 +126,7 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     source, labels, masks = batch(args)
     seconds: dict[str, list[float]] = {way: [] for way in ways}
-    for number in range(args.rounds + 1):
+    for number in range(args.rounds + 1 if args.rounds else 0):
         print(f"round {number} of {args.rounds}", file=sys.stderr)
         for way in ways:
             for part in source:
@@ -139,10 +140,11 @@ def main() -> None:
     size = args.rows * args.length * VOCABULARY * source[0].element_size()
     figures = {
         "logits_mb": size >> 20,
-        "ms": {way: round(1000 * statistics.median(values), 1) for way, values in seconds.items()},
+        "ms": {way: round(1000 * statistics.median(values), 1) for way, values in seconds.items() if values},
         "times_hf": {
             way: round(statistics.median(a / b for a, b in zip(values, seconds["hf"], strict=True)), 2)
             for way, values in seconds.items()
+            if values
         },
         "peak_mb": peaks,
         "peak_times_hf": {way: round(value / peaks["hf"], 3) for way, value in peaks.items()},

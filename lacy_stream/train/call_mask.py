@@ -34,7 +34,7 @@ class CallMask(Algorithm):
         call_token_id: id of <CALL>, an entry of the model's vocabulary that never occurs in the data.
         call_fraction: share of the mini-batch's tokens to delegate, in (0, 1).
         method: a name of ``METHODS``, such as ``lacy``; or a selector of your own.
-        scope: the tokens among which the selection is made: ``global``, ``rank`` or ``microbatch``.
+        scope: the tokens among which the selection is made: ``global``, ``rank``, ``microbatch`` or ``running``.
         fused_loss: compute the loss from the model's last hidden states, so that its logits are never held. ``auto``:
             on a GPU, where the model's logits are those of its output layer and nothing more. True: an error where
             they are not.
@@ -65,6 +65,7 @@ class CallMask(Algorithm):
         self._output_layer: OutputLayer | None = None
         self._model: Any = None
         self._original_loss: Any = None
+        self._step_batch: Any = None  # of the current step, with all its microbatches
         self._batch: Any = None  # the current microbatch, with its labels
 
     def match(self, event: Event, state: State) -> bool:
@@ -88,7 +89,7 @@ class CallMask(Algorithm):
         elif event == Event.FIT_START:
             _check_call_token(self.objective.call_token_id, getattr(state.train_dataloader, "dataset", None))
             self._output_layer = self._open_output_layer(state)
-            self._model.loss = self._loss
+            self._step_batch, self._model.loss = None, self._loss
         elif event == Event.BEFORE_TRAIN_BATCH:  # again after an out-of-memory retry: the step starts over
             self._begin_step(state)
         elif event == Event.BEFORE_FORWARD:
@@ -101,6 +102,7 @@ class CallMask(Algorithm):
         elif event == Event.AFTER_TRAIN_BATCH:  # the gradients are there, and the optimizer has not taken its step
             self.objective.check_step()
         elif event == Event.BATCH_END:
+            self._step_batch = None
             logger.log_metrics({f"call_mask/{name}": value for name, value in self.objective.metrics().items()})
         elif event == Event.FIT_END:
             if self._output_layer is not None:
@@ -146,14 +148,17 @@ class CallMask(Algorithm):
         except UsageError as error:
             if self._fused_loss is True:
                 raise UsageError(f"fused_loss: {error}: set it to false") from None
-            log.info("call mask: the loss is computed from logits, since %s", error)
+            log.warning("call mask: the loss is computed from logits, which takes more memory, since %s", error)
             return None
 
     def _begin_step(self, state: State) -> None:
-        check_batch(state.batch)
-        microbatches = [state.batch]
-        if len(state.batch["labels"]) > (size := state.device_train_microbatch_size or len(state.batch["labels"])):
-            microbatches = [state.device.batch_to_device(part) for part in default_split_batch(state.batch, size)]
+        # When Composer starts a step over, state.batch is the microbatch for which the memory did not suffice.
+        batch = self._step_batch = state.batch if self._step_batch is None else self._step_batch
+        self._pass_hidden_states(False)
+        check_batch(batch)
+        microbatches = [batch]
+        if len(batch["labels"]) > (size := state.device_train_microbatch_size or len(batch["labels"])):
+            microbatches = [state.device.batch_to_device(part) for part in default_split_batch(batch, size)]
         # The first pass runs in the precision that Composer gives the second one.
         with get_precision_context(state.precision, state.precision_config):
             self.objective.begin_step(

@@ -84,6 +84,7 @@ def check_components(recipe: Recipe) -> None:
         import torch
 
         check_arguments(torch.compile, recipe.compile_config, "compile_config", given=1)
+        _check_backend(recipe.compile_config.get("backend", "inductor"))
     if recipe.fsdp_config is not None:
         from composer.utils.parallelism import FSDPConfig
 
@@ -91,6 +92,17 @@ def check_components(recipe: Recipe) -> None:
         _check_names(recipe.fsdp_config, known, "fsdp_config")
     if recipe.profiler is not None:
         build_profiler(recipe.profiler)
+
+
+def _check_backend(backend: Any) -> None:
+    import torch
+
+    known = torch.compiler.list_backends(exclude_tags=())
+    if backend not in known:
+        near = difflib.get_close_matches(str(backend), known, n=1, cutoff=0)[0]
+        raise RecipeError(
+            f"compile_config.backend: torch.compile has no backend {backend!r}; the nearest known name is {near}"
+        )
 
 
 def build_profiler(section: Profiler) -> Any:

@@ -186,16 +186,21 @@ def build_trainer(recipe: Recipe, pool: AnnotationPool, call_token_id: int) -> T
     from composer import Trainer
     from composer.utils import dist, reproducibility
 
+    from lacy_stream.train.compiling import guard_compiled
     from lacy_stream.train.model import build_model
 
+    _check_precision(recipe)
     save_folder = local_save_folder(recipe)
     if recipe.autoresume and save_folder is not None and dist.get_global_rank() == 0:
         mend_save_folder(save_folder, pool.report)
     reproducibility.seed_all(recipe.seed)  # the model's first weights, too
     ranks = dist.get_world_size()
     gpu = torch.cuda.is_available()
-    if recipe.fsdp_config and not gpu:
-        raise RecipeError("fsdp_config: Composer shards models on GPUs only, and there is none: set fsdp_config=null")
+    if recipe.fsdp_config and not gpu and os.environ.get("FSDP_VERSION") != "2":
+        raise RecipeError(
+            "fsdp_config: Composer's FSDP1 shards models on GPUs only, and there is none: set fsdp_config=null, or "
+            "choose FSDP2 by the environment variable FSDP_VERSION=2"
+        )
     if not gpu and recipe.precision != "fp32":
         warnings.warn(f"no GPU: precision fp32 instead of {recipe.precision}", stacklevel=1)
     batch_size = recipe.global_train_batch_size // ranks
@@ -218,7 +223,7 @@ def build_trainer(recipe: Recipe, pool: AnnotationPool, call_token_id: int) -> T
         mask_from=_mask_model(recipe, pool, call_token_id),
         sample_BT=_sample_of_text(recipe, train_loader, pool) if _starts_from_weights(recipe) else None,
     )
-    return Trainer(
+    trainer = Trainer(
         model=model,
         train_dataloader=train_loader,
         eval_dataloader=eval_loader,
@@ -252,6 +257,22 @@ def build_trainer(recipe: Recipe, pool: AnnotationPool, call_token_id: int) -> T
         seed=recipe.seed,
         dist_timeout=recipe.dist_timeout,
     )
+    if recipe.compile_config is not None:
+        guard_compiled(trainer.state.model, fallback=recipe.compile_fallback)
+    return trainer
+
+
+def _check_precision(recipe: Recipe) -> None:
+    """Refuse bf16 on a card that would only emulate it."""
+    import torch
+
+    if recipe.precision != "amp_bf16" or not torch.cuda.is_available():
+        return
+    if not torch.cuda.is_bf16_supported(including_emulation=False):
+        raise RecipeError(
+            f"precision: amp_bf16, but {torch.cuda.get_device_name()} has no bf16: set precision=amp_fp16, or "
+            "precision=fp32"
+        )
 
 
 def _starts_from_weights(recipe: Recipe) -> bool:
@@ -452,10 +473,19 @@ def _loggers(recipe: Recipe) -> list[Any]:
 
 
 def _fit(trainer: Trainer, recipe: Recipe) -> None:
+    import torch
+
     from lacy_stream.objective.step_check import LossError
 
     try:
         trainer.fit()
+    except torch.OutOfMemoryError as error:
+        raise _too_little_memory(trainer, recipe, error) from error
+    except RuntimeError as error:
+        # Composer's, where not even one row is small enough.
+        if "failed with an internal microbatch of size 1" not in str(error):
+            raise
+        raise _too_little_memory(trainer, recipe, error) from error
     except LossError as error:
         raise LossError(f"{error}. {_last_checkpoint(trainer)}".rstrip(". ")) from None
     except FileExistsError as error:  # Composer's, before the first batch; it advises a key of its own
@@ -464,6 +494,19 @@ def _fit(trainer: Trainer, recipe: Recipe) -> None:
             f"({error.args[0].split(' may ')[0]}). "
             "Continue that run with autoresume=true, replace it with save_overwrite=true, or name another folder"
         ) from None
+
+
+def _too_little_memory(trainer: Trainer, recipe: Recipe, error: Exception) -> RecipeError:
+    """The keys by which a run takes less memory of the GPU."""
+    evaluates = trainer.state.dataloader_label not in (None, "train")
+    key = "device_eval_batch_size" if evaluates else "device_train_microbatch_size"
+    size = getattr(recipe, key)
+    problem = f"{key}: the GPU has too little memory for {size} rows of {recipe.max_seq_len} tokens"
+    way_out = f"set {key} to less than {size}"
+    if size in (1, "auto"):
+        problem = f"{key}: {size}, but the GPU has too little memory for one row of {recipe.max_seq_len} tokens"
+        way_out = "shard the model (fsdp_config), or set a smaller max_seq_len or a smaller model"
+    return RecipeError(f"{problem} ({str(error).splitlines()[0].strip()}): {way_out}")
 
 
 def _last_checkpoint(trainer: Trainer) -> str:
