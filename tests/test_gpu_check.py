@@ -77,10 +77,10 @@ def test_recipe_trains_and_resumes(gpu_check: Lines) -> None:
 def test_every_plan_of_a_step_runs(gpu_check: Lines) -> None:
     """Each plan has a time and an MFU; each improvement is there on and off."""
     steps = gpu_check["steps"]["step"]
-    assert len(steps) == 19
+    assert len(steps) == 20
     assert all(line["ms"] > 0 and line["tokens_per_s"] > 0 and line["mfu"] > 0 for line in steps)
     for name in ("fused_loss", "dense_mask", "pad_vocab_to", "fused_adamw", "compiled", "composer", "scope", "loss"):
-        assert len({line[name] for line in steps}) == 2, name
+        assert len({line[name] for line in steps}) >= 2, name
     ratios = {line["plan"]: line["times_hf"] for line in gpu_check["steps"]["call mask"]}
     assert {"toy ours, rows=4", "toy ours, rows=4, fused_loss=False", "toy ours, rows=4, compiled=True"} <= set(ratios)
 

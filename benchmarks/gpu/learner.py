@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from transformers import PreTrainedModel
 
 from lacy_stream.objective.call_objective import CallObjective
-from lacy_stream.recipe import GPT2, HFCausalLM
+from lacy_stream.recipe import GPT2
 from lacy_stream.train.model import build_model
 from lacy_stream.train.output_layer import OutputLayer
 
@@ -41,17 +41,7 @@ def make_model(size: str, pieces: int, length: int, pad_vocab_to: int = 1) -> Hu
     """
     reproducibility.seed_all(7)
     width, layers, heads = SIZES[size]
-    if pad_vocab_to == 1:
-        config: Any = GPT2(name="gpt2", d_model=width, n_heads=heads, n_layers=layers)
-    else:
-        overrides = {"n_embd": width, "n_head": heads, "n_layer": layers, "n_positions": length}
-        dropout = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
-        config = HFCausalLM(
-            name="hf_causal_lm",
-            pretrained=False,
-            config_overrides={"model_type": "gpt2", **overrides, **dropout},
-            pad_vocab_to_multiple_of=pad_vocab_to,
-        )
+    config = GPT2(name="gpt2", d_model=width, n_heads=heads, n_layers=layers, pad_vocab_to_multiple_of=pad_vocab_to)
     # On the device, since random weights of 1.27B parameters take a CPU half a minute.
     with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
         return build_model(config, max_seq_len=length, call_token_id=pieces, eos_id=EOS)

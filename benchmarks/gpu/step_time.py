@@ -33,7 +33,7 @@ class Plan:
     scope: of the call mask.
     fused_loss: compute our loss from hidden states, rather than from logits.
     dense_mask: give attention a mask [B, 1, T, T], as transformers 4.53 to 4.57 do.
-    pad_vocab_to: the rows of the embedding are a multiple of this; 1 for 32,001 of them, as recipes of GPT-2 have.
+    pad_vocab_to: the rows of the embedding are a multiple of this, as in the shipped recipes; 1 for 32,001 of them.
     fused_adamw: AdamW in one kernel; on a CPU it never is.
     compiled: by torch.compile.
     composer: a Trainer of Composer, rather than a plain loop.
@@ -82,6 +82,7 @@ def plans(toy: bool) -> list[Plan]:
         replace(ours, fused_adamw=False),
         replace(plain, microbatches=4),
         replace(ours, microbatches=4),
+        replace(ours, microbatches=4, scope="running"),
         replace(ours, microbatches=4, scope="microbatch"),
         replace(ours, composer=False),
         replace(ours, rows=2 * ours.rows, compiled=True),

@@ -225,8 +225,9 @@ class CallObjective:
 
     def mean_loss(self, outputs: Any, batch: Batch) -> Tensor:
         """The mean loss over the valid targets of one microbatch and the auxiliary loss, a scalar, for trainers that
-        weigh microbatches themselves. With one microbatch on each rank, collective with scope ``global``. Arguments and
-        errors as for a call of the objective, but that the losses are only looked at by ``check_step``."""
+        weigh microbatches themselves. Collective with scope ``running``, and with ``global`` if each rank has one
+        microbatch. Arguments and errors as for a call of the objective, but that the losses are only looked at by
+        ``check_step``."""
         targets_BT, classes_BT = shift_labels(batch["labels"], batch["token_class"])
         valid_BT, rows = targets_BT != IGNORED_LABEL, len(targets_BT)
         if self._row + rows > self._rows:

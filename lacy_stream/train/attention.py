@@ -3,6 +3,8 @@
 transformers looks at the positions of each row for documents that were packed. From 4.53 on it therefore hands a dense
 mask [B, 1, T, T] to PyTorch where there is no padding, and so takes the slower kernels. The rows of a run are one
 document after the other, and each token sees all tokens before it: there is nothing to mask.
+
+Versions before 4.53 mask nothing in training, but a Llama that is compiled has a mask in evaluation.
 """
 
 from __future__ import annotations
