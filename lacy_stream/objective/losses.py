@@ -188,9 +188,8 @@ class _TokenLosses(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_true: Tensor, grad_call: Tensor) -> tuple[Tensor | None, ...]:
         states, weight, bias, targets_N, normaliser_N, call_logit_N = ctx.saved_tensors
-        logits = _Rows(
-            states, weight, bias, ctx.entries, ctx.product_dtype
-        )  # that of the forward: autocast is off here
+        # The type of the product is that of the forward: autocast is off here.
+        logits = _Rows(states, weight, bias, ctx.entries, ctx.product_dtype)
         true_N, call_N = grad_true.reshape(-1), grad_call.reshape(-1)
         # d softplus(L - c) is sigmoid(L - c) dL - sigmoid(L - c) dc, and dL is the softmax without <CALL>.
         call_N = call_N * torch.sigmoid(normaliser_N - call_logit_N)
@@ -207,7 +206,7 @@ class _TokenLosses(torch.autograd.Function):
             grad_NV[:, logits.entries :] = 0  # padding
             grad_NV[:, ctx.call_token_id] = -call_N[rows]
             grad_NV.scatter_add_(1, targets_N[rows, None], -true_N[rows, None])
-            if logits.weight is None:
+            if logits.weight is None or grad_weight is None:
                 grad_states_ND[rows] = grad_NV  # rounded once where the logits are bf16
                 continue
             if grad_bias is not None:

@@ -88,14 +88,16 @@ class RecentTargets:
 
     def add(self, targets: Targets) -> Targets:
         """The targets of the last microbatches and these ones, which are the last [N]."""
-        earlier, device = self._before + self._now, targets.valid.device
-        earlier = earlier[max(0, len(earlier) - self._microbatches + 1) :]
-        new = Targets(*(None if part is None else part.flatten() for part in targets))
+        earlier, new = self._before + self._now, _flattened([targets])
         self._now.append(new)
-        columns = zip(*earlier, new, strict=True)
-        return Targets(
-            *(None if parts[-1] is None else torch.cat([part.to(device) for part in parts]) for parts in columns)
-        )
+        return _flattened([*earlier[max(0, len(earlier) - self._microbatches + 1) :], new])
+
+
+def _flattened(parts: Sequence[Targets]) -> Targets:
+    """Several parts of the targets as one, of any shapes, [N], on the device of the last of them."""
+    device = parts[-1].valid.device
+    columns = [[value.flatten().to(device) for value in column if value is not None] for column in zip(*parts)]
+    return Targets(*(torch.cat(column) for column in columns if column))
 
 
 def select_running_masks(

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch._dynamo.exc import TorchDynamoException
 
 from lacy_stream.errors import UsageError
 
@@ -34,7 +35,7 @@ def guard_compiled(model: nn.Module, *, fallback: bool) -> None:
             try:
                 return compiled(*arguments, **settings)
             except RuntimeError as error:
-                if not isinstance(error, torch._dynamo.exc.TorchDynamoException):
+                if not isinstance(error, TorchDynamoException):
                     raise
                 reason = f"torch.compile failed ({type(error).__name__}: {_beginning(error)})"
                 if not fallback:

@@ -186,7 +186,6 @@ def build_trainer(recipe: Recipe, pool: AnnotationPool, call_token_id: int) -> T
     from composer import Trainer
     from composer.utils import dist, reproducibility
 
-    from lacy_stream.train.compiling import guard_compiled
     from lacy_stream.train.model import build_model
 
     _check_precision(recipe)
@@ -258,6 +257,8 @@ def build_trainer(recipe: Recipe, pool: AnnotationPool, call_token_id: int) -> T
         dist_timeout=recipe.dist_timeout,
     )
     if recipe.compile_config is not None:
+        from lacy_stream.train.compiling import guard_compiled
+
         guard_compiled(trainer.state.model, fallback=recipe.compile_fallback)
     return trainer
 
