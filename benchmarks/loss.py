@@ -2,7 +2,7 @@
 
     python benchmarks/loss.py --rows 8 --length 512 --rounds 7
     python benchmarks/loss.py --rows 16 --length 1024 --dtype bfloat16 --device cuda
-    python benchmarks/loss.py --rows 8 --length 1024 --width 1024 --dtype bfloat16 --rounds 2
+    python benchmarks/loss.py --rows 8 --length 1024 --width 1024 --dtype bfloat16 --ways hf hidden --rounds 0
 
 From the logits [rows, length, 32001] to their gradient, in turn, each in a process of its own for the peak of memory:
 
@@ -105,6 +105,7 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=512)
     parser.add_argument("--width", type=int, default=0, help="begin with hidden states of this width")
     parser.add_argument("--rounds", type=int, default=7, help="of the measurement of time; 0: memory alone")
+    parser.add_argument("--ways", nargs="+", choices=OF_HIDDEN_STATES, help="default: all")
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
@@ -113,12 +114,15 @@ def main() -> None:
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # as training does
     context = multiprocessing.get_context("spawn")
     peaks = {}
-    ways = OF_HIDDEN_STATES if args.width else WAYS
+    ways = args.ways or (OF_HIDDEN_STATES if args.width else WAYS)
+    if "hf" not in ways or ("hidden" in ways and not args.width):
+        parser.error("--ways needs hf, which the others are compared with; and hidden needs --width")
     for way in ways:
         results = context.Queue()
         process = context.Process(target=peak, args=(way, args, results))
         process.start()
         peaks[way] = results.get()
+        print(f"{way}: peak {peaks[way]} MB", file=sys.stderr)
         process.join()
 
     import torch
