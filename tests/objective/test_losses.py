@@ -126,7 +126,7 @@ def test_chunks_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("with_bias", [False, True])
 def test_hidden_states_are_their_logits(with_bias: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Losses and gradients of hidden states, weight and bias are those that go through the logits, with and without
-    chunks, and for a model without an entry for <CALL>."""
+    chunks of positions and of entries, and for a model without an entry for <CALL>."""
     generator = torch.Generator().manual_seed(6)
     shapes = [(2, 10, 8), (VOCABULARY, 8), (VOCABULARY,)][: 3 if with_bias else 2]
     parts = [torch.randn(shape, dtype=torch.float64, generator=generator).requires_grad_() for shape in shapes]
@@ -134,8 +134,9 @@ def test_hidden_states_are_their_logits(with_bias: bool, monkeypatch: pytest.Mon
     weights = torch.rand(2, 2, 10, dtype=torch.float64, generator=generator)
     hidden, logits = HiddenStates(*parts), F.linear(*parts)
     torch.testing.assert_close(hidden.logit(CALL), logits[..., CALL])
-    for chunk in (losses_module._CHUNK["cpu"], 3 * VOCABULARY):
+    for chunk, entries in ((losses_module._CHUNK["cpu"], losses_module._ENTRIES["cpu"]), (3 * VOCABULARY, 7)):
         monkeypatch.setitem(losses_module._CHUNK, "cpu", chunk)
+        monkeypatch.setitem(losses_module._ENTRIES, "cpu", entries)
         found = []
         for source in (hidden, logits):
             losses = token_losses(source, targets, 17)
