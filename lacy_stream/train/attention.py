@@ -4,11 +4,12 @@ transformers looks at the positions of each row for documents that were packed. 
 mask [B, 1, T, T] to PyTorch where there is no padding, and so takes the slower kernels. The rows of a run are one
 document after the other, and each token sees all tokens before it: there is nothing to mask.
 
-Versions before 4.53 mask nothing in training, but a Llama that is compiled has a mask in evaluation.
+Versions before 4.53 do so only where torch.compile traces the model, lest it be exported for rows of other lengths.
 """
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 from transformers import PreTrainedModel
@@ -24,6 +25,7 @@ def attend_without_mask(model: PreTrainedModel) -> None:
     try:
         from transformers import masking_utils
     except ImportError:  # before 4.53
+        _do_without_mask_when_traced()
         return
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
@@ -31,6 +33,18 @@ def attend_without_mask(model: PreTrainedModel) -> None:
         ALL_ATTENTION_FUNCTIONS.register(NAME, ALL_ATTENTION_FUNCTIONS["sdpa"])
         masking_utils.ALL_MASK_ATTENTION_FUNCTIONS.register(NAME, _mask)
     model.set_attn_implementation(NAME)
+
+
+@functools.cache
+def _do_without_mask_when_traced() -> None:
+    from transformers.modeling_attn_mask_utils import AttentionMaskConverter
+
+    original = AttentionMaskConverter._ignore_causal_mask_sdpa
+
+    def ignore(*arguments: Any, **settings: Any) -> bool:
+        return original(*arguments, **settings | {"is_training": True})
+
+    AttentionMaskConverter._ignore_causal_mask_sdpa = staticmethod(ignore)  # pyright: ignore
 
 
 def _mask(*arguments: Any, **settings: Any) -> Any:

@@ -9,7 +9,6 @@ import logging
 import math
 import shutil
 from collections.abc import Iterator
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -165,10 +164,7 @@ def test_training_attends_without_a_mask(
         return original(*arguments, attn_mask=attn_mask, is_causal=is_causal, **settings)
 
     monkeypatch.setattr(F, "scaled_dot_product_attention", watched)
-    # Before 4.53, transformers gives a compiled Llama a mask in evaluation, and so in a first pass.
-    first_pass = compile_config is None or version("transformers") >= "4.53"
-    microbatch = 4 if first_pass else ROWS
-    fit(model, batches(steps=2), device_train_microbatch_size=microbatch, compile_config=compile_config)
+    fit(model, batches(steps=2), device_train_microbatch_size=4, compile_config=compile_config)
     assert seen and set(seen) == {(True, True)}
 
 
