@@ -26,10 +26,12 @@ if TYPE_CHECKING:
     from lacy_stream.recipe import Recipe, RecipeError, load_recipe
     from lacy_stream.stream.batches import AnnotatedDataset, PositionError, annotated_dataloader
     from lacy_stream.stream.corpus import Corpus, open_corpus
-    from lacy_stream.stream.pool import AnnotationError, AnnotationPool
+    from lacy_stream.stream.pool import AnnotationPool
+    from lacy_stream.stream.quarantine import AnnotationError
     from lacy_stream.stream.report import Report
     from lacy_stream.stream.shards import DataError
     from lacy_stream.stream.source import Source
+    from lacy_stream.stream.workers.remote_settings import RemoteSettings
     from lacy_stream.train.call_mask import CallMask
     from lacy_stream.train.monitor import StreamMonitor
     from lacy_stream.train.record import RunRecord
@@ -44,7 +46,9 @@ _MODULES = {
     "objective.step_check": ("LossError",),
     "objective.metrics": ("CallLoss", "MaskModel", "MatchedCallLoss", "MatchedNonCallLoss", "NonCallLoss", "TotalLoss"),
     "train.monitor": ("StreamMonitor",),
-    "stream.pool": ("AnnotationError", "AnnotationPool"),
+    "stream.pool": ("AnnotationPool",),
+    "stream.quarantine": ("AnnotationError",),
+    "stream.workers.remote_settings": ("RemoteSettings",),
     "recipe": ("Recipe", "RecipeError", "load_recipe"),
     "train.record": ("RunRecord",),
     "stream.report": ("Report",),
@@ -75,6 +79,7 @@ __all__ = [
     "PositionError",
     "Recipe",
     "RecipeError",
+    "RemoteSettings",
     "Report",
     "RunRecord",
     "Selection",

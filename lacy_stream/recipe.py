@@ -38,6 +38,7 @@ from lacy_stream.schema import (
     plain_values,
 )
 from lacy_stream.stream.source import WEIGHTS, Source
+from lacy_stream.stream.workers.remote_settings import RemoteSettings
 
 
 class RecipeError(UsageError):
@@ -172,12 +173,23 @@ class Annotation(Section):
     labeller: str | None = None
     """A labeller that marks the facts in place of the pipeline: the name of an entry point, or
     `package.module:callable`."""
-    num_workers: Annotated[Positive, Field(le=1024)] | None = None
-    """Worker processes of each rank; null: one less than the cores of the rank."""
+    num_workers: Annotated[NotNegative, Field(le=1024)] | None = None
+    """Worker processes of each rank; null: one less than the cores of the rank. 0 needs `remote`."""
+    remote: RemoteSettings | None = None
+    """Workers on other machines, beside those; null: none."""
+    timeout_s: PositiveFloat = 60.0
+    """Seconds that a worker may take for a batch before it is replaced, beside one second for every 1,000 characters.
+    Where workers were measured to be slow, they have more."""
     label_cache: str | None = None
     """Folder that keeps the labels of each document, so that nothing is parsed from the second epoch on; null: off."""
     label_cache_limit_gb: PositiveFloat = 20.0
     """Gigabytes that the label cache may take on disk."""
+
+    @model_validator(mode="after")
+    def _check_workers(self) -> Annotation:
+        if self.num_workers == 0 and self.remote is None:
+            raise ValueError("num_workers: 0, and no remote workers; give 1 or more, or a section remote")
+        return self
 
 
 class Dataset(Source):

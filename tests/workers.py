@@ -9,7 +9,7 @@ from random import Random
 import numpy as np
 
 from annotator import Annotator, AnnotatorSettings, Document, FactClass, LabelledTokens
-from lacy_stream.stream.workers.local import _annotate_and_name
+from lacy_stream.stream.workers.batch import annotate_and_name
 from lacy_stream.stream.workers.protocol import Answer, WorkerDied
 
 
@@ -69,7 +69,7 @@ class WordWorker:
     """A ``Worker`` in the thread of its pool. Each document takes it a second of CPU time, it says."""
 
     def __init__(self, name: str, workers: WordWorkers) -> None:
-        self.name, self.identity = name, workers.identity
+        self.name, self.identity, self.place = name, workers.identity, ""
         self.batches: list[list[str]] = []
         self.timeouts_s: list[float] = []
         self.closed = False
@@ -137,7 +137,7 @@ class ThreadWorker:
 
     def __init__(self, workers: ThreadWorkers, annotator: Annotator) -> None:
         self._workers, self._annotator, self._ended = workers, annotator, threading.Event()
-        self.identity = annotator.identity
+        self.identity, self.place = annotator.identity, ""
 
     def is_alive(self) -> bool:
         return not self._ended.is_set()
@@ -145,7 +145,7 @@ class ThreadWorker:
     def annotate(self, documents: list[Document], timeout_s: float) -> Answer:
         workers = self._workers
         with workers.annotating:
-            results, fallbacks = _annotate_and_name(self._annotator, documents)
+            results, fallbacks = annotate_and_name(self._annotator, documents)
             pause_s = workers.random.uniform(0, workers.longest_pause_s)
         workers.gate.wait(30)
         if self._ended.wait(pause_s):

@@ -21,7 +21,8 @@ from typing import NamedTuple
 from annotator import Annotator, AnnotatorSettings, Document, LabelledTokens
 from lacy_stream.benchmark.settings import BenchmarkError
 from lacy_stream.benchmark.texts import Texts
-from lacy_stream.stream.pool import BATCH_CHARACTERS, BATCH_DOCUMENTS, SLOWEST_CHARACTERS_PER_S
+from lacy_stream.stream.jobs import BATCH_CHARACTERS, BATCH_DOCUMENTS
+from lacy_stream.stream.pool import SLOWEST_CHARACTERS_PER_S
 from lacy_stream.stream.workers.local import LocalWorker
 from lacy_stream.stream.workers.protocol import WorkerCannotStart, WorkerDied
 

@@ -34,10 +34,14 @@ def shared_pool(path: Path, annotation: Annotation) -> AnnotationPool:
     """The pool with these settings, one for all loaders of a process that ask for the same."""
     key = _key(path, annotation)
     if key not in _pools:
-        workers = annotation.num_workers or default_num_workers(int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+        workers = annotation.num_workers
+        if workers is None:
+            workers = default_num_workers(int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
         _pools[key] = AnnotationPool(
             AnnotatorSettings(path, annotation.model, annotation.engine, annotation.labeller),
             workers,
+            remote=annotation.remote,
+            timeout_s=annotation.timeout_s,
             label_cache=annotation.label_cache,
             label_cache_limit=int(annotation.label_cache_limit_gb * 1e9),
         )
@@ -59,7 +63,7 @@ def _leave(key: tuple[Any, ...]) -> None:
 
 
 def _key(path: Path, annotation: Annotation) -> tuple[Any, ...]:
-    return (path, *annotation.model_dump().items())
+    return path, annotation.model_dump_json()
 
 
 # --- the file of the tokenizer ------------------------------------------------------------------------------------

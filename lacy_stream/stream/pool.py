@@ -6,8 +6,12 @@
 
 Each worker has a thread, which takes a batch, sends it and waits for the answer. A worker that dies or does not answer
 in time is replaced. The documents that it held are tried again, each alone, so the labels are those of an undisturbed
-run. A document that has ended two workers, or that raises an error, goes into quarantine: the report names it, its
-tokens are kept, and it gets no fact labels. With a label cache, a document that was labelled before is not queued.
+run. If a worker takes much longer than expected, a second one gets its documents, too, and the first answer counts. A
+document that has ended two workers, or that raises an error, goes into quarantine: the report names it, its tokens are
+kept, and it gets no fact labels. With a label cache, a document that was labelled before is not queued.
+
+Workers may be on this machine and on others. Those of this machine say what the labels of the run are: a remote worker
+that would label otherwise is refused, and the others stay. A local worker that would is the end of the pool.
 """
 
 from __future__ import annotations
@@ -17,95 +21,57 @@ import logging
 import math
 import os
 import threading
-from collections import deque
+import time
 from concurrent.futures import Future
-from dataclasses import dataclass, field, replace
-from functools import cached_property
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from lacy_stream.errors import LacyStreamError, UsageError
+from lacy_stream.errors import UsageError
+from lacy_stream.stream.jobs import Batch, Job, JobQueue
+from lacy_stream.stream.pool_stats import PoolStats, WorkerRate
+from lacy_stream.stream.quarantine import AnnotationError, Quarantine
 from lacy_stream.stream.report import Report
 from lacy_stream.stream.workers.local import LocalWorker
-from lacy_stream.stream.workers.protocol import Answer, StartWorker, Worker, WorkerCannotStart, WorkerDied
+from lacy_stream.stream.workers.protocol import (
+    Answer,
+    OpenSource,
+    StartWorker,
+    Worker,
+    WorkerCannotStart,
+    WorkerDied,
+    WorkerRefused,
+    WorkerSource,
+    describe_difference,
+)
+from lacy_stream.stream.workers.remote import RemoteWorkers
 
 if TYPE_CHECKING:
-    from annotator import Annotator, AnnotatorSettings, Document, LabelledTokens
+    from annotator import AnnotatorSettings, Document, LabelledTokens
     from lacy_stream.stream.labels.cache import LabelCache
+    from lacy_stream.stream.workers.remote_settings import RemoteSettings
 
 log = logging.getLogger(__name__)
 
-BATCH_DOCUMENTS = 16
-BATCH_CHARACTERS = 32_000
-"""A batch ends at either limit. It is large enough that messages cost nothing, and small enough that a worker answers
-within about two seconds at the speed of stock spaCy."""
-
-TRIES = 2
-"""Number of workers that a document may end before it goes into quarantine."""
 STARTS = 3
 """Number of failed starts of one worker, one after another, after which the pool fails."""
+LONGEST_PAUSE_S = 30.0
+"""Seconds between two starts of a remote worker, at most, where each one fails."""
 SLOWEST_CHARACTERS_PER_S = 1_000
-"""Speed from which the time limit of a batch is computed: a fortieth of stock spaCy's speed."""
-
-
-class AnnotationError(LacyStreamError, RuntimeError):
-    """The pool cannot annotate: no worker starts, too many documents fail, or it was closed."""
-
-
-@dataclass(frozen=True)
-class WorkerRate:
-    """Tokens that one worker has annotated, and the time that they took. Its replacements count as the same worker."""
-
-    tokens: int = 0
-    """Tokens that it has annotated."""
-    cpu_s: float = 0.0
-    """Seconds of CPU time that this took. If the worker has a core of its own, this is its working time."""
-    engine: dict[str, float] = field(default_factory=dict)
-    """``Annotator.stats`` of the worker's present process."""
-
-    @property
-    def tokens_per_s(self) -> float:
-        """Tokens per second of CPU time."""
-        return self.tokens / self.cpu_s if self.cpu_s else 0.0
-
-
-@dataclass(frozen=True)
-class PoolStats:
-    """Counters since the pool started."""
-
-    documents: int = 0
-    """Documents delivered."""
-    cached: int = 0
-    """Delivered documents whose labels came from the label cache."""
-    workers: tuple[WorkerRate, ...] = ()
-    """The rate of each worker."""
-    queued: int = 0
-    """Documents that wait for a worker."""
-    in_flight: int = 0
-    """Documents that workers are annotating."""
-
-    @property
-    def tokens(self) -> int:
-        """Tokens that the workers have annotated."""
-        return sum(worker.tokens for worker in self.workers)
-
-    @property
-    def tokens_per_s_per_core(self) -> float:
-        """Tokens per second of CPU time, over all workers."""
-        return WorkerRate(self.tokens, sum(worker.cpu_s for worker in self.workers)).tokens_per_s
-
-    @property
-    def hit_rates(self) -> dict[str, float]:
-        """Mean hit rates of the engine's tables over the workers, by name; empty without an engine."""
-        engines = [worker.engine for worker in self.workers if worker.engine]
-        names = [name for name in engines[0] if name.endswith("_hit_rate")] if engines else []
-        return {name: sum(engine[name] for engine in engines) / len(engines) for name in names}
+SLOWEST_FACTOR = 10.0
+"""The time limit of a batch allows for a fortieth of stock spaCy's speed, or for a tenth of the measured speed: for the
+slower one."""
+WATCH_S, PLACE_S = 1.0, 30.0
+"""Seconds between two looks at what workers hold; and seconds without a place for remote workers that are reported."""
 
 
 @dataclass(eq=False)
-class _Job:
-    document: Document
-    future: Future[LabelledTokens]
-    deaths: int = 0  # number of workers that died while they held it
+class _Slot:
+    """A place for one worker at a time, with a thread of its own."""
+
+    index: int
+    name: str
+    remote: bool
+    rate: WorkerRate = WorkerRate()
 
 
 def default_num_workers(ranks_on_node: int = 1) -> int:
@@ -119,18 +85,21 @@ class AnnotationPool:
 
     Args:
         settings: the annotator that every worker loads.
-        num_workers: by default, the number of cores that this process may use, less one for the trainer.
+        num_workers: workers of this machine; by default, the number of cores that this process may use, less one for
+            the trainer. It may be 0 if there are remote ones.
+        remote: workers of other machines, on a Ray cluster; None for none.
         quarantine_limit: number of documents that may go into quarantine before the pool fails; with 0, the pool fails
             at the first.
         timeout_s: seconds that a batch may take before its worker is replaced. One second is added for every 1,000
-            characters.
+            characters, or more where the workers were measured to be slow.
         report: gets an event for each restart and each document in quarantine.
         label_cache: folder of a ``LabelCache``; None for no cache.
         label_cache_limit: bytes that the folder may take.
-        start_worker: starts a worker; by default, a process of this machine.
+        start_worker: starts a worker of this machine; by default, a process.
+        open_source: makes the source of remote workers; by default, a Ray cluster.
 
     Raises:
-        UsageError: ``num_workers`` is below 1, or ``timeout_s`` is no number of seconds.
+        UsageError: there is no worker, ``timeout_s`` is no number of seconds, or ``remote`` cannot be used.
     """
 
     def __init__(
@@ -138,40 +107,50 @@ class AnnotationPool:
         settings: AnnotatorSettings,
         num_workers: int | None = None,
         *,
+        remote: RemoteSettings | None = None,
         quarantine_limit: int = 100,
         timeout_s: float = 60.0,
         report: Report | None = None,
         label_cache: str | os.PathLike[str] | None = None,
         label_cache_limit: int = 20 << 30,
         start_worker: StartWorker = LocalWorker,
+        open_source: OpenSource = RemoteWorkers,
     ) -> None:
         num_workers = default_num_workers() if num_workers is None else num_workers
-        if num_workers < 1:
+        if num_workers < (remote is None):
             raise UsageError(f"num_workers is {num_workers}: the pool needs at least one worker")
         if not (math.isfinite(timeout_s) and timeout_s > 0):
             raise UsageError(f"timeout_s is {timeout_s}: give a number of seconds above 0")
-        self.settings, self.num_workers = settings, num_workers
+        self.settings, self.num_workers, self.remote = settings, num_workers, remote
         self._start_worker = start_worker
-        self._quarantine_limit, self._timeout_s = quarantine_limit, timeout_s
+        self._timeout_s = timeout_s
         self.report = Report() if report is None else report
         self._cache_settings = None if label_cache is None else (label_cache, label_cache_limit)
         self._cache: LabelCache | None = None
         self._cache_lock = threading.Lock()
-        self.quarantine: dict[str, str] = {}
-        """Document id -> reason why the document has no fact labels."""
-        # All workers have the same identity. The first one that is ready sets it, and any thread may wait for it.
+        self._quarantine = Quarantine(settings, quarantine_limit, self.report)
+        # All workers have the same identity. The first local one that is ready sets it, and any thread may wait for it.
         self._identity: Future[dict[str, str]] = Future()
-        self._changed = threading.Condition()  # guards all fields below
-        self._queue: deque[_Job] = deque()
-        self._running: set[_Job] = set()
+        self._jobs = JobQueue()
+        self._lock = threading.Lock()  # guards all fields below
         self._workers: dict[int, Worker] = {}
-        self._error: AnnotationError | None = None
+        self._began = time.monotonic()
         self._documents = self._cached = 0
-        self._rates = [WorkerRate()] * num_workers  # frozen values, so they may be shared
+        self._places: dict[str, WorkerRate] = {}
+        self._source: WorkerSource | None = None
+        if remote is not None:
+            self._source = open_source(remote, settings, self.report)
+        self._slots = [_Slot(index, f"annotation worker {index}", False) for index in range(num_workers)]
+        if remote is not None:
+            numbers = range(remote.num_workers)
+            self._slots += [_Slot(num_workers + number, f"remote worker {number}", True) for number in numbers]
         self._threads = [
-            threading.Thread(target=self._serve, args=(index,), name=f"annotation-{index}", daemon=True)
-            for index in range(num_workers)
+            threading.Thread(target=self._serve, args=(slot,), name=slot.name.replace(" ", "-"), daemon=True)
+            for slot in self._slots
         ]
+        self._threads.append(threading.Thread(target=self._watch, name="annotation-watch", daemon=True))
+        if not num_workers:
+            self._threads.append(threading.Thread(target=self._find_identity, name="annotation-identity", daemon=True))
         for thread in self._threads:
             thread.start()
         # At exit, `close` must run before multiprocess ends its children: their end would look like deaths of workers.
@@ -192,19 +171,22 @@ class AnnotationPool:
         """
         if not isinstance(document.text, str):
             raise TypeError(f"document {document.id!r}: its text is {type(document.text).__name__}, not str")
-        future: Future[LabelledTokens] = Future()
         labelled = self._from_cache(document)
-        with self._changed:
-            if self._error is not None:
-                raise self._error
-            if labelled is None:
-                self._queue.append(_Job(document, future))
-                self._changed.notify()
-                return future
+        if labelled is None:
+            return self._jobs.put(document)
+        if self._jobs.error is not None:
+            raise self._jobs.error
+        with self._lock:
             self._documents += 1
             self._cached += 1
+        future: Future[LabelledTokens] = Future()
         future.set_result(labelled)
         return future
+
+    @property
+    def quarantine(self) -> dict[str, str]:
+        """Document id -> reason why the document has no fact labels."""
+        return self._quarantine.reasons
 
     @property
     def identity(self) -> dict[str, str]:
@@ -220,13 +202,20 @@ class AnnotationPool:
 
     def stats(self) -> PoolStats:
         """The counters of this pool."""
-        with self._changed:
+        queued, in_flight = self._jobs.counts()
+        waiting = "" if self._source is None else self._source.waiting()
+        with self._lock:
             return PoolStats(
                 documents=self._documents,
                 cached=self._cached,
-                workers=tuple(self._rates),
-                queued=len(self._queue),
-                in_flight=len(self._running),
+                workers=tuple(slot.rate for slot in self._slots),
+                queued=queued,
+                in_flight=in_flight,
+                seconds=time.monotonic() - self._began,
+                ready=len(self._workers),
+                places=dict(self._places),
+                remote=0 if self.remote is None else self.remote.num_workers,
+                waiting=waiting,
             )
 
     def close(self) -> None:
@@ -248,172 +237,164 @@ class AnnotationPool:
 
     # --- one thread per worker --------------------------------------------------------------------------------
 
-    def _serve(self, index: int) -> None:
+    def _serve(self, slot: _Slot) -> None:
         """Give batches to one worker, and replace it when it dies, until the pool ends."""
         try:
-            worker = self._start(index)
-            while batch := self._take():
+            worker = self._start(slot)
+            while (batch := self._jobs.take(len(self._workers))) is not None:
                 if not worker.is_alive():  # it died while idle, so no document is to blame
-                    self.report.add("worker_restarted", f"annotation worker {index}", "it died while it had no work")
-                    worker.close()
-                    worker = self._start(index)
-                characters = sum(job.document.characters for job in batch)
-                timeout_s = self._timeout_s + characters / SLOWEST_CHARACTERS_PER_S
+                    self._jobs.lost(batch, blame=False)
+                    self._report_restart(slot, "it died while it had no work")
+                    worker = self._replace(worker, slot)
+                    continue
+                since = time.monotonic()
                 try:
-                    answer = worker.annotate([job.document for job in batch], timeout_s)
+                    answer = worker.annotate(batch.documents, self._time_limit_s(batch))
                 except WorkerDied as death:
-                    self._try_again(batch, index, str(death))
-                    worker = self._start(index)
+                    self._try_again(batch, slot, death)
+                    worker = self._replace(worker, slot)
                 else:
-                    self._deliver(batch, answer, index)
+                    self._deliver(batch, answer, slot, worker.place, time.monotonic() - since)
         except AnnotationError as error:
             self._fail(error)
         except Exception as error:  # a bug in this file must reach the consumer, who would otherwise wait for ever
             log.exception("the annotation pool failed")
             self._fail(AnnotationError(f"the annotation pool failed: {error!r}"))
         finally:
-            with self._changed:
-                last = self._workers.pop(index, None)
+            with self._lock:
+                last = self._workers.pop(slot.index, None)
             if last is not None:
                 last.close()
 
-    def _start(self, index: int) -> Worker:
+    def _replace(self, worker: Worker, slot: _Slot) -> Worker:
+        with self._lock:
+            self._workers.pop(slot.index, None)
+        worker.close()
+        return self._start(slot)
+
+    def _start(self, slot: _Slot) -> Worker:
         """Start a worker and wait until it is ready."""
+        worker = self._start_remote(slot) if slot.remote else self._start_local(slot)
+        with self._lock:
+            self._workers[slot.index] = worker
+            slot.rate = replace(slot.rate, place=worker.place)
+        return worker
+
+    def _start_local(self, slot: _Slot) -> Worker:
         deaths = []
-        while len(deaths) < STARTS and self._error is None:
+        while len(deaths) < STARTS and self._jobs.error is None:
             try:
-                worker = self._start_worker(f"annotator-{index}", self.settings)
+                worker = self._start_worker(f"annotator-{slot.index}", self.settings)
             except WorkerCannotStart as error:
-                raise AnnotationError(f"annotation worker {index} could not start: {error}") from None
+                raise AnnotationError(f"{slot.name} could not start: {error}") from None
             except WorkerDied as death:
                 deaths.append(str(death))
                 continue
-            with self._changed:
-                self._workers[index] = worker
-                if not self._identity.done():
-                    self._identity.set_result(worker.identity)
-            self._check_identity(worker.identity, index)
+            self._check_identity(worker, slot)
             return worker
-        raise self._error or AnnotationError(f"annotation worker {index} did not start: it {'; '.join(deaths)}")
+        raise self._jobs.error or AnnotationError(f"{slot.name} did not start: it {'; '.join(deaths)}")
 
-    def _check_identity(self, identity: dict[str, str], index: int) -> None:
-        """Refuse a worker whose labels would differ from those of the others: on another machine, or after an update of
-        a package during the run.
+    def _start_remote(self, slot: _Slot) -> Worker:
+        """Start a worker on another machine, as soon as there is a place. Failed starts end neither the pool nor the
+        slot: another machine may serve, or this one later."""
+        assert self._source is not None
+        pause_s = 1.0
+        while self._jobs.error is None:
+            try:
+                return self._source.start(slot.name, lambda: self.identity)
+            except WorkerCannotStart as error:
+                raise AnnotationError(f"no remote worker can start: {error}") from None
+            except WorkerRefused as refused:
+                self.report.add("worker_refused", f"{slot.name} on {refused.place}", refused.reason)
+                continue
+            except WorkerDied as death:
+                if self._jobs.error is None:
+                    self._report_restart(slot, f"it {death} before it was ready")
+            if self._jobs.wait_closed(pause_s):
+                break
+            pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+        raise self._jobs.error or AnnotationError("the annotation pool is closed")
+
+    def _find_identity(self) -> None:
+        """Without local workers, start one to learn the identity of the run, and end it."""
+        try:
+            worker = self._start_local(_Slot(0, "the local worker that remote ones are compared with", False))
+            worker.close()
+        except AnnotationError as error:
+            self._fail(error)
+
+    def _check_identity(self, worker: Worker, slot: _Slot) -> None:
+        """Let the first worker set the identity of the run, and refuse a local worker whose labels would differ from
+        those of the others: after an update of a package during the run.
 
         Raises:
             AnnotationError: names what differs.
         """
+        with self._lock:
+            if not self._identity.done():
+                self._identity.set_result(worker.identity)
         if self._identity.exception() is not None:  # the pool has ended
             return
-        first = self._identity.result()
-        differences = [
-            f"{key}: {identity.get(key)!r} there, {first.get(key)!r} in the others"
-            for key in dict.fromkeys([*first, *identity])
-            if identity.get(key) != first.get(key)
-        ]
-        if differences:
+        if differences := describe_difference(worker.identity, self._identity.result()):
+            worker.close()
             raise AnnotationError(
-                f"annotation worker {index} would label otherwise than the other workers: {'; '.join(differences)}. "
+                f"{slot.name} would label otherwise than the other workers: {differences}. "
                 "Give all workers the same packages and files"
             )
 
-    def _take(self) -> list[_Job]:
-        """Wait for the next batch. It is empty when the pool ends.
+    def _time_limit_s(self, batch: Batch) -> float:
+        slow_s = SLOWEST_FACTOR * self._jobs.expected_s(batch)
+        return self._timeout_s + max(batch.characters / SLOWEST_CHARACTERS_PER_S, slow_s)
 
-        A document that a dead worker held comes alone, so that the next death tells which document is to blame. Other
-        batches are kept small when the queue is short: with 8 queued documents and 4 workers, a batch has 2.
-        """
-        batch: list[_Job] = []
-        with self._changed:
-            while not batch:
-                self._changed.wait_for(lambda: self._queue or self._error is not None)
-                if self._error is not None:
-                    break
-                size = min(BATCH_DOCUMENTS, -(-len(self._queue) // self.num_workers))
-                characters = 0
-                while self._queue and len(batch) < size and characters < BATCH_CHARACTERS:
-                    alone = self._queue[0].deaths > 0
-                    if alone and batch:
-                        break
-                    job = self._queue.popleft()
-                    # This marks the future as running, or drops the job if its future was cancelled. The future of a
-                    # job that comes again is running already, and must not be marked twice.
-                    if alone or job.future.set_running_or_notify_cancel():
-                        self._running.add(job)
-                        batch.append(job)
-                        characters += BATCH_CHARACTERS if alone else job.document.characters
-        return batch
+    # --- answers and deaths ---------------------------------------------------------------------------------------
 
-    def _deliver(self, batch: list[_Job], answer: Answer, index: int) -> None:
-        """Count a batch, and set its futures. They are set last and without the lock, because setting a future runs the
-        caller's callbacks."""
+    def _deliver(self, batch: Batch, answer: Answer, slot: _Slot, place: str, elapsed_s: float) -> None:
+        """Count an answer, and set the futures that it decides."""
+        decided = set(self._jobs.answered(batch, elapsed_s))
         for document, reason in answer.fallbacks.items():
             self.report.add("engine_fallback", document, reason)
-        labels = [self._labels(job, result) for job, result in zip(batch, answer.results, strict=True)]
-        with self._changed:
-            if batch[0] not in self._running:
-                return  # the pool has ended in the meantime, and has set the futures itself
-            self._running.difference_update(batch)
-            self._documents += len(batch)
-            rate = self._rates[index]
-            tokens = sum(len(label) for label in labels)
-            self._rates[index] = WorkerRate(rate.tokens + tokens, rate.cpu_s + answer.cpu_s, answer.engine)
-        for job, label in zip(batch, labels, strict=True):
-            job.future.set_result(label)
+        tokens = sum(len(result) for result in answer.results if not isinstance(result, str))
+        with self._lock:
+            slot.rate = slot.rate.plus(tokens, answer.cpu_s, answer.engine, place)
+            self._places[place] = self._places.get(place, WorkerRate()).plus(tokens, answer.cpu_s, {}, place)
+        self._set([(job, result) for job, result in zip(batch.jobs, answer.results, strict=True) if job in decided])
 
-    def _try_again(self, batch: list[_Job], index: int, death: str) -> None:
-        """Put the documents of a dead worker back at the head of the queue, in their order. A document that came alone
-        and has now ended ``TRIES`` workers goes into quarantine instead."""
-        with self._changed:
-            if self._error is not None:
-                return  # close() ended the worker
-            for job in batch:
-                job.deaths += 1
-            # A culprit stays among the running documents, where ``_deliver`` looks for it.
-            culprit = batch[0] if len(batch) == 1 and batch[0].deaths >= TRIES else None
-            if culprit is None:
-                self._running.difference_update(batch)
-                self._queue.extendleft(reversed(batch))
-                self._changed.notify_all()
-        held = ", ".join(job.document.id for job in batch)
-        self.report.add("worker_restarted", f"annotation worker {index}", f"it {death}; it held {held}")
+    def _set(self, results: list[tuple[Job, LabelledTokens | str]]) -> None:
+        """Set futures to their labels. This comes last and takes no lock, because it runs the caller's callbacks."""
+        labels = {job: self._labels(job, result) for job, result in results}
+        jobs = self._jobs.finish(list(labels))
+        with self._lock:
+            self._documents += len(jobs)
+        for job in jobs:
+            job.future.set_result(labels[job])
+
+    def _try_again(self, batch: Batch, slot: _Slot, death: WorkerDied) -> None:
+        """Queue the documents of a dead worker again. One that came alone and has now ended several goes into
+        quarantine instead."""
+        culprit = self._jobs.lost(batch, death.blames_document)
+        if self._jobs.error is not None:
+            return  # close() ended the worker
+        held = ", ".join(document.id for document in batch.documents)
+        self._report_restart(slot, f"it {death}; it held {held}")
         if culprit is not None:
-            reason = f"it ended {culprit.deaths} workers; the last one {death}"
-            self._deliver([culprit], Answer([reason], 0.0, {}, {}), index)
+            self._set([(culprit, f"it ended {culprit.deaths} workers; the last one {death}")])
 
-    def _labels(self, job: _Job, result: LabelledTokens | str) -> LabelledTokens:
-        """Turn a worker's result into labels. After an error the document goes into quarantine, and its labels are its
-        tokens without facts, or no tokens if it cannot even be tokenised.
+    def _report_restart(self, slot: _Slot, why: str) -> None:
+        where = f" on {slot.rate.place}" if slot.rate.place else ""
+        self.report.add("worker_restarted", f"{slot.name}{where}", why)
+
+    def _labels(self, job: Job, result: LabelledTokens | str) -> LabelledTokens:
+        """Turn a worker's result into labels. After an error the document goes into quarantine.
 
         Raises:
             AnnotationError: too many documents are in quarantine.
         """
-        if not isinstance(result, str):
-            cache = self._open_cache()
-            if cache is not None:
-                cache.put(job.document, result)
-            return result
-        plain = self._plain
-        try:
-            unlabelled = replace(job.document, annotate=False)  # without its spans, which may be the cause
-            labels, event, reason = plain.label([unlabelled])[0], "document_quarantined", result
-        except ValueError:
-            labels, event, reason = plain.annotate([""])[0], "document_skipped", f"it cannot be tokenised: {result}"
-        self.report.add(event, job.document.id, reason)
-        with self._changed:
-            self.quarantine[job.document.id] = reason
-            count = len(self.quarantine)
-        if count > self._quarantine_limit:
-            raise AnnotationError(
-                f"{count} documents could not be annotated, and quarantine_limit is {self._quarantine_limit}: "
-                + "; ".join(f"{name!r}: {why}" for name, why in list(self.quarantine.items())[:5])
-            )
-        return labels
-
-    @cached_property
-    def _plain(self) -> Annotator:
-        """Tokenises what cannot be annotated. Two threads may both make one at first, which does no harm."""
-        return replace(self.settings, model=None, labeller=None).build()
+        if isinstance(result, str):
+            return self._quarantine.add(job.document, result)
+        cache = self._open_cache()
+        if cache is not None:
+            cache.put(job.document, result)
+        return result
 
     # --- the label cache ------------------------------------------------------------------------------------------
 
@@ -434,22 +415,51 @@ class AnnotationPool:
                 self._cache = LabelCache(folder, fingerprint, limit, self.report)
             return self._cache
 
+    # --- what no worker's thread can see ------------------------------------------------------------------------
+
+    def _watch(self) -> None:
+        """Have overdue batches annotated twice, and end a pool that has had no worker for too long."""
+        idle_since: float | None = self._began
+        lacks_since: float | None = None
+        reported = False
+        while not self._jobs.wait_closed(WATCH_S):
+            now = time.monotonic()
+            if len(self._workers) > 1:
+                for batch in self._jobs.copy_overdue():
+                    held = ", ".join(document.id for document in batch.documents)
+                    why = f"no answer for {now - batch.taken:.0f} s; another worker annotates them, too"
+                    self.report.add("worker_overdue", held, why)
+            if self._source is None or self.remote is None:
+                continue
+            waiting = self._source.waiting()
+            lacks_since = (lacks_since or now) if waiting else None
+            if lacks_since is None:
+                reported = False
+            elif not reported and now - lacks_since > PLACE_S:
+                self.report.add("workers_without_place", "remote workers", waiting)
+                reported = True
+            idle_since = None if self._workers else (idle_since or now)
+            if not self.num_workers and idle_since is not None and now - idle_since > self.remote.wait_limit_s:
+                why = waiting or "each one that started has died or was refused; the report says why"
+                self._fail(
+                    AnnotationError(
+                        f"there has been no annotation worker for {self.remote.wait_limit_s:.0f} s: {why}. Repair the "
+                        "cluster, give the run local workers with num_workers, or set a longer remote.wait_limit_s"
+                    )
+                )
+
     def _fail(self, error: AnnotationError) -> None:
         """End the pool. Every future without a result gets the first error, so that nobody waits for ever."""
-        with self._changed:
-            if self._error is not None:
-                return
-            self._error = error
-            # As in `_take`: cancelled futures are left out, and those that ran before are not marked again.
-            jobs = [job for job in self._queue if job.deaths or job.future.set_running_or_notify_cancel()]
-            jobs += self._running
-            self._queue.clear()
-            self._running.clear()
+        jobs = self._jobs.close(error)
+        if jobs is None:
+            return
+        with self._lock:
             workers = list(self._workers.values())
             if not self._identity.done():
                 self._identity.set_exception(error)
-            self._changed.notify_all()
         # Without the lock: a thread whose worker dies takes the lock itself.
+        if self._source is not None:
+            self._source.close()
         for worker in workers:
             worker.kill()
         for job in jobs:

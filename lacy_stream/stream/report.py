@@ -15,6 +15,10 @@ log = logging.getLogger(__name__)
 
 Event = Literal[
     "worker_restarted",  # a worker died or hung; its documents are tried again
+    "worker_overdue",  # a worker has given no answer for long; another one annotates its documents, too
+    "worker_refused",  # a remote worker cannot load the annotator, or would label otherwise than the run
+    "workers_without_place",  # remote workers wait for free CPUs
+    "cluster_unreachable",  # the cluster of the remote workers cannot be reached, or was lost
     "document_quarantined",  # a document could not be annotated; it gets no fact labels
     "document_skipped",  # a document could not even be tokenised; it is left out
     "engine_fallback",  # the engine failed on a document; spaCy annotated it

@@ -12,7 +12,8 @@ from composer.loggers import Logger
 
 from lacy_stream import distributed as dist
 from lacy_stream.stream.batches import StreamStats
-from lacy_stream.stream.pool import AnnotationPool, PoolStats
+from lacy_stream.stream.pool import AnnotationPool
+from lacy_stream.stream.pool_stats import PoolStats
 from lacy_stream.stream.report import Report
 
 log = logging.getLogger(__name__)
@@ -37,6 +38,9 @@ class StreamMonitor(Callback):
       raw text;
     - ``stream/chunk_hit_rate``, ``stream/vector_hit_rate``: what the engine found in its tables of chunks and of word
       vectors, as a share of what it looked up, mean over the workers; absent where spaCy annotates;
+    - with remote workers: ``stream/workers_ready``, the workers that are there; ``stream/workers_wanted``;
+      ``stream/remote_machines``, ``stream/remote_cores`` (CPU seconds per second since start), and
+      ``stream/machine/ADDRESS/tokens_per_s_per_core`` for each machine;
     - ``stream/worker_restarted``, ``stream/document_quarantined``, ``stream/document_skipped``,
       ``stream/engine_fallback``, ``stream/download_retried`` and so on: how often each event of the ``Report``
       happened.
@@ -79,7 +83,7 @@ class StreamMonitor(Callback):
         }
         if stats.rows_of_ids:
             metrics["unseparated_rows"] = stats.unseparated_rows / stats.rows_of_ids
-        metrics |= pool.hit_rates | dataset.report.counts()
+        metrics |= pool.hit_rates | remote_metrics(pool) | dataset.report.counts()
         logger.log_metrics({f"stream/{name}": value for name, value in metrics.items()})
 
     def fit_end(self, state: State, logger: Logger) -> None:
@@ -112,6 +116,33 @@ def dataset_of(state: State) -> AnnotatedStream | None:
     loader = state.train_dataloader
     streams = (loader, getattr(loader, "dataset", None))
     return next((stream for stream in streams if isinstance(stream, AnnotatedStream)), None)
+
+
+def remote_metrics(stats: PoolStats) -> dict[str, float]:
+    """What the workers of other machines do; empty where nobody wants any."""
+    if not stats.remote:
+        return {}
+    machines = stats.remote_places
+    rates = {f"machine/{place}/tokens_per_s_per_core": rate.tokens_per_s for place, rate in machines.items()}
+    return rates | {
+        "workers_ready": stats.ready,
+        "workers_wanted": len(stats.workers),
+        "remote_machines": len(machines),
+        "remote_cores": sum(rate.cpu_s for rate in machines.values()) / max(stats.seconds, 1e-9),
+    }
+
+
+def describe_places(stats: PoolStats) -> str:
+    """One line for people: how many cores annotated on which machine; "" where all are of this one."""
+    if not stats.remote:
+        return ""
+    machines = sorted(stats.remote_places.items(), key=lambda item: -item[1].cpu_s)
+    cores = {place: rate.cpu_s / max(stats.seconds, 1e-9) for place, rate in stats.places.items()}
+    there = sum(cores[place] for place, _ in machines)
+    named = ", ".join(f"{place}: {cores[place]:.1f}, {rate.tokens_per_s:,.0f} tokens/s" for place, rate in machines[:8])
+    more = f" ({named}{', …' if len(machines) > 8 else ''})" if machines else ""
+    text = f"annotation used {cores.get('', 0.0):.1f} cores here and {there:.1f} on {len(machines)} other machine(s){more}"
+    return f"{text}; {stats.waiting}" if stats.waiting else text
 
 
 def describe_rate(stats: PoolStats, parsed: bool) -> str:

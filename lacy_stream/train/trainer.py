@@ -27,6 +27,7 @@ from lacy_stream.recipe import (
 )
 from lacy_stream.stream.pool import AnnotationPool, default_num_workers
 from lacy_stream.stream.report import Report
+from lacy_stream.stream.workers.remote_settings import check_remote
 from lacy_stream.train.components import (
     build_profiler,
     check_components,
@@ -95,11 +96,15 @@ def _train(recipe: Recipe, settings: AnnotatorSettings, pieces: int) -> None:
     """
     # On a CPU, huge pages halve the time of a step with a vocabulary of 32,001: logits are 4 MB a row of 32.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
-    workers = recipe.annotator.num_workers or default_num_workers(int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    workers = recipe.annotator.num_workers
+    if workers is None:
+        workers = default_num_workers(int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     # The workers load the parser while this process imports composer.
     with AnnotationPool(
         settings,
         workers,
+        remote=recipe.annotator.remote,
+        timeout_s=recipe.annotator.timeout_s,
         report=Report(_report_path(recipe)),
         label_cache=recipe.annotator.label_cache,
         label_cache_limit=int(recipe.annotator.label_cache_limit_gb * 1e9),
@@ -134,7 +139,13 @@ def _check_model(recipe: Recipe, pieces: int, tokenizer: Path) -> None:
 
 
 def _check_annotator(settings: Annotation) -> None:
-    """Refuse, before anything is loaded, a labeller or a pipeline that is not there."""
+    """Refuse, before anything is loaded, a labeller or a pipeline that is not there, and a cluster that must not be
+    used."""
+    if settings.remote is not None:
+        try:
+            check_remote(settings.remote)
+        except UsageError as error:
+            raise RecipeError(f"annotator.{error}") from None
     try:
         if settings.labeller is not None:
             find_labeller(settings.labeller)
@@ -530,10 +541,11 @@ def _announce(recipe: Recipe, trainer: Trainer, pool: AnnotationPool) -> None:
         parameters = sum(parameter.numel() for parameter in trainer.state.model.parameters())
         tokens = recipe.global_train_batch_size * recipe.max_seq_len
         console = Console(stderr=True, highlight=False)
+        remote = "" if pool.remote is None else f" and {pool.remote.num_workers} at {escape(pool.remote.address)}"
         console.print(
             f"{_new_line(console)}[bold]{escape(trainer.state.run_name)}[/]: {parameters / 1e6:,.1f}M parameters, "
             f"{tokens:,} tokens a batch, "
-            f"{dist.get_world_size()} rank(s) with {pool.num_workers} annotation worker(s) each"
+            f"{dist.get_world_size()} rank(s) with {pool.num_workers} annotation worker(s) each{remote}"
         )
 
 
@@ -565,11 +577,14 @@ def _conclude(trainer: Trainer, pool: AnnotationPool) -> None:
     from composer.utils import dist
     from rich.console import Console
 
-    from lacy_stream.train.monitor import StreamMonitor, describe_rate
+    from lacy_stream.train.monitor import StreamMonitor, describe_places, describe_rate
 
     if dist.get_global_rank() == 0:
         console = Console(stderr=True, highlight=False)
-        console.print(_new_line(console) + describe_rate(pool.stats(), parsed=pool.settings.finds_facts), markup=False)
+        stats = pool.stats()
+        console.print(_new_line(console) + describe_rate(stats, parsed=pool.settings.finds_facts), markup=False)
+        if places := describe_places(stats):
+            console.print(places, markup=False)
         for monitor in trainer.state.callbacks:
             if isinstance(monitor, StreamMonitor):
                 console.print(monitor.summary, markup=False)

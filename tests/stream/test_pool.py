@@ -15,13 +15,8 @@ from workers import WordWorker, WordWorkers, words_as_tokens
 
 from annotator import AnnotatorSettings, Document, FactClass, LabelledTokens
 from annotator.annotate import fingerprint
-from lacy_stream.stream.pool import (
-    BATCH_CHARACTERS,
-    BATCH_DOCUMENTS,
-    AnnotationError,
-    AnnotationPool,
-    default_num_workers,
-)
+from lacy_stream.stream.jobs import BATCH_CHARACTERS, BATCH_DOCUMENTS
+from lacy_stream.stream.pool import AnnotationError, AnnotationPool, default_num_workers
 from lacy_stream.stream.report import Report
 from lacy_stream.stream.workers.protocol import WorkerCannotStart, WorkerDied
 
@@ -82,17 +77,19 @@ def test_each_future_has_its_own_labels(settings: AnnotatorSettings) -> None:
 
 
 def test_batches_are_bounded(settings: AnnotatorSettings) -> None:
-    """A batch ends at 16 documents and at 32,000 characters; its time limit grows with its length."""
+    """A batch ends at 16 documents and before 32,000 characters, and a longer document is alone; its time limit grows
+    with its length."""
     workers = WordWorkers()
     with AnnotationPool(settings, num_workers=1, timeout_s=7, start_worker=workers) as pool:
         first = hold(pool, workers)
-        long, short = submit_all(pool, ["y" * (BATCH_CHARACTERS - 1)] * 4), submit_all(pool, ["z"] * 40)
+        long = submit_all(pool, ["y" * (BATCH_CHARACTERS // 2)] * 4 + ["y" * (BATCH_CHARACTERS + 1)])
+        short = submit_all(pool, ["z"] * 40)
         release(workers)
         for future in [first, *long, *short]:
             future.result(timeout=30)
     batches, timeouts_s = workers.started[1].batches, workers.started[1].timeouts_s
-    assert list(map(len, batches)) == [1, 2, 2, BATCH_DOCUMENTS, BATCH_DOCUMENTS, 8] and batches[0] == ["first"]
-    assert timeouts_s[1] == pytest.approx(7 + 2 * (BATCH_CHARACTERS - 1) / 1000) and timeouts_s[-1] < 7.1
+    assert list(map(len, batches)) == [1, 2, 2, 1, BATCH_DOCUMENTS, BATCH_DOCUMENTS, 8] and batches[0] == ["first"]
+    assert timeouts_s[1] == pytest.approx(7 + BATCH_CHARACTERS / 1000) and timeouts_s[-1] < 7.1
 
 
 def test_identity_is_the_workers(settings: AnnotatorSettings) -> None:

@@ -8,31 +8,24 @@ their parent, by the parent-death signal or at the end of file on the pipe.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import logging
 import os
 import pickle
-import signal
-import sys
 import threading
 import time
-import traceback
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, NoReturn
 
-from multiprocess import spawn
 from multiprocess.connection import Connection
-from multiprocess.context import SpawnContext
 
+from lacy_stream.stream.workers.batch import annotate_and_name, build_annotator
+from lacy_stream.stream.workers.process import THREAD_VARIABLES, end_with, start_process
 from lacy_stream.stream.workers.protocol import Answer, WorkerCannotStart, WorkerDied
 
 if TYPE_CHECKING:  # numpy must not be loaded before a worker has limited its threads
-    from annotator import Annotator, AnnotatorSettings, Document, LabelledTokens
+    from annotator import AnnotatorSettings, Document
 
 START_TIMEOUT_S = 300.0
-
-_PR_SET_PDEATHSIG = 1
-_THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "BLIS_NUM_THREADS")
 
 
 class LocalWorker:
@@ -51,18 +44,11 @@ class LocalWorker:
     """
 
     def __init__(self, name: str, settings: AnnotatorSettings) -> None:
-        context = SpawnContext()
-        self._pipe, child_pipe = context.Pipe(duplex=True)
         self._killing = threading.Lock()
         self._closed = False
         # The settings are sent as bytes, and `_work` unpickles them. That imports numpy, whose threads must be
         # limited before.
-        self._process = context.Process(
-            target=_work, args=(child_pipe, pickle.dumps(settings), os.getpid()), name=name, daemon=True
-        )
-        with _without_main_script():
-            self._process.start()
-        child_pipe.close()
+        self._process, self._pipe = start_process(name, _work, pickle.dumps(settings))
         self.pid: int = self._process.pid  # type: ignore[assignment]  # a started process has one
         with self._limited(START_TIMEOUT_S):
             kind, payload = pickle.loads(self._pipe.recv_bytes())
@@ -70,6 +56,7 @@ class LocalWorker:
             self.close()
             raise WorkerCannotStart(payload)
         self.identity: dict[str, str] = payload
+        self.place = ""
 
     def is_alive(self) -> bool:
         """Whether the process runs."""
@@ -139,40 +126,20 @@ class LocalWorker:
                 self._process.close()
 
 
-@contextlib.contextmanager
-def _without_main_script() -> Iterator[None]:
-    """Keep spawn from running the user's main script again in every worker: that took 9 s and loaded torch."""
-    with _starting:
-        original = spawn.get_preparation_data
-        spawn.get_preparation_data = lambda name: {
-            key: value for key, value in original(name).items() if not key.startswith("init_main_from")
-        }
-        try:
-            yield
-        finally:
-            spawn.get_preparation_data = original
-
-
-_starting = threading.Lock()  # one start at a time, because each replaces a function of the module
-
-
 # --- in the process ----------------------------------------------------------------------------------------
 
 
 def _work(pipe: Connection, pickled_settings: bytes, parent_pid: int) -> None:
     """Main function of a worker process. It reads batches of documents, and answers with one result or error text for
     each document."""
-    _die_with(parent_pid)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole process group; the trainer decides
-    for variable in _THREAD_VARIABLES:
+    end_with(parent_pid)
+    for variable in THREAD_VARIABLES:
         os.environ[variable] = "1"
     logging.getLogger("annotator.tokenizers").setLevel(logging.ERROR)  # the parent says it once for all workers
     settings: AnnotatorSettings = pickle.loads(pickled_settings)
-    if settings.labeller is None and (settings.model is None or not settings.model.endswith("_trf")):
-        sys.modules["torch"] = None  # type: ignore[assignment]  # thinc would import it without use: 4 s, 0.4 GB
     with contextlib.suppress(EOFError, OSError):  # the parent closes the pipe to end the worker
         try:
-            annotator = settings.build()
+            annotator = build_annotator(settings)
         except Exception as error:
             _send(pipe, "failed", f"{type(error).__name__}: {error}")
             return
@@ -180,55 +147,9 @@ def _work(pipe: Connection, pickled_settings: bytes, parent_pid: int) -> None:
         while True:
             documents = pickle.loads(pipe.recv_bytes())
             start = time.process_time()
-            results, fallbacks = _annotate_and_name(annotator, documents)
+            results, fallbacks = annotate_and_name(annotator, documents)
             _send(pipe, "done", (results, time.process_time() - start, annotator.stats(), fallbacks))
-
-
-def _annotate_and_name(
-    annotator: Annotator, documents: list[Document]
-) -> tuple[list[LabelledTokens | str], dict[str, str]]:
-    """Annotate a batch, and find the documents on which the engine failed.
-
-    The parser only counts its failures. If the count has risen, which is rare, the documents are annotated once more,
-    each alone. This gives the same labels, and the count then tells which documents it was.
-
-    Returns:
-        The results, and document id -> reason.
-    """
-    before = _fallbacks(annotator)
-    results = _annotate(annotator, documents)
-    if _fallbacks(annotator) == before:
-        return results, {}
-    named: dict[str, str] = {}
-    for document in documents:
-        before = _fallbacks(annotator)
-        _annotate(annotator, [document])
-        if count := _fallbacks(annotator) - before:
-            named[document.id] = f"the engine failed on {count:.0f} text(s) of it (see the log); spaCy annotated them"
-    return results, named
-
-
-def _fallbacks(annotator: Annotator) -> float:
-    return annotator.stats().get("fallbacks", 0)
-
-
-def _annotate(annotator: Annotator, documents: list[Document]) -> list[LabelledTokens | str]:
-    """Annotate a batch. If it fails, annotate document by document, so that only the right one gets the error."""
-    try:
-        return [*annotator.label(documents)]
-    except Exception as error:
-        if len(documents) == 1:
-            return ["".join(traceback.format_exception_only(error)).strip()]
-        return [result for document in documents for result in _annotate(annotator, [document])]
 
 
 def _send(pipe: Connection, kind: str, payload: object) -> None:
     pipe.send_bytes(pickle.dumps((kind, payload), protocol=pickle.HIGHEST_PROTOCOL))
-
-
-def _die_with(parent_pid: int) -> None:
-    """Have the kernel kill this process when the parent dies, and exit at once if it already has."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent_pid:
-        os._exit(1)
