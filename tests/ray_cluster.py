@@ -1,8 +1,8 @@
 """A Ray cluster of several raylets in a network namespace of its own, on loopback, and a process there that runs what
 tests ask for.
 
-Ray listens on all interfaces, and a test must open no port of its machine. A PID namespace makes sure that no process is
-left. ``RayHost`` is for tests; the rest runs inside.
+Ray listens on all interfaces, and a test must open no port of its machine. A PID namespace makes sure that no process
+is left. ``RayHost`` is for tests; the rest runs inside.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 import traceback
 from collections.abc import Iterator

@@ -1,14 +1,12 @@
-"""What happens to a pool with workers on a Ray cluster. These functions run inside ``ray_cluster``; tests judge what they
+"""What happens to a pool with workers on a Ray cluster. The functions run inside ``ray_cluster``; tests judge what they
 return."""
 
 from __future__ import annotations
 
 import hashlib
 import importlib.util
-import os
-import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 

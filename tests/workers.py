@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from random import Random
 
 import numpy as np
 
 from annotator import Annotator, AnnotatorSettings, Document, FactClass, LabelledTokens
+from lacy_stream.stream.report import Report
 from lacy_stream.stream.workers.batch import annotate_and_name
 from lacy_stream.stream.workers.protocol import Answer, WorkerDied
+from lacy_stream.stream.workers.remote_settings import RemoteSettings
 
 
 def words_as_tokens(text: str) -> LabelledTokens:
@@ -32,6 +34,7 @@ class WordWorkers:
         deaths: document id -> how many workers it ends.
         errors: document id -> the error that it raises.
         fallbacks: document id -> why spaCy had to do it.
+        machine_deaths: document id -> how many workers are lost with their machine while they hold it.
         waits: ids of documents that are not answered before the worker is killed.
         failed_starts: raised by the first starts, one each.
     """
@@ -45,7 +48,9 @@ class WordWorkers:
         fallbacks: Mapping[str, str] | None = None,
         waits: Sequence[str] = (),
         failed_starts: Sequence[Exception] = (),
+        machine_deaths: Mapping[str, int] | None = None,
     ) -> None:
+        self.machine_deaths = dict(machine_deaths or {})
         self.deaths, self.errors, self.fallbacks = dict(deaths or {}), dict(errors or {}), dict(fallbacks or {})
         self.waits = set(waits)
         self.failed_starts = list(failed_starts)
@@ -83,14 +88,19 @@ class WordWorker:
         assert self.is_alive() and not self.closed
         told = self._workers
         ids = [document.id for document in documents]
+        waits = told.waits.intersection(ids)  # before a test can see the batch, and may end the waiting
         self.batches.append(ids)
         self.timeouts_s.append(timeout_s)
-        if told.waits.intersection(ids):
+        if waits:
             assert self._ended.wait(30), "nobody killed the worker"
         for id in ids:
             if told.deaths.get(id, 0):
                 told.deaths[id] -= 1
                 self._ended.set()
+            if told.machine_deaths.get(id, 0):
+                told.machine_deaths[id] -= 1
+                self._ended.set()
+                raise WorkerDied("was lost with its machine", blames_document=False)
         if self._ended.is_set():
             raise WorkerDied("died with exit code -9")
         self._documents += len(documents)
@@ -107,6 +117,51 @@ class WordWorker:
     def close(self) -> None:
         self._ended.set()
         self.closed = True
+
+
+class WordSource:
+    """A source of ``WordWorker``s on other machines, which do not exist.
+
+    Args:
+        places: for each start, the address of a machine; or what is raised.
+    """
+
+    def __init__(self, workers: WordWorkers, places: Sequence[str | Exception] = ()) -> None:
+        self.workers, self.places = workers, list(places)
+        self._changed, self._closed, self._waiting = threading.Condition(), False, 0
+
+    def __call__(self, remote: RemoteSettings, settings: AnnotatorSettings, report: Report) -> WordSource:
+        self.settings = settings
+        return self
+
+    def offer(self, place: str) -> None:
+        """One more place is free."""
+        with self._changed:
+            self.places.append(place)
+            self._changed.notify()
+
+    def start(self, name: str, expected: Callable[[], dict[str, str]]) -> WordWorker:
+        with self._changed:
+            self._waiting += 1
+            self._changed.wait_for(lambda: self.places or self._closed)
+            self._waiting -= 1
+            if self._closed:
+                raise WorkerDied("was closed", blames_document=False)
+            place = self.places.pop(0)
+        if isinstance(place, Exception):
+            raise place
+        assert expected() == self.workers.identity
+        worker = self.workers(name, self.settings)
+        worker.place = place
+        return worker
+
+    def waiting(self) -> str:
+        return "there are no free CPUs" if self._waiting else ""
+
+    def close(self) -> None:
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
 
 
 class ThreadWorkers:

@@ -141,7 +141,8 @@ def describe_places(stats: PoolStats) -> str:
     there = sum(cores[place] for place, _ in machines)
     named = ", ".join(f"{place}: {cores[place]:.1f}, {rate.tokens_per_s:,.0f} tokens/s" for place, rate in machines[:8])
     more = f" ({named}{', …' if len(machines) > 8 else ''})" if machines else ""
-    text = f"annotation used {cores.get('', 0.0):.1f} cores here and {there:.1f} on {len(machines)} other machine(s){more}"
+    here = f"annotation used {cores.get('', 0.0):.1f} cores here"
+    text = f"{here} and {there:.1f} on {len(machines)} other machine(s){more}"
     return f"{text}; {stats.waiting}" if stats.waiting else text
 
 

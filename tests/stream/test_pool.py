@@ -11,14 +11,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from workers import WordWorker, WordWorkers, words_as_tokens
+from workers import WordSource, WordWorker, WordWorkers, words_as_tokens
 
 from annotator import AnnotatorSettings, Document, FactClass, LabelledTokens
 from annotator.annotate import fingerprint
+from lacy_stream.stream import jobs as jobs_module
+from lacy_stream.stream import pool as pool_module
 from lacy_stream.stream.jobs import BATCH_CHARACTERS, BATCH_DOCUMENTS
 from lacy_stream.stream.pool import AnnotationError, AnnotationPool, default_num_workers
 from lacy_stream.stream.report import Report
-from lacy_stream.stream.workers.protocol import WorkerCannotStart, WorkerDied
+from lacy_stream.stream.workers.protocol import WorkerCannotStart, WorkerDied, WorkerRefused
+from lacy_stream.stream.workers.remote_settings import RemoteSettings
 
 TEXTS = [f"Ada Lovelace was born in {1800 + i} in London. She wrote {i} notes about the engine." for i in range(40)]
 
@@ -271,3 +274,120 @@ def test_default_is_the_cores_of_this_process(monkeypatch: pytest.MonkeyPatch) -
     """Workers default to the cores that the process may use, shared among the ranks of a node, at least one."""
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(12)))
     assert [default_num_workers(ranks) for ranks in (1, 4, 8, 100)] == [11, 2, 1, 1]
+
+
+# --- workers on other machines, and those that are silent -----------------------------------------------------------
+
+
+REMOTE = RemoteSettings(address="127.0.0.1:6379", num_workers=2, wait_limit_s=30.0)
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Batches are overdue after 0.1 s."""
+    monkeypatch.setattr(jobs_module, "OVERDUE_S", 0.1)
+    monkeypatch.setattr(pool_module, "WATCH_S", 0.02)
+    monkeypatch.setattr(pool_module, "PLACE_S", 0.0)
+
+
+def test_second_worker_annotates_what_is_overdue(settings: AnnotatorSettings, impatient: None) -> None:
+    """What a silent worker holds is also given to another one, whose answer counts; the silent one is not replaced for
+    that, and its death blames nothing and asks nobody a third time."""
+    workers = WordWorkers()
+    with AnnotationPool(settings, num_workers=2, start_worker=workers) as pool:
+        for future in submit_all(pool, TEXTS[:4]):
+            future.result(timeout=30)  # now a speed is known
+        workers.waits.add("silent")
+        future = pool.submit(Document("silent", TEXTS[0]))
+        wait_until(lambda: any("silent" in batch for batch in workers.batches))
+        workers.waits.clear()
+        assert_same(future.result(timeout=30), words_as_tokens(TEXTS[0]))
+        assert pool.report.counts()["worker_overdue"] == 1 and restarts(pool) == 0
+        next(worker for worker in workers.started if ["silent"] in worker.batches).kill()
+        wait_until(lambda: restarts(pool) == 1)
+        assert_same(pool.submit(Document("after", TEXTS[1])).result(timeout=30), words_as_tokens(TEXTS[1]))
+        assert pool.stats().documents == 6 and not pool.quarantine
+    assert [batch for batch in workers.batches if "silent" in batch] == [["silent"]] * 2
+
+
+def test_lost_machines_blame_no_document(settings: AnnotatorSettings) -> None:
+    """A document is tried as often as the machines of its workers are lost, and is not quarantined; those that it came
+    with are not tried alone."""
+    workers = WordWorkers(machine_deaths={"doc-3": 5})
+    with AnnotationPool(settings, num_workers=1, start_worker=workers) as pool:
+        first = hold(pool, workers)
+        futures = submit_all(pool, TEXTS[:8])
+        release(workers)
+        for future, text in zip([first, *futures], ["x", *TEXTS], strict=False):
+            assert_same(future.result(timeout=30), words_as_tokens(text))
+        assert restarts(pool) == 6 and not pool.quarantine
+    assert [batch for batch in workers.batches if "doc-3" in batch] == [[f"doc-{n}" for n in range(8)]] * 6
+
+
+def test_local_and_remote_workers_serve_one_queue(settings: AnnotatorSettings) -> None:
+    """Documents go to workers of all kinds; the statistics say what each machine has done."""
+    workers = WordWorkers()
+    source = WordSource(workers, ["10.0.0.1", "10.0.0.2"])
+    with AnnotationPool(settings, 1, remote=REMOTE, start_worker=workers, open_source=source) as pool:
+        wait_until(lambda: pool.stats().ready == 3)
+        found = [future.result(timeout=30) for future in submit_all(pool, TEXTS * 20)]
+        stats = pool.stats()
+    for labelled, text in zip(found, TEXTS * 20, strict=True):
+        assert_same(labelled, words_as_tokens(text))
+    assert set(stats.places) == {"", "10.0.0.1", "10.0.0.2"} and set(stats.remote_places) == {"10.0.0.1", "10.0.0.2"}
+    assert sum(rate.tokens for rate in stats.places.values()) == stats.tokens == sum(map(len, found))
+    assert stats.remote == 2 and len(stats.workers) == 3 and stats.waiting == ""
+
+
+def test_refused_machine_does_not_end_the_pool(settings: AnnotatorSettings) -> None:
+    """A machine that would label otherwise is named in the report; its worker gets another machine, and the deaths of
+    workers that start are no end either."""
+    refusal, death = WorkerRefused("10.0.0.9", "rules: '2' there"), WorkerDied("was lost", blames_document=False)
+    source = WordSource(WordWorkers(), [refusal, death, "10.0.0.1", "10.0.0.2"])
+    with AnnotationPool(settings, 0, remote=REMOTE, start_worker=WordWorkers(), open_source=source) as pool:
+        wait_until(lambda: pool.stats().ready == 2)
+        assert_same(submit_all(pool, TEXTS[:1])[0].result(timeout=30), words_as_tokens(TEXTS[0]))
+        assert (pool.report.counts()["worker_refused"], restarts(pool)) == (1, 1)
+
+
+def test_local_worker_says_what_the_labels_of_remote_ones_must_be(settings: AnnotatorSettings) -> None:
+    """Without local workers, one is started to learn the identity of the run, and ended; it annotates nothing."""
+    local, remote = WordWorkers(), WordWorkers()
+    source = WordSource(remote, ["10.0.0.1"] * 2)
+    with AnnotationPool(settings, 0, remote=REMOTE, start_worker=local, open_source=source) as pool:
+        assert_same(submit_all(pool, TEXTS[:1])[0].result(timeout=30), words_as_tokens(TEXTS[0]))
+        assert pool.identity == WordWorkers.identity
+        wait_until(lambda: local.started[0].closed)
+    assert len(local.started) == 1 and not local.batches and remote.batches
+
+
+def test_remote_workers_wait_for_a_place(settings: AnnotatorSettings, impatient: None) -> None:
+    """Workers without a place hold nothing up: the others annotate, the report says why they wait, and they serve as
+    soon as they have one."""
+    workers = WordWorkers()
+    source = WordSource(workers)
+    with AnnotationPool(settings, 1, remote=REMOTE, start_worker=workers, open_source=source) as pool:
+        assert_same(submit_all(pool, TEXTS[:1])[0].result(timeout=30), words_as_tokens(TEXTS[0]))
+        wait_until(lambda: pool.report.counts()["workers_without_place"] == 1)
+        assert pool.stats().waiting == "there are no free CPUs" and pool.stats().ready == 1
+        source.offer("10.0.0.1")
+        wait_until(lambda: pool.stats().ready == 2)
+    assert pool.report.counts()["workers_without_place"] == 1
+
+
+def test_pool_without_any_worker_ends_after_its_limit(settings: AnnotatorSettings, impatient: None) -> None:
+    """A pool that has only remote workers, and none of them for longer than the user allows, says why and ends."""
+    remote = RemoteSettings(address="127.0.0.1:6379", num_workers=2, wait_limit_s=0.2)
+    source = WordSource(WordWorkers())
+    with AnnotationPool(settings, 0, remote=remote, start_worker=WordWorkers(), open_source=source) as pool:
+        with pytest.raises(AnnotationError, match="no annotation worker for 0 s: there are no free CPUs. Repair the"):
+            pool.submit(Document("x", "text")).result(timeout=30)
+
+
+def test_source_that_can_never_start_ends_the_pool(settings: AnnotatorSettings) -> None:
+    """A cluster of another version of Ray is an error, not a wait."""
+    source = WordSource(WordWorkers(), [WorkerCannotStart("Version mismatch"), "10.0.0.1"])
+    with AnnotationPool(settings, 0, remote=REMOTE, start_worker=WordWorkers(), open_source=source) as pool:
+        with pytest.raises(AnnotationError, match="no remote worker can start: Version mismatch"):
+            while True:
+                pool.submit(Document("x", "text")).result(timeout=30)
