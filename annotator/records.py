@@ -235,7 +235,7 @@ class LabelledTokens:
     classes:  uint8 [n], ``FactClass`` values.
     offsets:  int32 [n, 2], start and end (exclusive) of each piece in code points of the text. Both are monotone, and
               the last end is the length of the text. A piece includes the space before it. A label cache does not keep
-              offsets: tokens that come from one have int32 [0, 2].
+              offsets, and workers on other machines do not send them: such tokens have int32 [0, 2].
     """
 
     ids: NDArray[np.int32]

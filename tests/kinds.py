@@ -5,6 +5,7 @@ A test without a marker is of the kind `unit`, and `make quick` runs these. The 
     process  starts processes, servers or ranks
     parser   loads spaCy and its pipeline
     model    makes, loads or trains a model
+    cluster  starts a Ray cluster
     slow     takes more than 20 seconds
 
 A test that uses one of the fixtures below has its kind without a marker. A file of one kind says `pytestmark`, and is
@@ -30,7 +31,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     # One worker of pytest-xdist for each core: with more threads they would wait for one another, spinning.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-KINDS = ("process", "parser", "model", "slow")
+KINDS = ("process", "parser", "model", "cluster", "slow")
 FIXTURES = {
     "annotator": "parser",
     "hf": "model",

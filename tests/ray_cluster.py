@@ -39,16 +39,21 @@ def why_no_namespace() -> str:
 
 
 class RayHost:
-    """A process in a namespace of its own. ``call`` runs a function there."""
+    """A process in a namespace of its own. ``call`` runs a function there.
 
-    def __init__(self, folder: Path) -> None:
+    Args:
+        folder: for Ray's files; a short path.
+        modules: folders of functions to call, besides that of the tests.
+    """
+
+    def __init__(self, folder: Path, *modules: Path) -> None:
         self._address = str(folder / "host")
         self._log = open(folder / "host.log", "w", encoding="utf-8")  # noqa: SIM115
         environment = (
             os.environ
             | PATIENCE
             | {
-                "PYTHONPATH": os.pathsep.join([str(TESTS.parent), str(TESTS)]),
+                "PYTHONPATH": os.pathsep.join(map(str, [TESTS.parent, TESTS, *modules])),
                 "RAY_USAGE_STATS_ENABLED": "0",
                 "TMPDIR": str(folder),
             }

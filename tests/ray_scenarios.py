@@ -3,38 +3,47 @@ return."""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.util
+import os
+import signal
+import subprocess
+import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 from ray_cluster import ADDRESS, CLUSTER
 
 from annotator import AnnotatorSettings, Document, LabelledTokens
 from lacy_stream.stream.pool import AnnotationPool
 from lacy_stream.stream.report import Report
+from lacy_stream.stream.workers.remote import RemoteWorkers
 from lacy_stream.stream.workers.remote_settings import RemoteSettings
+from lacy_stream.stream.workers.remote_worker import RemoteWorker
 
+SENTENCE = "Ada Lovelace was born in {year} in London. She wrote {number} notes about the engine. "
 DOCUMENTS = [
-    Document(
-        f"doc-{number}",
-        f"Ada Lovelace was born in {1800 + number} in London. She wrote {number} notes. " * (1 + number % 5),
-    )
+    Document(f"doc-{number}", SENTENCE.format(year=1800 + number, number=number) * (1 + number % 5))
     for number in range(60)
 ]
 
+Disturb = Callable[[AnnotationPool], None]
 
-def up(cpus: int) -> int:
+
+def start_cluster() -> None:
+    """A head, and a machine with two CPUs."""
     CLUSTER.start_head()
-    CLUSTER.machine("first", cpus)
-    return len(CLUSTER.machines)
+    CLUSTER.machine("first", 2)
 
 
-def settings(labeller: str = "ray_labellers:slowly") -> AnnotatorSettings:
+def settings(labeller: str) -> AnnotatorSettings:
     spec = importlib.util.find_spec("mistral_common")
+    assert spec is not None and spec.origin is not None
     return AnnotatorSettings(Path(spec.origin).parent / "data" / "tokenizer.model.v1", None, labeller=labeller)
 
 
@@ -42,37 +51,239 @@ def digest(labels: Sequence[LabelledTokens]) -> str:
     found = hashlib.sha256()
     for label in labels:
         found.update(np.asarray(label.ids, np.int64).tobytes() + np.asarray(label.classes, np.uint8).tobytes())
-    return found.hexdigest()[:16]
+    return found.hexdigest()
 
 
-def run(local: int, remote: int, disturb=lambda pool: None, labeller="ray_labellers:slowly", **keys: Any) -> dict:
-    keys = {"address": ADDRESS, "wait_limit_s": 280.0} | keys
-    report = Report()
-    began = time.monotonic()
-    with AnnotationPool(
-        settings(labeller), local, remote=RemoteSettings(num_workers=remote, **keys) if remote else None, report=report
-    ) as pool:
+def undisturbed(labeller: str = "ray_labellers:slowly") -> str:
+    """The digest of all labels, without a pool."""
+    return digest(settings(labeller).build().label(DOCUMENTS))
+
+
+def annotated(
+    local: int,
+    remote: int,
+    *,
+    ready: int = 0,
+    disturb: Disturb = lambda pool: None,
+    labeller: str = "ray_labellers:slowly",
+    after: Disturb = lambda pool: None,
+    **keys: Any,
+) -> dict[str, Any]:
+    """Annotate all documents.
+
+    Args:
+        ready: number of workers to wait for before.
+        disturb: called when the first document has its labels.
+        after: called when all have.
+        keys: of ``RemoteSettings``.
+    """
+    wanted = RemoteSettings(**{"address": ADDRESS, "num_workers": remote, "wait_limit_s": 300.0} | keys)
+    with contextlib.ExitStack() as stack:
+        log = Path(os.environ["TMPDIR"], f"report-{time.monotonic_ns()}.jsonl")
+        report = Report(log)
+        pool = stack.enter_context(AnnotationPool(settings(labeller), local, remote=wanted, report=report))
+        blames: list[bool] = []
+        lost = pool._jobs.lost
+        pool._jobs.lost = lambda batch, blame: (blames.append(blame), lost(batch, blame))[1]  # type: ignore[method-assign]
+        wait_until(lambda: pool.stats().ready >= ready)
+        began = time.monotonic()
         futures = [pool.submit(document) for document in DOCUMENTS]
+        futures[0].result(timeout=300)
         disturb(pool)
         labels = [future.result(timeout=300) for future in futures]
+        elapsed_s = time.monotonic() - began
+        after(pool)
         stats = pool.stats()
     return {
         "digest": digest(labels),
-        "counts": {k: v for k, v in report.counts().items() if v},
+        "seconds": elapsed_s,
+        "counts": {event: count for event, count in report.counts().items() if count},
+        "report": log.read_text() if log.exists() else "",
         "quarantine": pool.quarantine,
         "places": {place: rate.tokens for place, rate in stats.places.items()},
-        "s": time.monotonic() - began,
         "waiting": stats.waiting,
+        "blames": blames,
     }
 
 
-def a():
-    return run(1, 0)
+def wait_until(happened: Callable[[], bool], seconds: float = 300) -> None:
+    deadline = time.monotonic() + seconds
+    while not happened():
+        assert time.monotonic() < deadline, f"it did not happen within {seconds} s"
+        time.sleep(0.02)
 
 
-def b():
-    return run(0, 2)
+def remote_workers(pool: AnnotationPool) -> list[RemoteWorker]:
+    return [worker for worker in pool._workers.values() if isinstance(worker, RemoteWorker)]
 
 
-def c():
-    return run(1, 2)
+def bridge_of(pool: AnnotationPool) -> psutil.Process:
+    assert isinstance(pool._source, RemoteWorkers) and pool._source._process is not None
+    return psutil.Process(pool._source._process.pid)
+
+
+# --- without faults -------------------------------------------------------------------------------------------------
+
+
+def remote_alone() -> dict[str, Any]:
+    return annotated(0, 2, ready=2)
+
+
+def local_and_remote() -> dict[str, Any]:
+    """More workers are wanted than there are CPUs."""
+    return annotated(1, 8, ready=3)
+
+
+def ray_client() -> dict[str, Any]:
+    return annotated(1, 2, ready=3, address="ray://127.0.0.1:10001")
+
+
+def modules(send: bool) -> dict[str, Any]:
+    """A labeller that only this process has."""
+    folder = Path(os.environ["TMPDIR"], "modules")
+    package = folder / "own_labeller"
+    package.mkdir(parents=True, exist_ok=True)
+    (package / "__init__.py").write_text("def label(text):\n    return [(0, 3)] if len(text) > 3 else []\n")
+    os.environ["PYTHONPATH"] += os.pathsep + str(folder)  # for the local worker
+    sys.path.append(str(folder))
+
+    def wait_for_refusal(pool: AnnotationPool) -> None:
+        wait_until(lambda: send or pool.report.counts()["worker_refused"] > 0)
+
+    try:
+        keys = {"py_modules": [str(package)]} if send else {}
+        found = annotated(1, 1, ready=1 + send, labeller="own_labeller:label", after=wait_for_refusal, **keys)
+        return found | {"expected": undisturbed("own_labeller:label")}
+    finally:
+        sys.path.remove(str(folder))
+        os.environ["PYTHONPATH"] = os.environ["PYTHONPATH"].rpartition(os.pathsep)[0]
+
+
+def dashboard_names() -> list[str]:
+    """The names of actors, as Ray lists them."""
+    names: list[str] = []
+
+    def look(pool: AnnotationPool) -> None:
+        code = f"import ray; ray.init({ADDRESS!r}); print(*ray.util.list_named_actors(True), sep='\\n')"
+        run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        names.extend(run.stdout.splitlines())
+
+    annotated(1, 1, ready=2, disturb=look)
+    return names
+
+
+# --- faults ---------------------------------------------------------------------------------------------------------
+
+
+def actor_killed() -> dict[str, Any]:
+    return annotated(0, 2, ready=2, disturb=lambda pool: os.kill(remote_workers(pool)[0].pid, signal.SIGKILL))
+
+
+def bridge_killed() -> dict[str, Any]:
+    """All remote workers come again while the local one goes on."""
+
+    def kill(pool: AnnotationPool) -> None:
+        bridge_of(pool).kill()
+
+    return annotated(1, 2, ready=3, disturb=kill, after=lambda pool: wait_until(lambda: pool.stats().ready == 3))
+
+
+def machine_comes_and_dies() -> dict[str, Any]:
+    """A machine joins, serves, and is killed with all its processes while it holds documents."""
+
+    def come_and_die(pool: AnnotationPool) -> None:
+        machine = CLUSTER.machine("second", 1)
+        wait_until(lambda: pool.stats().ready == 4)
+        worker = next(worker for worker in remote_workers(pool) if worker.pid in machine.workers())
+        more = [pool.submit(document) for document in DOCUMENTS * 3]
+        wait_until(lambda: any(future.done() for future in more))
+        CLUSTER.remove("second")
+        wait_until(lambda: not worker.is_alive())
+        for future in more:
+            future.result(timeout=300)
+
+    return annotated(1, 3, ready=3, disturb=come_and_die)
+
+
+def machine_stands_still() -> dict[str, Any]:
+    """All processes of a machine are stopped: nobody says that it is gone."""
+    CLUSTER.machine("second", 1)
+
+    def stop(pool: AnnotationPool) -> None:
+        CLUSTER.machines["second"].signal(signal.SIGSTOP)
+
+    try:
+        return annotated(1, 3, ready=4, disturb=stop)
+    finally:
+        CLUSTER.remove("second")
+
+
+def odd_machines() -> dict[str, Any]:
+    """One machine has another version of the labeller, and one does not have the package."""
+    bare = Path(os.environ["TMPDIR"], "bare")
+    bare.mkdir(exist_ok=True)
+    (bare / "lacy_stream.py").write_text("raise ModuleNotFoundError(\"No module named 'lacy_stream'\")\n")
+    CLUSTER.machine("odd", 1, LABELLER_VERSION="2")
+    CLUSTER.machine("bare", 1, PYTHONPATH=str(bare))
+
+    def both(pool: AnnotationPool) -> None:
+        wait_until(lambda: pool.report.counts()["worker_refused"] == 2 and pool.stats().ready == 3)
+
+    try:
+        return annotated(1, 4, ready=1, labeller="ray_labellers:Versioned", after=both)
+    finally:
+        CLUSTER.remove("odd", "bare")
+
+
+def nothing_at_the_address() -> dict[str, Any]:
+
+    def wait_for_report(pool: AnnotationPool) -> None:
+        wait_until(lambda: pool.report.counts()["cluster_unreachable"] > 0)
+
+    return annotated(1, 2, ready=1, address="127.0.0.1:1", after=wait_for_report)
+
+
+RANK = """
+import sys, time
+from ray_scenarios import *
+pool = AnnotationPool(settings("ray_labellers:slowly"), 1, remote=RemoteSettings(address=ADDRESS, num_workers=2))
+wait_until(lambda: pool.stats().ready == 3)
+print(bridge_of(pool).pid, *[worker.pid for worker in pool._workers.values()], flush=True)
+for document in DOCUMENTS * 100:
+    pool.submit(document)
+time.sleep(1000)
+"""
+
+
+def rank_killed() -> bool:
+    """Whether all processes of a rank that is killed are gone within a minute."""
+    rank = subprocess.Popen([sys.executable, "-c", RANK], stdout=subprocess.PIPE, text=True)
+    assert rank.stdout is not None
+    pids = [int(pid) for pid in rank.stdout.readline().split()]
+    assert len(pids) == 4 and all(map(psutil.pid_exists, pids))
+    rank.kill()
+    rank.wait()
+    wait_until(lambda: not any(map(_runs, pids)), 60)
+    return True
+
+
+def _runs(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.Error:
+        return False
+
+
+def head_killed() -> dict[str, Any]:
+    """The cluster is lost in the middle; later there is another one at its address."""
+
+    def kill(pool: AnnotationPool) -> None:
+        CLUSTER.stop_head()
+
+    def again(pool: AnnotationPool) -> None:
+        wait_until(lambda: not remote_workers(pool))
+        CLUSTER.remove("first")
+        start_cluster()
+        wait_until(lambda: pool.stats().ready == 3)
+
+    return annotated(1, 2, ready=3, disturb=kill, after=again)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from composer import Trainer
 from composer.models import HuggingFaceModel
 from transformers import GPT2Config, GPT2LMHeadModel
@@ -18,6 +19,8 @@ import lacy_stream
 from annotator import FactClass
 from annotator.spans import read_spans
 from lacy_stream import CallMask, Targets
+from lacy_stream.errors import UsageError
+from lacy_stream.recipe import Annotation
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -56,7 +59,7 @@ def test_plugging_in(here: Path) -> None:
     )
     model = HuggingFaceModel(GPT2LMHeadModel(config), use_logits=True)
     before = model.model.transformer.wte.weight.detach().clone()
-    trainer = run_example("AnnotationPool", shorter=("20ba", "5ba"), model=model)["trainer"]
+    trainer = run_example("CallMask(call_token_id=32_000", shorter=("20ba", "5ba"), model=model)["trainer"]
     assert trainer.state.timestamp.batch.value == 5
     assert not torch.equal(before, model.model.transformer.wte.weight)
 
@@ -115,6 +118,28 @@ def test_model_of_ones_own() -> None:
     trainer.fit()
     trainer.close()
     assert not torch.equal(before, model.head.weight)
+
+
+def test_remote_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The example of docs/ray.md asks for workers of a cluster on a network, which is refused without a token, as the
+    page says; and its YAML for KubeRay is a cluster whose head annotates nothing."""
+    pytest.importorskip("ray")
+    monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
+    open_pool = run_example("RemoteSettings(")["open_pool"]
+    with pytest.raises(UsageError, match="'10.0.0.5:6379' is on a network"):
+        open_pool()
+    page = (ROOT / "docs" / "ray.md").read_text(encoding="utf-8")
+    annotator_part, cluster, labeller_part = map(yaml.safe_load, re.findall(r"```yaml\n(.*?)```", page, re.DOTALL))
+    for part in (annotator_part, labeller_part):
+        Annotation.model_validate(part["annotator"])
+    head, (workers,) = cluster["spec"]["headGroupSpec"], cluster["spec"]["workerGroupSpecs"]
+    assert cluster["kind"] == "RayCluster" and head["rayStartParams"]["num-cpus"] == "0"
+    for group in (head, workers):
+        (container,) = group["template"]["spec"]["containers"]
+        assert {"name": "RAY_AUTH_MODE", "value": "token"} in container["env"]
+        assert container["resources"]["limits"] == container["resources"]["requests"]
+    pinned = re.search(r"^ray==(.*)$", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
+    assert pinned is not None and cluster["spec"]["rayVersion"] == pinned[1]
 
 
 def test_no_example_is_left_out() -> None:

@@ -59,6 +59,6 @@ class AnnotationWorker:
         answer = protocol.Answer(results, cpu_s, self._annotator.stats(), fallbacks)
         return wire.encode_answer(answer, documents)
 
-    def ping(self) -> bytes:
-        """Answer that the process is alive."""
-        return b""
+    def ping(self, message: bytes = b"") -> bytes:
+        """Answer with the message: the process is alive."""
+        return message

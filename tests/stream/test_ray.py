@@ -1,0 +1,133 @@
+"""Workers on a real Ray cluster: several raylets in a network namespace of their own. They come, go and die."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ray_cluster import RayHost, why_no_namespace
+
+pytestmark = pytest.mark.cluster
+
+
+@pytest.fixture(scope="module")
+def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayHost]:
+    pytest.importorskip("ray")
+    if why := why_no_namespace():
+        pytest.skip(why)
+    # Ray's sockets need a short path.
+    host = RayHost(Path(os.path.realpath(tmp_path_factory.mktemp("ray"))))
+    try:
+        host.call("ray_scenarios:start_cluster")
+        yield host
+    finally:
+        host.close()
+
+
+@pytest.fixture(scope="module")
+def expected(host: RayHost) -> str:
+    return host.call("ray_scenarios:undisturbed")
+
+
+def annotated(host: RayHost, scenario: str, *arguments: Any) -> dict[str, Any]:
+    return host.call(f"ray_scenarios:{scenario}", *arguments)
+
+
+def reasons(found: dict[str, Any], event: str) -> list[str]:
+    """What the report says of an event."""
+    lines = [json.loads(line) for line in found["report"].splitlines()]
+    return [f"{line['what']}: {line['reason']}" for line in lines if line["event"] == event]
+
+
+def test_remote_workers_give_the_same_labels(host: RayHost, expected: str) -> None:
+    """Two workers of a cluster, and none here, label as the annotator does; nothing is restarted."""
+    found = annotated(host, "remote_alone")
+    assert found["digest"] == expected and found["counts"].get("worker_restarted", 0) == 0
+    assert set(found["places"]) == {"127.0.0.1"}
+
+
+def test_too_few_cpus_are_used_and_named(host: RayHost, expected: str) -> None:
+    """Local and remote workers serve one queue; those without a CPU are said to wait."""
+    found = annotated(host, "local_and_remote")
+    assert found["digest"] == expected and all(found["places"][place] for place in ("", "127.0.0.1"))
+    assert "2 of 8 remote workers have a place: the cluster has 2 CPUs on 1 machine(s), 0 of them" in found["waiting"]
+
+
+def test_ray_client_gives_the_same_labels(host: RayHost, expected: str) -> None:
+    """A trainer that is no part of the cluster reaches it through Ray Client."""
+    found = annotated(host, "ray_client")
+    assert found["digest"] == expected and found["places"]["127.0.0.1"]
+
+
+def test_actors_have_names(host: RayHost) -> None:
+    """Ray's dashboard shows which worker of which rank an actor is."""
+    (name,) = annotated(host, "dashboard_names")
+    assert "remote worker 0 of rank 0 on " in name
+
+
+def test_labeller_comes_with_py_modules(host: RayHost) -> None:
+    """A labeller that the machines do not have is sent to them; without that, they are refused by name."""
+    found = annotated(host, "modules", True)
+    assert found["digest"] == found["expected"] and "worker_refused" not in found["counts"]
+    found = annotated(host, "modules", False)
+    assert found["digest"] == found["expected"]
+    assert "there is no module 'own_labeller'" in reasons(found, "worker_refused")[0]
+
+
+def test_odd_machines_are_refused_alone(host: RayHost) -> None:
+    """A machine with another version of the labeller, and one without the package, are refused by address and key; the
+    others serve."""
+    found = annotated(host, "odd_machines")
+    refused = "\n".join(reasons(found, "worker_refused"))
+    assert found["counts"]["worker_refused"] == 2 and refused.count(" on 127.0.0.1: ") == 2
+    assert "labeller_version: '2' there, '1' in the others" in refused and "No module named 'lacy_stream'" in refused
+    assert "Refused: 127.0.0.1" in found["waiting"]
+
+
+def test_killed_actor_does_not_show(host: RayHost, expected: str) -> None:
+    """SIGKILL of an actor: it is replaced, and the labels are those of an undisturbed run."""
+    found = annotated(host, "actor_killed")
+    assert found["digest"] == expected and not found["quarantine"] and found["counts"]["worker_restarted"] >= 1
+
+
+def test_killed_bridge_does_not_show(host: RayHost, expected: str) -> None:
+    """SIGKILL of the bridge: the local worker continues, a new bridge is started, and no document is blamed."""
+    found = annotated(host, "bridge_killed")
+    assert found["digest"] == expected and not any(found["blames"]) and found["counts"]["cluster_unreachable"] == 1
+    assert "ended with exit code -9" in reasons(found, "cluster_unreachable")[0]
+
+
+def test_machine_that_comes_and_dies_does_not_show(host: RayHost, expected: str) -> None:
+    """A machine that joins in the middle serves; when it is killed, what it held is done by others and not blamed."""
+    found = annotated(host, "machine_comes_and_dies")
+    assert found["digest"] == expected and not found["quarantine"]
+    assert found["counts"]["worker_restarted"] >= 1 and not any(found["blames"])
+
+
+def test_machine_that_stands_still_does_not_stop_the_stream(host: RayHost, expected: str) -> None:
+    """SIGSTOP of a whole machine: what it holds is given to others long before Ray takes it for dead."""
+    found = annotated(host, "machine_stands_still")
+    assert found["digest"] == expected and found["counts"]["worker_overdue"] >= 1 and not found["quarantine"]
+    assert not any(found["blames"]) and found["seconds"] < 55
+
+
+def test_nothing_at_the_address(host: RayHost, expected: str) -> None:
+    """Without a cluster the local worker does all, and the report says why."""
+    found = annotated(host, "nothing_at_the_address")
+    assert found["digest"] == expected
+    assert "Connection refused" in reasons(found, "cluster_unreachable")[0]
+
+
+def test_actors_die_with_their_rank(host: RayHost) -> None:
+    """SIGKILL of a rank: its bridge, its local worker and its actors are gone."""
+    assert annotated(host, "rank_killed")
+
+
+def test_killed_head_does_not_show(host: RayHost, expected: str) -> None:
+    """The head is killed: the local worker does the rest, and a new cluster at the same address serves."""
+    found = annotated(host, "head_killed")
+    assert found["digest"] == expected and not any(found["blames"]) and found["counts"]["cluster_unreachable"] >= 1
