@@ -25,8 +25,13 @@ import psutil
 TESTS = Path(__file__).resolve().parent
 UNSHARE = ["unshare", "--map-root-user", "--net", "--pid", "--fork", "--kill-child", "--mount-proc"]
 ADDRESS = "127.0.0.1:6379"
-# A busy machine starts the agent of a raylet in more than the usual 15 s, without which the raylet would end itself.
-PATIENCE = {"RAY_agent_register_timeout_ms": "300000", "RAY_raylet_start_wait_time_s": "300"}
+# On a busy machine, a raylet would end itself because its agent takes more than 15 s to start, and actors would stand
+# still, which are at nice 15 otherwise.
+PATIENCE = {
+    "RAY_agent_register_timeout_ms": "300000",
+    "RAY_raylet_start_wait_time_s": "300",
+    "RAY_worker_niceness": "0",
+}
 
 
 def why_no_namespace() -> str:

@@ -129,13 +129,20 @@ def remote_alone() -> dict[str, Any]:
     return annotated(0, 2, ready=2)
 
 
+def until_both_have_annotated(pool: AnnotationPool) -> None:
+    """Submit more documents until a local and a remote worker have had some."""
+    while len(pool.stats().places) < 2:
+        for future in [pool.submit(document) for document in DOCUMENTS]:
+            future.result(timeout=300)
+
+
 def local_and_remote() -> dict[str, Any]:
     """More workers are wanted than there are CPUs."""
-    return annotated(1, 8, ready=3)
+    return annotated(1, 8, ready=3, disturb=until_both_have_annotated)
 
 
 def ray_client() -> dict[str, Any]:
-    return annotated(1, 2, ready=3, address="ray://127.0.0.1:10001")
+    return annotated(1, 2, ready=3, disturb=until_both_have_annotated, address="ray://127.0.0.1:10001")
 
 
 def modules(send: bool) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What the workers of a pool have done: values that do not change."""
+"""What the workers of a pool have done: values that do not change, and what they say to people."""
 
 from __future__ import annotations
 
@@ -74,3 +74,31 @@ class PoolStats:
         engines = [worker.engine for worker in self.workers if worker.engine]
         names = [name for name in engines[0] if name.endswith("_hit_rate")] if engines else []
         return {name: sum(engine[name] for engine in engines) / len(engines) for name in names}
+
+
+def remote_metrics(stats: PoolStats) -> dict[str, float]:
+    """What the workers of other machines do; empty where nobody wants any."""
+    if not stats.remote:
+        return {}
+    machines = stats.remote_places
+    rates = {f"machine/{place}/tokens_per_s_per_core": rate.tokens_per_s for place, rate in machines.items()}
+    return rates | {
+        "workers_ready": stats.ready,
+        "workers_wanted": len(stats.workers),
+        "remote_machines": len(machines),
+        "remote_cores": sum(rate.cpu_s for rate in machines.values()) / max(stats.seconds, 1e-9),
+    }
+
+
+def describe_places(stats: PoolStats) -> str:
+    """One line for people: how many cores annotated on which machine; "" where all are of this one."""
+    if not stats.remote:
+        return ""
+    machines = sorted(stats.remote_places.items(), key=lambda item: -item[1].cpu_s)
+    cores = {place: rate.cpu_s / max(stats.seconds, 1e-9) for place, rate in stats.places.items()}
+    there = sum(cores[place] for place, _ in machines)
+    named = "; ".join(f"{place}: {cores[place]:.1f}, {rate.tokens_per_s:,.0f} tokens/s" for place, rate in machines[:8])
+    more = f" ({named}{'; …' if len(machines) > 8 else ''})" if machines else ""
+    here = f"annotation used {cores.get('', 0.0):.1f} cores here"
+    text = f"{here} and {there:.1f} on {len(machines)} other machine(s){more}"
+    return f"{text}; {stats.waiting}" if stats.waiting else text

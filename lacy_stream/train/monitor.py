@@ -13,7 +13,7 @@ from composer.loggers import Logger
 from lacy_stream import distributed as dist
 from lacy_stream.stream.batches import StreamStats
 from lacy_stream.stream.pool import AnnotationPool
-from lacy_stream.stream.pool_stats import PoolStats
+from lacy_stream.stream.pool_stats import PoolStats, remote_metrics
 from lacy_stream.stream.report import Report
 
 log = logging.getLogger(__name__)
@@ -118,34 +118,6 @@ def dataset_of(state: State) -> AnnotatedStream | None:
     return next((stream for stream in streams if isinstance(stream, AnnotatedStream)), None)
 
 
-def remote_metrics(stats: PoolStats) -> dict[str, float]:
-    """What the workers of other machines do; empty where nobody wants any."""
-    if not stats.remote:
-        return {}
-    machines = stats.remote_places
-    rates = {f"machine/{place}/tokens_per_s_per_core": rate.tokens_per_s for place, rate in machines.items()}
-    return rates | {
-        "workers_ready": stats.ready,
-        "workers_wanted": len(stats.workers),
-        "remote_machines": len(machines),
-        "remote_cores": sum(rate.cpu_s for rate in machines.values()) / max(stats.seconds, 1e-9),
-    }
-
-
-def describe_places(stats: PoolStats) -> str:
-    """One line for people: how many cores annotated on which machine; "" where all are of this one."""
-    if not stats.remote:
-        return ""
-    machines = sorted(stats.remote_places.items(), key=lambda item: -item[1].cpu_s)
-    cores = {place: rate.cpu_s / max(stats.seconds, 1e-9) for place, rate in stats.places.items()}
-    there = sum(cores[place] for place, _ in machines)
-    named = ", ".join(f"{place}: {cores[place]:.1f}, {rate.tokens_per_s:,.0f} tokens/s" for place, rate in machines[:8])
-    more = f" ({named}{', …' if len(machines) > 8 else ''})" if machines else ""
-    here = f"annotation used {cores.get('', 0.0):.1f} cores here"
-    text = f"{here} and {there:.1f} on {len(machines)} other machine(s){more}"
-    return f"{text}; {stats.waiting}" if stats.waiting else text
-
-
 def describe_rate(stats: PoolStats, parsed: bool) -> str:
     """One line for people, beside the paper's figure (table 2: 152 h per 1B tokens on one core).
 
@@ -191,7 +163,7 @@ def describe_wait(elapsed_s: float, before: StreamStats, after: StreamStats, poo
         cores = math.ceil(tokens_per_s / pool.tokens_per_s_per_core)
         text += (
             f": without waiting, this rank would take {tokens_per_s:,.0f} tokens/s, the work of about {cores} cores "
-            f"(it has {len(pool.workers)} workers)"
+            f"(it has {pool.ready if pool.remote else len(pool.workers)} workers)"
         )
     elif cause == "reading shards":
         text += ": give predownload a larger value, or bring the data nearer"

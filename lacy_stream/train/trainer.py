@@ -26,6 +26,7 @@ from lacy_stream.recipe import (
     tokenizer_path,
 )
 from lacy_stream.stream.pool import AnnotationPool, default_num_workers
+from lacy_stream.stream.pool_stats import describe_places
 from lacy_stream.stream.report import Report
 from lacy_stream.stream.workers.remote_settings import check_remote
 from lacy_stream.train.components import (
@@ -577,7 +578,7 @@ def _conclude(trainer: Trainer, pool: AnnotationPool) -> None:
     from composer.utils import dist
     from rich.console import Console
 
-    from lacy_stream.train.monitor import StreamMonitor, describe_places, describe_rate
+    from lacy_stream.train.monitor import StreamMonitor, describe_rate
 
     if dist.get_global_rank() == 0:
         console = Console(stderr=True, highlight=False)
