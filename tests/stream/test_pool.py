@@ -299,11 +299,12 @@ def test_second_worker_annotates_what_is_overdue(settings: AnnotatorSettings, im
             future.result(timeout=30)  # now a speed is known
         workers.waits.add("silent")
         future = pool.submit(Document("silent", TEXTS[0]))
-        wait_until(lambda: any("silent" in batch for batch in workers.batches))
+        wait_until(lambda: ["silent"] in workers.batches)
+        (silent,) = [worker for worker in workers.started if ["silent"] in worker.batches]
         workers.waits.clear()
         assert_same(future.result(timeout=30), words_as_tokens(TEXTS[0]))
         assert pool.report.counts()["worker_overdue"] == 1 and restarts(pool) == 0
-        next(worker for worker in workers.started if ["silent"] in worker.batches).kill()
+        silent.kill()
         wait_until(lambda: restarts(pool) == 1)
         assert_same(pool.submit(Document("after", TEXTS[1])).result(timeout=30), words_as_tokens(TEXTS[1]))
         assert pool.stats().documents == 6 and not pool.quarantine
@@ -337,6 +338,19 @@ def test_local_and_remote_workers_serve_one_queue(settings: AnnotatorSettings) -
     assert set(stats.places) == {"", "10.0.0.1", "10.0.0.2"} and set(stats.remote_places) == {"10.0.0.1", "10.0.0.2"}
     assert sum(rate.tokens for rate in stats.places.values()) == stats.tokens == sum(map(len, found))
     assert stats.remote == 2 and len(stats.workers) == 3 and stats.waiting == ""
+
+
+def test_label_cache_is_asked_before_other_machines(settings: AnnotatorSettings, tmp_path: Path) -> None:
+    """What was labelled before is not sent to another machine a second time."""
+    for sent in (40, 0):
+        remote = WordWorkers()
+        source = WordSource(remote, ["10.0.0.1"] * 2)
+        options = {"start_worker": WordWorkers(), "open_source": source, "label_cache": tmp_path}
+        with AnnotationPool(settings, 0, remote=REMOTE, **options) as pool:
+            for future, text in zip(submit_all(pool, TEXTS), TEXTS, strict=True):
+                np.testing.assert_array_equal(future.result(timeout=30).ids, words_as_tokens(text).ids)
+            assert pool.stats().cached == 40 - sent
+        assert sum(map(len, remote.batches)) == sent
 
 
 def test_refused_machine_does_not_end_the_pool(settings: AnnotatorSettings) -> None:
