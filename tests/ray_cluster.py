@@ -8,6 +8,7 @@ is left. ``RayHost`` is for tests; the rest runs inside.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import importlib
 import os
 import signal
@@ -25,6 +26,7 @@ import psutil
 TESTS = Path(__file__).resolve().parent
 UNSHARE = ["unshare", "--map-root-user", "--net", "--pid", "--fork", "--kill-child", "--mount-proc"]
 ADDRESS = "127.0.0.1:6379"
+LIBC = ctypes.CDLL(None)
 # On a busy machine, a raylet would end itself because its agent takes more than 15 s to start, and actors would stand
 # still, which are at nice 15 otherwise.
 PATIENCE = {
@@ -65,7 +67,11 @@ class RayHost:
         )
         environment.pop("RAY_AUTH_MODE", None)
         self._process = subprocess.Popen(
-            [*UNSHARE, sys.executable, __file__, self._address], stdout=self._log, stderr=self._log, env=environment
+            [*UNSHARE, sys.executable, __file__, self._address],
+            stdout=self._log,
+            stderr=self._log,
+            env=environment,
+            preexec_fn=lambda: LIBC.prctl(1, signal.SIGKILL),  # a killed test leaves no cluster (PR_SET_PDEATHSIG)
         )
         deadline = time.monotonic() + 120
         while not os.path.exists(self._address):

@@ -207,35 +207,42 @@ class Bridge:
     # --- starting and ending ------------------------------------------------------------------------------------
 
     def _start_all(self) -> None:
-        """Start and kill actors, one after another. Each may wait for the head."""
+        """Start actors, let them load, and kill them, one after another. Each step may wait for the head."""
         import ray
 
         while True:
             header = self._starts.get()
             worker = header["worker"]
-            if header["do"] == "kill":
-                handle = self._actors.pop(worker, None)
-                self._nodes.pop(worker, None)
-                if handle is not None:
-                    with contextlib.suppress(Exception):  # it is gone already, or the head is
-                        ray.kill(handle)
-                continue
-            # A machine that was refused before is not tried again.
-            selector = {"ray.io/node-id": f"!in({','.join(header['avoid'])})"} if header["avoid"] else None
-            options = {"num_cpus": 1, "max_restarts": 0, "max_task_retries": 0, "label_selector": selector}
             try:
-                self._actors[worker] = handle = self._class.options(name=header["name"], **options).remote()
-                self._await(worker, handle.where.remote(), self._placed)
+                if header["do"] == "start":
+                    self._start(worker, header["name"], header["avoid"])
+                elif header["do"] == "load":
+                    if (handle := self._actors.get(worker)) is not None:
+                        self._await(worker, handle.load.remote(self._settings), self._loaded)
+                elif (handle := self._actors.pop(worker, None)) is not None:
+                    self._nodes.pop(worker, None)
+                    ray.kill(handle)
             except Exception as error:
-                self._deaths.put((worker, error))
+                if header["do"] != "kill":  # otherwise it is gone already, or the head is
+                    self._deaths.put((worker, error))
+
+    def _start(self, worker: int, name: str, avoid: list[str]) -> None:
+        """Start an actor, on none of the machines that were refused before."""
+        handle = self._class.options(
+            name=name,
+            num_cpus=1,
+            max_restarts=0,
+            max_task_retries=0,
+            label_selector={"ray.io/node-id": f"!in({','.join(avoid)})"} if avoid else None,
+        ).remote()
+        self._actors[worker] = handle
+        self._await(worker, handle.where.remote(), self._placed)
 
     def _placed(self, worker: int, where: bytes) -> None:
         place = json.loads(where)
         self._nodes[worker] = place["node"]
         self._say("placed", worker=worker, **place)
-        handle = self._actors.get(worker)
-        if handle is not None:
-            self._await(worker, handle.load.remote(self._settings), self._loaded)
+        self._starts.put({"do": "load", "worker": worker})  # Ray Client must not be called from its own threads
 
     def _loaded(self, worker: int, outcome: bytes) -> None:
         self._say("ready", worker=worker, **json.loads(outcome))
