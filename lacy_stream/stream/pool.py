@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING
 
 from lacy_stream.errors import UsageError
 from lacy_stream.stream.jobs import Batch, Job, JobQueue
+from lacy_stream.stream.places import PlaceWatch, no_worker
 from lacy_stream.stream.pool_stats import PoolStats, WorkerRate
 from lacy_stream.stream.quarantine import AnnotationError, Quarantine
 from lacy_stream.stream.report import Report
@@ -60,8 +61,8 @@ SLOWEST_CHARACTERS_PER_S = 1_000
 SLOWEST_FACTOR = 10.0
 """The time limit of a batch allows for a fortieth of stock spaCy's speed, or for a tenth of the measured speed: for the
 slower one."""
-WATCH_S, PLACE_S = 1.0, 30.0
-"""Seconds between two looks at what workers hold; and seconds without a place for remote workers that are reported."""
+WATCH_S = 1.0
+"""Seconds between two looks at what workers hold."""
 
 
 @dataclass(eq=False)
@@ -418,35 +419,23 @@ class AnnotationPool:
     # --- what no worker's thread can see ------------------------------------------------------------------------
 
     def _watch(self) -> None:
-        """Have overdue batches annotated twice, and end a pool that has had no worker for too long."""
-        idle_since: float | None = self._began
-        lacks_since: float | None = None
-        reported = False
+        """Look after what workers hold, and after those that are not there, until the pool ends."""
+        places = PlaceWatch(self._began)
         while not self._jobs.wait_closed(WATCH_S):
-            now = time.monotonic()
             if len(self._workers) > 1:
-                for batch in self._jobs.copy_overdue():
-                    held = ", ".join(document.id for document in batch.documents)
-                    why = f"no answer for {now - batch.taken:.0f} s; another worker annotates them, too"
-                    self.report.add("worker_overdue", held, why)
-            if self._source is None or self.remote is None:
-                continue
-            waiting = self._source.waiting()
-            lacks_since = (lacks_since or now) if waiting else None
-            if lacks_since is None:
-                reported = False
-            elif not reported and now - lacks_since > PLACE_S:
-                self.report.add("workers_without_place", "remote workers", waiting)
-                reported = True
-            idle_since = None if self._workers else (idle_since or now)
-            if not self.num_workers and idle_since is not None and now - idle_since > self.remote.wait_limit_s:
-                why = waiting or "each one that started has died or was refused; the report says why"
-                self._fail(
-                    AnnotationError(
-                        f"there has been no annotation worker for {self.remote.wait_limit_s:.0f} s: {why}. Repair the "
-                        "cluster, give the run local workers with num_workers, or set a longer remote.wait_limit_s"
-                    )
-                )
+                self._copy_overdue()
+            if self._source is not None and self.remote is not None:
+                waiting, idle_s = self._source.waiting(), places.idle_s(bool(self._workers))
+                if places.is_news(waiting):
+                    self.report.add("workers_without_place", "remote workers", waiting)
+                if not self.num_workers and idle_s > self.remote.wait_limit_s:
+                    self._fail(no_worker(self.remote.wait_limit_s, waiting))
+
+    def _copy_overdue(self) -> None:
+        for batch in self._jobs.copy_overdue():
+            held = ", ".join(document.id for document in batch.documents)
+            why = f"no answer for {time.monotonic() - batch.taken:.0f} s; another worker annotates them, too"
+            self.report.add("worker_overdue", held, why)
 
     def _fail(self, error: AnnotationError) -> None:
         """End the pool. Every future without a result gets the first error, so that nobody waits for ever."""
@@ -454,13 +443,13 @@ class AnnotationPool:
         if jobs is None:
             return
         with self._lock:
-            workers = list(self._workers.values())
+            local = [worker for index, worker in self._workers.items() if index < self.num_workers]
             if not self._identity.done():
                 self._identity.set_exception(error)
         # Without the lock: a thread whose worker dies takes the lock itself.
-        if self._source is not None:
-            self._source.close()
-        for worker in workers:
+        for worker in local:
             worker.kill()
         for job in jobs:
             job.future.set_exception(error)
+        if self._source is not None:
+            self._source.close()

@@ -16,6 +16,7 @@ from workers import WordSource, WordWorker, WordWorkers, words_as_tokens
 from annotator import AnnotatorSettings, Document, FactClass, LabelledTokens
 from annotator.annotate import fingerprint
 from lacy_stream.stream import jobs as jobs_module
+from lacy_stream.stream import places as places_module
 from lacy_stream.stream import pool as pool_module
 from lacy_stream.stream.jobs import BATCH_CHARACTERS, BATCH_DOCUMENTS
 from lacy_stream.stream.pool import AnnotationError, AnnotationPool, default_num_workers
@@ -287,7 +288,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Batches are overdue after 0.1 s."""
     monkeypatch.setattr(jobs_module, "OVERDUE_S", 0.1)
     monkeypatch.setattr(pool_module, "WATCH_S", 0.02)
-    monkeypatch.setattr(pool_module, "PLACE_S", 0.0)
+    monkeypatch.setattr(places_module, "PLACE_S", 0.0)
 
 
 def test_second_worker_annotates_what_is_overdue(settings: AnnotatorSettings, impatient: None) -> None:
