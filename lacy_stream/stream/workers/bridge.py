@@ -160,10 +160,11 @@ class Bridge:
 
     def __init__(self, settings: BridgeSettings, outbox: queue.SimpleQueue[Message]) -> None:
         import ray
+        from ray import cloudpickle
 
         from lacy_stream.stream.workers import actor
 
-        ray.cloudpickle.register_pickle_by_value(actor)
+        cloudpickle.register_pickle_by_value(actor)
         self._class: Any = ray.remote(actor.AnnotationWorker)
         self._settings: Any = ray.put(settings.settings)  # once for all actors: it is up to some megabytes
         self._outbox = outbox
