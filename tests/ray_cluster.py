@@ -96,7 +96,15 @@ class RayHost:
 
 
 def raylets() -> list[psutil.Process]:
-    return [process for process in psutil.process_iter() if _name(process) == "raylet"]
+    """The raylets that run, or stand still. This process has no parent that would reap those that were killed."""
+    return [process for process in psutil.process_iter() if _name(process) == "raylet" and not _is_dead(process)]
+
+
+def _is_dead(process: psutil.Process) -> bool:
+    try:
+        return process.status() == psutil.STATUS_ZOMBIE
+    except psutil.Error:
+        return True
 
 
 def _name(process: psutil.Process) -> str:
@@ -122,9 +130,10 @@ class Machine:
 
     def signal(self, number: signal.Signals) -> None:
         """Send all its processes a signal, first the raylet, which could report the death of others."""
-        for process in [self.raylet, *self.raylet.children(recursive=True)]:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.send_signal(number)
+        with contextlib.suppress(psutil.NoSuchProcess):
+            for process in [self.raylet, *self.raylet.children(recursive=True)]:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.send_signal(number)
 
     def workers(self) -> list[int]:
         """Pids of the actors that it runs."""
@@ -161,7 +170,7 @@ class Cluster:
     def machine(self, name: str, cpus: int = 1, **environment: str) -> Machine:
         """The machine of this name. It is started if there is none; the others are not touched."""
         found = self.machines.get(name)
-        if found is None or not found.raylet.is_running():
+        if found is None or _is_dead(found.raylet):
             self.machines[name] = found = Machine(f"--address={ADDRESS}", f"--num-cpus={cpus}", **environment)
         return found
 

@@ -136,6 +136,15 @@ def until_both_have_annotated(pool: AnnotationPool) -> None:
             future.result(timeout=300)
 
 
+def until_remote_workers_serve(pool: AnnotationPool, count: int) -> None:
+    """Submit more documents until so many remote workers live. One that died while idle is replaced when it has work."""
+    deadline = time.monotonic() + 300
+    while sum(worker._death is None for worker in remote_workers(pool)) < count:
+        assert time.monotonic() < deadline, "there are no new workers"
+        for future in [pool.submit(document) for document in DOCUMENTS[:10]]:
+            future.result(timeout=300)
+
+
 def local_and_remote() -> dict[str, Any]:
     """More workers are wanted than there are CPUs."""
     return annotated(1, 8, ready=3, disturb=until_both_have_annotated)
@@ -192,7 +201,7 @@ def bridge_killed() -> dict[str, Any]:
     def kill(pool: AnnotationPool) -> None:
         bridge_of(pool).kill()
 
-    return annotated(1, 2, ready=3, disturb=kill, after=lambda pool: wait_until(lambda: pool.stats().ready == 3))
+    return annotated(1, 2, ready=3, disturb=kill, after=lambda pool: until_remote_workers_serve(pool, 2))
 
 
 def machine_comes_and_dies() -> dict[str, Any]:
@@ -205,7 +214,7 @@ def machine_comes_and_dies() -> dict[str, Any]:
         more = [pool.submit(document) for document in DOCUMENTS * 3]
         wait_until(lambda: any(future.done() for future in more))
         CLUSTER.remove("second")
-        wait_until(lambda: not worker.is_alive())
+        wait_until(lambda: worker._death is not None)  # is_alive is for the worker's thread alone
         for future in more:
             future.result(timeout=300)
 
@@ -288,9 +297,9 @@ def head_killed() -> dict[str, Any]:
         CLUSTER.stop_head()
 
     def again(pool: AnnotationPool) -> None:
-        wait_until(lambda: not remote_workers(pool))
+        wait_until(lambda: pool.report.counts()["cluster_unreachable"] > 0)
         CLUSTER.remove("first")
         start_cluster()
-        wait_until(lambda: pool.stats().ready == 3)
+        until_remote_workers_serve(pool, 2)
 
     return annotated(1, 2, ready=3, disturb=kill, after=again)
