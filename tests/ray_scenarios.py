@@ -137,7 +137,7 @@ def until_both_have_annotated(pool: AnnotationPool) -> None:
 
 
 def until_remote_workers_serve(pool: AnnotationPool, count: int) -> None:
-    """Submit more documents until so many remote workers live. One that died while idle is replaced when it has work."""
+    """Submit documents until so many remote workers live. One that died while idle is replaced when it has work."""
     deadline = time.monotonic() + 300
     while sum(worker._death is None for worker in remote_workers(pool)) < count:
         assert time.monotonic() < deadline, "there are no new workers"

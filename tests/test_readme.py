@@ -59,7 +59,7 @@ def test_plugging_in(here: Path) -> None:
     )
     model = HuggingFaceModel(GPT2LMHeadModel(config), use_logits=True)
     before = model.model.transformer.wte.weight.detach().clone()
-    trainer = run_example("CallMask(call_token_id=32_000", shorter=("20ba", "5ba"), model=model)["trainer"]
+    trainer = run_example("StreamMonitor()", shorter=("20ba", "5ba"), model=model)["trainer"]
     assert trainer.state.timestamp.batch.value == 5
     assert not torch.equal(before, model.model.transformer.wte.weight)
 
