@@ -126,7 +126,15 @@ def bridge_of(pool: AnnotationPool) -> psutil.Process:
 
 
 def remote_alone() -> dict[str, Any]:
-    return annotated(0, 2, ready=2)
+    """No worker is here. The result has the names of actors, too, as Ray lists them for its dashboard."""
+    names: list[str] = []
+
+    def look(pool: AnnotationPool) -> None:
+        code = f"import ray; ray.init({ADDRESS!r}); print(*ray.util.list_named_actors(True), sep='\\n')"
+        run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        names.extend(run.stdout.splitlines())
+
+    return annotated(0, 2, ready=2, after=look) | {"names": names}
 
 
 def until_both_have_annotated(pool: AnnotationPool) -> None:
@@ -173,19 +181,6 @@ def modules(send: bool) -> dict[str, Any]:
     finally:
         sys.path.remove(str(folder))
         os.environ["PYTHONPATH"] = os.environ["PYTHONPATH"].rpartition(os.pathsep)[0]
-
-
-def dashboard_names() -> list[str]:
-    """The names of actors, as Ray lists them."""
-    names: list[str] = []
-
-    def look(pool: AnnotationPool) -> None:
-        code = f"import ray; ray.init({ADDRESS!r}); print(*ray.util.list_named_actors(True), sep='\\n')"
-        run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-        names.extend(run.stdout.splitlines())
-
-    annotated(1, 1, ready=2, disturb=look)
-    return names
 
 
 # --- faults ---------------------------------------------------------------------------------------------------------

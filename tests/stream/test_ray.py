@@ -44,10 +44,13 @@ def reasons(found: dict[str, Any], event: str) -> list[str]:
 
 
 def test_remote_workers_give_the_same_labels(host: RayHost, expected: str) -> None:
-    """Two workers of a cluster, and none here, label as the annotator does; nothing is restarted."""
+    """Two workers of a cluster, and none here, label as the annotator does; nothing is restarted. Ray's dashboard shows
+    which worker of which rank an actor is."""
     found = annotated(host, "remote_alone")
     assert found["digest"] == expected and found["counts"].get("worker_restarted", 0) == 0
     assert set(found["places"]) == {"127.0.0.1"}
+    for number in (0, 1):
+        assert any(f"remote worker {number} of rank 0 on " in name for name in found["names"])
 
 
 def test_too_few_cpus_are_used_and_named(host: RayHost, expected: str) -> None:
@@ -61,12 +64,6 @@ def test_ray_client_gives_the_same_labels(host: RayHost, expected: str) -> None:
     """A trainer that is no part of the cluster reaches it through Ray Client."""
     found = annotated(host, "ray_client")
     assert found["digest"] == expected and found["places"]["127.0.0.1"]
-
-
-def test_actors_have_names(host: RayHost) -> None:
-    """Ray's dashboard shows which worker of which rank an actor is."""
-    (name,) = annotated(host, "dashboard_names")
-    assert "remote worker 0 of rank 0 on " in name
 
 
 def test_labeller_comes_with_py_modules(host: RayHost) -> None:
