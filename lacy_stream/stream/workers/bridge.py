@@ -31,7 +31,7 @@ from multiprocess.connection import Connection
 
 from lacy_stream.stream.workers.frames import pack, unpack
 from lacy_stream.stream.workers.process import THREAD_VARIABLES, end_with
-from lacy_stream.stream.workers.remote_settings import split_address, why_unsafe
+from lacy_stream.stream.workers.remote_settings import CLIENT, split_address, why_unsafe
 
 if TYPE_CHECKING:
     from ray import ObjectRef
@@ -117,26 +117,39 @@ def _connect(settings: BridgeSettings) -> dict[str, Any] | None:
     """
     try:
         _reach(settings.address)
-        import ray
-
-        ray.init(
-            address=settings.address,
-            namespace=settings.namespace,
-            log_to_driver=False,
-            configure_logging=False,
-            runtime_env={
-                "env_vars": {variable: "1" for variable in THREAD_VARIABLES},
-                **({"py_modules": list(settings.py_modules)} if settings.py_modules else {}),
-            },
-        )
-        unsafe = None
-        if settings.address == "auto" and not settings.allow_unauthenticated:
-            unsafe = why_unsafe(ray.get_runtime_context().gcs_address)  # known only now; nothing was sent so far
-    except (OSError, TimeoutError) as error:  # ConnectionError, too
+    except OSError as error:
         return {"reason": _one_line(error), "forever": False}
+    try:
+        unsafe = _join(settings)
+    except (OSError, TimeoutError) as error:  # ConnectionError, too
+        reason = _one_line(error)
+        if split_address(settings.address) and not settings.address.startswith(CLIENT):
+            reason += (
+                ". Is this machine part of the cluster? If not, run `ray start "
+                f"--address={settings.address} --num-cpus=0` on it, or give {CLIENT}HOST:10001 as the address"
+            )
+        return {"reason": reason, "forever": False}
     except Exception as error:  # another version of Ray or Python, a token that is not accepted, a bad py_modules
         return {"reason": _one_line(error), "forever": True}
     return None if unsafe is None else {"reason": unsafe, "forever": True}
+
+
+def _join(settings: BridgeSettings) -> str | None:
+    """Join the cluster; returns why it must not be used, if it must not."""
+    import ray
+
+    environment = {variable: "1" for variable in THREAD_VARIABLES}
+    modules = {"py_modules": list(settings.py_modules)} if settings.py_modules else {}
+    ray.init(
+        address=settings.address,
+        namespace=settings.namespace,
+        log_to_driver=False,
+        configure_logging=False,
+        runtime_env={"env_vars": environment, **modules},
+    )
+    if settings.address != "auto" or settings.allow_unauthenticated:
+        return None
+    return why_unsafe(ray.get_runtime_context().gcs_address)  # known only now; nothing was sent so far
 
 
 def _reach(address: str) -> None:
