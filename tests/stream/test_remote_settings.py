@@ -63,3 +63,15 @@ def test_missing_ray_and_modules_are_named(monkeypatch: pytest.MonkeyPatch, tmp_
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UsageError, match=r"Ray is not installed here: pip install 'lacy-stream\[ray\]'"):
         check_remote(remote)
+
+
+def test_run_is_refused_before_anything_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A recipe with an open cluster ends with its key and the way out."""
+    from lacy_stream.recipe import Annotation, RecipeError
+    from lacy_stream.train.trainer import _check_annotator
+
+    monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    remote = RemoteSettings(address="10.0.0.5:6379", num_workers=1)
+    with pytest.raises(RecipeError, match="annotator.remote.address: '10.0.0.5:6379' is on a network, .*allow_unauth"):
+        _check_annotator(Annotation(remote=remote))
