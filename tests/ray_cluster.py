@@ -28,8 +28,9 @@ UNSHARE = ["unshare", "--map-root-user", "--net", "--pid", "--fork", "--kill-chi
 ADDRESS = "127.0.0.1:6379"
 LIBC = ctypes.CDLL(None)
 # On a busy machine, a raylet would end itself because its agent takes more than 15 s to start, and actors would stand
-# still, which are at nice 15 otherwise.
-PATIENCE = {
+# still, which are at nice 15 otherwise. Without a head, Ray's processes end after a minute, for which no test waits.
+SETTINGS = {
+    "RAY_gcs_rpc_server_reconnect_timeout_s": "15",
     "RAY_agent_register_timeout_ms": "300000",
     "RAY_raylet_start_wait_time_s": "300",
     "RAY_worker_niceness": "0",
@@ -58,7 +59,7 @@ class RayHost:
         self._log = open(folder / "host.log", "w", encoding="utf-8")  # noqa: SIM115
         environment = (
             os.environ
-            | PATIENCE
+            | SETTINGS
             | {
                 "PYTHONPATH": os.pathsep.join(map(str, [TESTS.parent, TESTS, *modules])),
                 "RAY_USAGE_STATS_ENABLED": "0",
