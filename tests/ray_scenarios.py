@@ -6,10 +6,13 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import importlib.util
+import itertools
 import os
+import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,8 +21,10 @@ from typing import Any
 import numpy as np
 import psutil
 from ray_cluster import ADDRESS, CLUSTER
+from streaming import MDSWriter
 
 from annotator import AnnotatorSettings, Document, LabelledTokens
+from lacy_stream.stream.batches import annotated_dataloader
 from lacy_stream.stream.pool import AnnotationPool
 from lacy_stream.stream.report import Report
 from lacy_stream.stream.workers.remote import RemoteWorkers
@@ -190,8 +195,40 @@ def actor_killed() -> dict[str, Any]:
     return annotated(0, 2, ready=2, disturb=lambda pool: os.kill(remote_workers(pool)[0].pid, signal.SIGKILL))
 
 
+def rows(disturbed: bool) -> dict[str, Any]:
+    """The digest of the rows of some epochs. If disturbed, they are annotated by remote workers, too, one of which is
+    killed at random moments. Between these, what it held is done: a document that ends two workers is to blame."""
+    data = Path(os.environ["TMPDIR"], "rows")
+    if not data.exists():
+        with MDSWriter(out=str(data / "train"), columns={"id": "str", "text": "str"}) as writer:
+            for document in DOCUMENTS:
+                writer.write({"id": document.id, "text": document.text})
+    remote = RemoteSettings(address=ADDRESS, num_workers=2) if disturbed else None
+    found, ended, kills = hashlib.sha256(), threading.Event(), 0
+    with AnnotationPool(settings("ray_labellers:slowly"), 1, remote=remote) as pool:
+
+        def kill() -> None:
+            nonlocal kills
+            source = random.Random(4)
+            while not ended.wait(source.uniform(1.5, 3.0)):
+                for worker in source.sample(remote_workers(pool), min(1, len(remote_workers(pool)))):
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(worker.pid, signal.SIGKILL)
+                        kills += 1
+
+        if disturbed:
+            wait_until(lambda: pool.stats().ready == 3)
+            threading.Thread(target=kill, daemon=True).start()
+        loader = annotated_dataloader(data, pool, split="train", shuffle=True, batch_size=4, max_seq_len=64, lanes=4)
+        for batch in itertools.islice(loader, 80):
+            for name in ("input_ids", "labels", "token_class"):
+                found.update(batch[name].numpy().tobytes())
+        ended.set()
+        return {"digest": found.hexdigest(), "kills": kills, "quarantine": pool.quarantine}
+
+
 def bridge_killed() -> dict[str, Any]:
-    """All remote workers come again while the local one goes on."""
+    """All remote workers come again while the local one continues."""
 
     def kill(pool: AnnotationPool) -> None:
         bridge_of(pool).kill()

@@ -91,6 +91,13 @@ def test_killed_actor_does_not_show(host: RayHost, expected: str) -> None:
     assert found["digest"] == expected and not found["quarantine"] and found["counts"]["worker_restarted"] >= 1
 
 
+def test_rows_do_not_show_who_annotated(host: RayHost) -> None:
+    """The rows of an epoch are those of a local worker alone, though remote workers die and come again at random
+    moments."""
+    alone, disturbed = (annotated(host, "rows", way) for way in (False, True))
+    assert disturbed["digest"] == alone["digest"] and disturbed["kills"] >= 1 and not disturbed["quarantine"]
+
+
 def test_killed_bridge_does_not_show(host: RayHost, expected: str) -> None:
     """SIGKILL of the bridge: the local worker continues, a new bridge is started, and no document is blamed."""
     found = annotated(host, "bridge_killed")
