@@ -21,6 +21,7 @@ TIMEOUT_S = 60.0
 RETRIES = 4
 CONCURRENCY = 8
 """Default number of requests that are under way at a time."""
+ADVICE = "What was generated is kept: start the endpoint and run the same command again"
 REFUSED = (400, 413, 422)
 """Statuses that say the request is at fault."""
 _ID = re.compile(r"token_id:(\d+)")
@@ -55,6 +56,7 @@ class EndpointPartner:
         timeout_s: seconds for each attempt.
         retries: further attempts, with growing pauses, if the endpoint does not answer.
         concurrency: number of requests that are under way at a time.
+        advice: what the user can do if the endpoint does not answer.
 
     Raises:
         PartnerError: the endpoint cannot be reached, or several models need a name, or openai is not installed.
@@ -68,6 +70,7 @@ class EndpointPartner:
         timeout_s: float = TIMEOUT_S,
         retries: int = RETRIES,
         concurrency: int = CONCURRENCY,
+        advice: str = ADVICE,
     ) -> None:
         try:
             import openai
@@ -76,6 +79,7 @@ class EndpointPartner:
         url, _, model = spec.partition("#")
         self._url, self._openai, self._vocabulary, self._timeout_s = base_url(url), openai, vocabulary, timeout_s
         self._client = openai.OpenAI(base_url=self._url, api_key=api_key(), timeout=timeout_s, max_retries=retries)
+        self._advice = advice
         self._requests = ThreadPoolExecutor(concurrency, thread_name_prefix="partner")
         self._texts: dict[int, str | None] = {}
         """Answers of ``/detokenize``."""
@@ -223,8 +227,8 @@ class EndpointPartner:
 
     def _unreachable(self, error: Exception) -> PartnerError:
         return PartnerError(
-            f"the partner {self._url} does not answer ({type(error).__name__}: {error}){hint(self._url)}. What was "
-            "generated is kept: start the endpoint and run the same command again"
+            f"the partner {self._url} does not answer ({type(error).__name__}: {error}){hint(self._url)}. "
+            f"{self._advice}"
         )
 
 

@@ -138,6 +138,9 @@ class GenerateOptions:
     device: str = "cpu"
     """The torch device."""
 
+    threads: int | None = None
+    """Threads of torch. Default: the cores that this process may use, at most 8."""
+
     delegation: Delegation = Delegation()
     """What is delegated."""
 
@@ -156,6 +159,8 @@ class GenerateOptions:
     def __post_init__(self) -> None:
         if bool(self.prompt) == (self.prompts is not None):
             raise UsageError("there are no prompts, or two kinds of them: give either --prompt TEXT or --prompts FILE")
+        if self.threads is not None and self.threads < 1:
+            raise UsageError(f"threads is {self.threads}: give at least 1")
         if self.prompts is not None and self.out is None:
             raise UsageError("--prompts needs --out FILE, where its texts are kept")
 
