@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -19,11 +19,11 @@ from lacy_stream.cascade.decoder import (
 )
 from lacy_stream.cascade.row_cache import RowCache
 
-PADDING = 16
-"""Rows are read together if the numbers of their new ids differ by at most this. Reading the weights once more costs
-about as much as this padding."""
-PASS_IDS = 4096
-"""Largest number of ids in a pass, with the padding, unless a single row has more: it bounds the memory of a pass."""
+PASS_COST = {"cpu": 16, "cuda": 256}
+"""What a pass costs beside the work on its ids, as a number of ids: the weights are read once more."""
+PASS_IDS, PASS_LOGITS = 4096, 512
+"""Largest number of ids in a pass, with the padding, unless a single row has more: it bounds the memory of a pass. The
+second one is for passes in which the logits after every id are wanted."""
 
 
 class BatchDecoder:
@@ -59,8 +59,12 @@ class BatchDecoder:
             self._read[number], new[number] = ids[:keep], ids[keep:]
             if number not in self._places:
                 self._places[number] = _lowest_free(self._places.values())
+        cost = PASS_COST.get(self._model.device.type, PASS_COST["cuda"])
+        lengths = {number: len(ids) for number, ids in new.items()}
+        scored = {number: length for number, length in lengths.items() if number in every}
+        others = {number: length for number, length in lengths.items() if number not in every}
         found: dict[int, Tensor] = {}
-        for group in _groups({number: len(ids) for number, ids in new.items()}):
+        for group in [*groups(scored, cost, PASS_LOGITS), *groups(others, cost, PASS_IDS)]:
             group.sort(key=self._places.__getitem__)
             found |= self._pass({number: new[number] for number in group}, every)
         return {number: found[number] for number in rows}
@@ -116,16 +120,30 @@ def _lowest_free(used: Collection[int]) -> int:
     return next(place for place in range(len(used) + 1) if place not in used)
 
 
-def _groups(lengths: Mapping[int, int]) -> Iterator[list[int]]:
-    """Divide rows into passes: those with similar numbers of new ids together."""
-    group: list[int] = []
-    for number in sorted(lengths, key=lambda number: -lengths[number]):
-        longest = lengths[group[0]] if group else 0
-        if group and (longest - lengths[number] > PADDING or longest * (len(group) + 1) > PASS_IDS):
-            yield group
-            group = []
-        group.append(number)
-    yield group
+def groups(lengths: Mapping[int, int], cost: int, most: int) -> list[list[int]]:
+    """Divide rows into passes, so that padding and passes together cost least.
+
+    Args:
+        lengths: number of a row -> number of its new ids.
+        cost: what a pass costs beside the work on its ids, as a number of ids.
+        most: largest number of ids in a pass, with the padding. A single row may have more.
+
+    Returns:
+        The rows of each pass.
+    """
+    order = sorted(lengths, key=lambda number: -lengths[number])
+    # Rows of similar lengths belong together, so a pass takes adjacent rows of the order. best[end] is the least cost
+    # of the first rows, and the place where the last of their passes begins.
+    best = [(0, 0)]
+    for end in range(1, len(order) + 1):
+        starts = (start for start in range(end) if start == end - 1 or lengths[order[start]] * (end - start) <= most)
+        best.append(min((best[start][0] + cost + lengths[order[start]] * (end - start), start) for start in starts))
+    found, end = [], len(order)
+    while end:
+        start = best[end][1]
+        found.append(order[start:end])
+        end = start
+    return found
 
 
 def open_decoder(model: PreTrainedModel, *, many: bool, reuse: bool = True) -> RowDecoder:

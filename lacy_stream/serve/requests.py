@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from types import TracebackType
 
 from lacy_stream.cascade.engine import Progress
@@ -40,8 +41,12 @@ class RunningRequest:
         self._events: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
         loop = asyncio.get_running_loop()
 
-        def deliver_to(choice: int):
-            return lambda event: loop.call_soon_threadsafe(self._events.put_nowait, (choice, event))
+        def deliver_to(choice: int) -> Callable[[Event], None]:
+            def deliver(event: Event) -> None:
+                with contextlib.suppress(RuntimeError):  # the loop is closed, and nobody waits for the text
+                    loop.call_soon_threadsafe(self._events.put_nowait, (choice, event))
+
+            return deliver
 
         self._jobs = [Job(prompt, settings, deliver_to(at)) for at, (prompt, settings) in enumerate(texts)]
         self._unfinished = set(range(len(self._jobs)))

@@ -9,7 +9,7 @@ import torch
 import transformers
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from lacy_stream.cascade.batch_decoder import BatchDecoder, open_decoder
+from lacy_stream.cascade.batch_decoder import BatchDecoder, groups, open_decoder
 from lacy_stream.cascade.decoder import Decoder, can_crop, no_batches
 
 pytestmark = pytest.mark.model
@@ -74,6 +74,17 @@ def test_batches(kind: str, reason: str) -> None:
     rows = {3: ROWS[0], 5: ROWS[3]}
     for number, logits_TV in decoder.logits(rows).items():
         torch.testing.assert_close(logits_TV[-1], whole(model, rows[number]), rtol=1e-4, atol=1e-4)
+
+
+def test_rows_are_divided_into_passes() -> None:
+    """Rows of similar lengths are read together, where the padding costs less than another pass; a pass stays within
+    its bound."""
+    lengths = {0: 1, 1: 20, 2: 2, 3: 18, 4: 1}
+    assert sorted(map(sorted, groups(lengths, 16, 100))) == [[0, 2, 4], [1, 3]]
+    assert groups(lengths, 1000, 1000) == [[1, 3, 2, 0, 4]]
+    assert groups(lengths, 0, 100) == [[0, 4], [2], [3], [1]]
+    assert all(max(lengths[n] for n in group) * len(group) <= 20 for group in groups(lengths, 1000, 20))
+    assert groups({}, 16, 100) == [] and groups({5: 200}, 16, 100) == [[5]]
 
 
 @pytest.mark.parametrize("ignored", ["position_ids", "attention_mask"])
