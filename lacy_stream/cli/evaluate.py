@@ -117,7 +117,7 @@ def _add(
         missing = [package for package in packages if importlib.util.find_spec(package) is None]
         if missing:
             raise UsageError(f"this evaluation needs {', '.join(missing)}: pip install 'lacy-stream[evaluate]'")
-        set_up_torch(args)
+        set_up_torch(args, getattr(args, "torch_threads", None))
         options = parse_options(kind, args)
         with file_errors(options.out, "written"):
             os.makedirs(options.out, exist_ok=True)

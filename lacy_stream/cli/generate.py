@@ -56,7 +56,7 @@ def _add_options(parser: CommandParser) -> None:
 def _generate(args: argparse.Namespace) -> int:
     if "prompts" in args and "batch_size" not in args:
         args.batch_size = MANY_TEXTS
-    set_up_torch(args)
+    set_up_torch(args, getattr(args, "threads", None))
     options = parse_options(GenerateOptions, args)
     if options.html is not None:
         check_writable(options.html)

@@ -248,9 +248,10 @@ def _build(kind: Any, base: Any, values: Mapping[str, Any]) -> Any:
 DEVICE = "auto, which is cuda if available, else cpu"
 
 
-def set_up_torch(args: argparse.Namespace) -> None:
-    """Let --device be a device also where it is `auto`, its default, and set the number of threads."""
+def set_up_torch(args: argparse.Namespace, threads: int | None) -> None:
+    """Let --device be a device also where it is `auto`, its default, and set the number of torch's threads, see
+    ``compute.bound_threads``."""
     from lacy_stream.compute import bound_threads, choose_device
 
     args.device = choose_device(getattr(args, "device", "auto"))
-    bound_threads(getattr(args, "threads", None))
+    bound_threads(threads)

@@ -220,7 +220,8 @@ def _prompt(service: Service, prompt: str | list[int]) -> Prompt:
 async def _answer(service: Service, request: Request, asked: Asked) -> Response:
     running = RunningRequest(service.runner, asked.texts, service.options.time_limit_s)
     if asked.request.stream:
-        return StreamingResponse(_stream(service, asked, running), media_type="text/event-stream")
+        headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}  # proxies pass each chunk on at once
+        return StreamingResponse(_stream(service, asked, running), headers=headers, media_type="text/event-stream")
     with running:
         answer = asyncio.ensure_future(running.generations())
         gone = asyncio.ensure_future(_disconnected(request))

@@ -65,7 +65,7 @@ class Guard:
 
     def _refusal(self, path: str, headers: Headers) -> JSONResponse | None:
         if self._key is None:
-            if urlsplit(f"//{headers.get('host', '')}").hostname not in self._hosts:
+            if _host_name(headers.get("host", "")) not in self._hosts:
                 message = f"the host {headers.get('host', '')!r} is not this server: use 127.0.0.1 or localhost"
                 return JSONResponse(error_body(message, "permission_error"), 403)
         elif path not in OPEN:
@@ -78,6 +78,14 @@ class Guard:
         if length.isascii() and length.isdigit() and int(length) > self._max_bytes:
             error = BodyTooLargeError(self._max_bytes)
             return JSONResponse(error_body(error.detail, "invalid_request_error"), error.status_code)
+        return None
+
+
+def _host_name(header: str) -> str | None:
+    """The name in a Host header, without the port; None if there is none."""
+    try:
+        return urlsplit(f"//{header}").hostname
+    except ValueError:
         return None
 
 

@@ -25,6 +25,7 @@ class PartnerWatch:
         self._open, self._first_pause_s = open, first_pause_s
         self._changed = threading.Condition()
         self._ends = False
+        self._opened: Partner | None = None
         self._lost_at = time.monotonic()
         self.partner: Partner | None = None
         """The partner if it is there."""
@@ -62,12 +63,10 @@ class PartnerWatch:
             self._try()
 
     def _try(self) -> None:
-        """Open the partner, and let it answer once."""
+        """Open the partner, if that was not done, and let it answer once."""
         try:
-            partner = self._open()
-            next(answer_of(partner, Call(partner.session(), "The")), None)
-        except PromptError:  # it answers
-            pass
+            partner = self._opened = self._opened or self._open()
+            _probe(partner)
         except PartnerError as error:
             if not self.reason:
                 _log.warning("the partner is not there: %s", error)
@@ -77,3 +76,18 @@ class PartnerWatch:
             if self.reason:
                 _log.warning("the partner is there, after %.0f s", time.monotonic() - self._lost_at)
             self.partner, self.reason = partner, ""
+
+
+def _probe(partner: Partner) -> None:
+    """Ask for one token.
+
+    Raises:
+        PartnerError: the partner does not answer.
+    """
+    session = partner.session()
+    try:
+        next(answer_of(partner, Call(session, "The")), None)
+    except PromptError:  # that is an answer, too
+        pass
+    finally:
+        session.close()

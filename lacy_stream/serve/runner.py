@@ -236,4 +236,6 @@ class Runner:
         for job in jobs:
             self._metrics.texts.labels("failed").inc()
             job.deliver(error)
+        for number in list(self._engine.texts):  # the partner outlives the engine, and must forget its texts
+            self._engine.remove(number)
         self._engine = self._make_engine()

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import socket
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,13 @@ import openai
 import pytest
 from serving import served, wait_until
 
-from lacy_stream.cascade import Decoding, Delegation, generate
-from lacy_stream.cascade.texts import Generation, Token
+from lacy_stream.cascade import Decoding, Delegation, generate, open_partner
+from lacy_stream.cascade.engine import Engine, Progress
+from lacy_stream.cascade.texts import Generation, Prompt, TextSettings, Token
 from lacy_stream.errors import UsageError
 from lacy_stream.serve.answers import GrowingAnswer
+from lacy_stream.serve.metrics import Metrics
+from lacy_stream.serve.runner import ClosingError, EngineError, Event, Job, Runner
 from lacy_stream.serve.settings import ServeOptions
 from lacy_stream.train.checkpoint import load_model
 
@@ -46,8 +50,6 @@ def health(client: openai.OpenAI) -> dict[str, Any]:
 
 def test_a_completion(client: openai.OpenAI, wordy_model: Path, tiny_partner: Path) -> None:
     """The text is what `generate` writes with the same settings; `lacy` says who wrote each token."""
-    from lacy_stream.cascade import open_partner
-
     answer = client.completions.create(model="wordy", prompt=PROMPT, max_tokens=24)
     delegation = Delegation(call_rate=0.3, threshold_per="text")
     [expected] = generate(
@@ -199,29 +201,32 @@ def test_a_foreign_host(client: openai.OpenAI) -> None:
     with plain(client) as http:
         answer = http.get("/v1/models", headers={"Host": "attacker.example"})
         assert answer.status_code == 403 and "attacker.example" in answer.json()["error"]["message"]
-        assert http.get("/health", headers={"Host": "localhost:1"}).status_code == 200
+        assert http.get("/v1/models", headers={"Host": "[::1"}).status_code == 403
+        for host in ("localhost:1", "[::1]:80"):
+            assert http.get("/health", headers={"Host": host}).status_code == 200
 
 
 def test_a_full_queue_and_clients_that_go_away(client: openai.OpenAI) -> None:
     """Two texts are written, two wait, and the next is told to come back. Clients that go away free their places."""
     endless: dict[str, Any] = {"model": "wordy", "prompt": "He", "max_tokens": 500}
-
-    def leave() -> None:
-        client.completions.create(**endless, timeout=1.0)
-
-    with ThreadPoolExecutor() as pool:
-        stream = client.completions.create(**endless, stream=True)
+    with client.completions.create(**endless, stream=True) as stream, contextlib.ExitStack() as leaving:
         next(iter(stream))
-        leaving = [pool.submit(leave) for _ in range(3)]
+        for _ in range(3):
+            leaving.enter_context(asked(client, endless))
         wait_until(lambda: (health(client)["running"], health(client)["queued"]) == (2, 2))
         with pytest.raises(openai.RateLimitError, match="texts wait already") as refused:
             client.completions.create(**endless)
         assert int(refused.value.response.headers["Retry-After"]) >= 1
-        for one in leaving:
-            with pytest.raises(openai.APITimeoutError):
-                one.result()
-        stream.close()
     wait_until(lambda: (health(client)["running"], health(client)["queued"]) == (0, 0))
+
+
+def asked(client: openai.OpenAI, request: dict[str, Any]) -> socket.socket:
+    """A connection on which a request was sent whose answer nobody reads."""
+    body = json.dumps(request)
+    connection = socket.create_connection((client.base_url.host, client.base_url.port))
+    head = f"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n"
+    connection.sendall(f"{head}Content-Type: application/json\r\n\r\n{body}".encode())
+    return connection
 
 
 def test_a_key(wordy_model: Path) -> None:
@@ -258,3 +263,31 @@ def test_options_that_mean_nothing(options: dict[str, Any], message: str) -> Non
         if "delegation" in options:
             options["delegation"] = Delegation(**options["delegation"])
         ServeOptions("model", **options)
+
+
+def test_an_engine_that_fails(tiny_partner: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A bug or too little memory ends the texts that are being written with an error. The next ones are written."""
+    model = load_model(tiny_partner)
+    events: list[Event] = []
+
+    def make_engine() -> Engine:
+        return Engine(model, calls=False, penalty=1.0, many=True)
+
+    def job() -> Job:
+        return Job(Prompt("Ada"), TextSettings(3), events.append)
+
+    runner = Runner(make_engine, Metrics(0), max_batch=2, max_queue=1, watch=None)
+    step = Engine.step
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Engine, "step", lambda self: (step(self), 1 / 0))
+            runner.submit([job(), job(), job()])
+            wait_until(lambda: len(events) == 3)
+        assert all(isinstance(event, EngineError) for event in events)
+        assert "ZeroDivisionError" in str(events[0]) and "the engine failed" in caplog.text
+        runner.submit([job()])
+        wait_until(lambda: isinstance(events[-1], Progress) and events[-1].generation is not None)
+    finally:
+        runner.close()
+    with pytest.raises(ClosingError):
+        runner.submit([job()])
