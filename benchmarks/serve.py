@@ -39,8 +39,8 @@ WRITER = """
 import json, sys, time
 from lacy_stream.cascade import Decoding, Delegation, generate, open_partner
 from lacy_stream.train.checkpoint import load_model
-model, partner, texts, tokens, rate, options = json.loads(sys.argv[1])
-model, partner = load_model(model), partner and open_partner(partner, **options)
+model, partner, texts, tokens, rate = json.loads(sys.argv[1])
+model, partner = load_model(model), partner and open_partner(partner)
 prompts = [f"Tell me a bio of person {n}. The person is" for n in range(texts)]
 decoding = Decoding(max_new_tokens=tokens, batch_size=texts)
 for line in sys.stdin:
@@ -53,9 +53,9 @@ for line in sys.stdin:
 
 
 @contextlib.contextmanager
-def writer(checkout: Path, model: str, partner: str | None, options: dict[str, str]) -> Iterator[subprocess.Popen[str]]:
+def writer(checkout: Path, model: str, partner: str | None) -> Iterator[subprocess.Popen[str]]:
     """A process that writes all texts once for each line that it reads."""
-    settings = json.dumps([model, partner, TEXTS, TOKENS, RATE, options])
+    settings = json.dumps([model, partner, TEXTS, TOKENS, RATE])
     environment = os.environ | ONE_THREAD | {"PYTHONPATH": str(checkout)}
     command = [sys.executable, "-c", WRITER, settings]
     pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
@@ -77,13 +77,9 @@ def turn(process: subprocess.Popen[str]) -> list[float]:
 def measure_engine(model: str, partner: str, before: str | None, rounds: int) -> dict[str, Any]:
     """CPU ms per token of the pair by `generate` now and in the earlier checkout, and of the partner alone. In turns;
     the ratios are those of one round."""
-    ways: dict[str, Any] = {
-        "now": (ROOT, model, partner, {}),
-        "now, partner in bfloat16": (ROOT, model, partner, {"dtype": "bfloat16"}),
-        "partner alone": (ROOT, partner, None, {}),
-    }
+    ways: dict[str, Any] = {"now": (ROOT, model, partner), "partner alone": (ROOT, partner, None)}
     if before is not None:
-        ways["before"] = (Path(before), model, partner, {})
+        ways["before"] = (Path(before), model, partner)
     with contextlib.ExitStack() as stack:
         processes = {name: stack.enter_context(writer(*way)) for name, way in ways.items()}
         for process in processes.values():
@@ -231,12 +227,7 @@ def measure_load(model: str, seconds: float) -> dict[str, Any]:
 
 
 def engine_lines(found: dict[str, Any]) -> list[str]:
-    labels = {
-        "now": "the pair, now",
-        "now, partner in bfloat16": "the pair, now, partner in bfloat16",
-        "before": "the pair, before",
-        "partner alone": "the partner alone",
-    }
+    labels = {"now": "the pair, now", "before": "the pair, before", "partner alone": "the partner alone"}
     return [
         "",
         f"## CPU time per token, {TEXTS} texts of {TOKENS} tokens at a time, call rate {RATE:.0%}",

@@ -15,7 +15,6 @@ from lacy_stream.cascade.batch_decoder import open_decoder
 from lacy_stream.cascade.bridge import Candidate
 from lacy_stream.cascade.decoder import RowDecoder, apply_repetition_penalty
 from lacy_stream.cascade.partner import Answer, Call, PartnerError, PromptError, answer_of
-from lacy_stream.cascade.settings import PartnerDtype
 from lacy_stream.cascade.vocabulary import SPECIAL_NAME, TransformersVocabulary, Vocabulary
 from lacy_stream.errors import UsageError
 from lacy_stream.train.checkpoint import context_of, start_of_text
@@ -183,16 +182,13 @@ class TransformersSession:
         self._partner.forget(self.number)
 
 
-def load_partner(
-    name: str, *, repetition_penalty: float, device: str, dtype: PartnerDtype = "auto"
-) -> TransformersPartner:
+def load_partner(name: str, *, repetition_penalty: float, device: str) -> TransformersPartner:
     """Load a model of transformers as a partner.
 
     Args:
         name: a folder, a hub name, a .gguf file, or ``package:NAME/PATH`` for a file of an installed package.
         repetition_penalty: see ``TransformersPartner``.
         device: torch device.
-        dtype: type of its numbers.
 
     Raises:
         PartnerError: it cannot be loaded.
@@ -208,8 +204,8 @@ def load_partner(
         name, options = str(path.parent), {"gguf_file": path.name}
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, use_fast=True, **options)
-        weights = weights_dtype(torch.float32 if (device, dtype) == ("cpu", "auto") else dtype)
-        model = AutoModelForCausalLM.from_pretrained(name, **weights, **options)
+        dtype = weights_dtype(torch.float32 if device == "cpu" else "auto")
+        model = AutoModelForCausalLM.from_pretrained(name, **dtype, **options)
     except (OSError, ValueError, ImportError) as error:
         raise PartnerError(
             f"{path} cannot be loaded as a causal language model of transformers: {str(error).strip().splitlines()[0]}"

@@ -7,20 +7,13 @@ from typing import Any
 from lacy_stream.cascade.endpoint import EndpointPartner
 from lacy_stream.cascade.local import load_partner
 from lacy_stream.cascade.partner import Partner, PartnerError
-from lacy_stream.cascade.settings import PartnerDtype
 from lacy_stream.cascade.vocabulary import load_vocabulary
 from lacy_stream.endpoints import is_endpoint
 from lacy_stream.errors import UsageError
 
 
 def open_partner(
-    spec: str,
-    *,
-    repetition_penalty: float = 1.2,
-    device: str = "cpu",
-    dtype: PartnerDtype = "auto",
-    tokenizer: str | None = None,
-    **endpoint: Any,
+    spec: str, *, repetition_penalty: float = 1.2, device: str = "cpu", tokenizer: str | None = None, **endpoint: Any
 ) -> Partner:
     """Open a partner by its name.
 
@@ -30,7 +23,6 @@ def open_partner(
             endpoint has only one.
         repetition_penalty: penalty for models that are loaded here; it does not apply to endpoints.
         device: torch device for models that are loaded here.
-        dtype: type of their numbers.
         tokenizer: folder, hub name or file of the tokenizer of an endpoint's model. It tells text from names of tokens.
         endpoint: further arguments of ``EndpointPartner``, for an endpoint.
 
@@ -45,4 +37,4 @@ def open_partner(
         return EndpointPartner(spec, vocabulary, **endpoint)
     if tokenizer is not None:
         raise PartnerError(f"{spec} is no endpoint and has a tokenizer of its own: leave out the tokenizer {tokenizer}")
-    return load_partner(spec, repetition_penalty=repetition_penalty, device=device, dtype=dtype)
+    return load_partner(spec, repetition_penalty=repetition_penalty, device=device)

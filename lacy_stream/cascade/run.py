@@ -103,7 +103,6 @@ def _generations(
             options.partner,
             repetition_penalty=options.decoding.repetition_penalty,
             device=options.device,
-            dtype=options.partner_dtype,
             tokenizer=options.partner_tokenizer,
         )
     return generate(

@@ -15,8 +15,6 @@ DelegationMethod = Literal["call", "random", "ilacy-logprob", "ilacy-entropy"]
 """Ways to decide which tokens are delegated, see docs/cascade.md."""
 Estimator = Literal["tracking", "paper"]
 """Ways to estimate the threshold of the calls, see ``thresholds``."""
-PartnerDtype = Literal["auto", "float32", "bfloat16"]
-"""The type of the numbers of a partner that is loaded here; `auto` is float32 on a CPU, else that of its weights."""
 ThresholdPer = Literal["run", "text"]
 """Whether all texts share a threshold."""
 
@@ -131,10 +129,6 @@ class GenerateOptions:
     partner_tokenizer: Annotated[str, "NAME"] | None = None
     """Tokenizer of a partner at an endpoint: a folder or hub name. It tells text from names of tokens."""
 
-    partner_dtype: PartnerDtype = "auto"
-    """Type of the numbers of a partner that is loaded here; `auto` is float32 on a CPU, else that of its weights.
-    `bfloat16` is faster on a CPU that has it, and less exact."""
-
     out: Annotated[str, "FILE"] | None = None
     """JSONL file of the texts, token by token; the same command resumes it. Required with --prompts."""
 
@@ -175,6 +169,5 @@ class GenerateOptions:
         files = {"knowledge": self.knowledge, "template": self.template}
         prints = {name: file and file_fingerprint(file) for name, file in files.items()}
         texts = {**model_settings(self.model), "partner": self.partner, "title": self.title}
-        texts["partner_dtype"] = self.partner_dtype
         partner = partner_settings(self.partner, self.partner_tokenizer)
         return texts | partner | flat_settings(self.delegation, self.decoding) | prints

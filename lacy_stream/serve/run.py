@@ -119,7 +119,6 @@ def _opener(options: ServeOptions, device: str):
         spec,
         repetition_penalty=options.repetition_penalty,
         device=choose_device(options.partner_device or device),
-        dtype=options.partner_dtype,
         tokenizer=options.partner_tokenizer,
     )
     return lambda: partner

@@ -6,7 +6,7 @@ import ipaddress
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from lacy_stream.cascade.settings import Delegation, PartnerDtype
+from lacy_stream.cascade.settings import Delegation
 from lacy_stream.errors import UsageError
 
 WhenPartnerFails = Literal["continue", "error"]
@@ -74,10 +74,6 @@ class ServeOptions:
 
     partner_device: str | None = None
     """The torch device of a partner that is loaded here. Default: that of the small model."""
-
-    partner_dtype: PartnerDtype = "auto"
-    """Type of the numbers of a partner that is loaded here; `auto` is float32 on a CPU, else that of its weights.
-    `bfloat16` is faster on a CPU that has it, and less exact."""
 
     threads: int | None = None
     """Threads of torch. Default: the cores that this process may use, at most 8."""
