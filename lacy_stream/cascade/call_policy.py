@@ -13,9 +13,9 @@ from lacy_stream.cascade.settings import Delegation
 from lacy_stream.cascade.texts import PARTNER, Generation, Token
 from lacy_stream.cascade.thresholds import THRESHOLDS, Threshold
 
-WAITING_SHARE = 0.5
-"""The partner is asked when this share of the texts wait for it. Its passes cost nearly the same for one text and for
-several, so a text waits for others for a few steps of the small model."""
+WAITING_SHARE = 0.75
+"""The partner is asked when this share of the texts wait for it, since a pass for several texts costs less than one for
+each. With 1, a text that makes no calls for long would hold up all others."""
 
 
 def asks_now(waiting: int, texts: int) -> bool:
