@@ -21,7 +21,7 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from lacy_stream.cascade import Decoding, Delegation, Generation, TransformersPartner, generate, open_partner
-from lacy_stream.cascade.generation import PARTNER
+from lacy_stream.cascade.texts import PARTNER
 from lacy_stream.recipe import tokenizer_path
 from lacy_stream.train.checkpoint import CallingModel, load_model
 

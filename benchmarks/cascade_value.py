@@ -169,6 +169,7 @@ def ask(partner: Any, model: Any, rows: Sequence[list[int]]) -> tuple[np.ndarray
             whole = torch.logsumexp(logits_V, 0)
             part = torch.logsumexp(logits_V[ids[low:high]], 0) if high > low else torch.tensor(-math.inf)
             loss.append(min(float(whole - part), WORST))
+        session.close()
         tell("partner", number + 1, len(rows), start)
     return np.array(correct), np.array(loss)
 

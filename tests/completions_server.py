@@ -6,8 +6,8 @@ MODE is vllm or llama.cpp (the two layouts), bare (no log-probabilities), slow (
 refusing (refuses the request), empty (a completion without tokens), ids (vLLM with --return-tokens-as-token-ids),
 lone-ids (the same without /detokenize), raw (pieces as in a tokenizer's file), foreign (names of special tokens of many
 models) or model (a model of transformers in FOLDER, vLLM's layout). Prints its port when it is ready and ends with its
-standard input. KEY=VALUE is said about the model in the list of models. Without a model, the most likely token after a
-text of n words is WORDS[n % 4].
+standard input. port=N is the port, and any other KEY=VALUE is said about the model in the list of models. Without a
+model, the most likely token after a text of n words is WORDS[n % 4].
 """
 
 from __future__ import annotations
@@ -81,7 +81,9 @@ def answer(mode: str, folder: str | None, request: dict[str, Any]) -> tuple[int,
 
 def main(mode: str, folder: str | None = None, *about: str) -> None:
     folder = folder or None
-    model = {"id": "stub", "object": "model", "created": 0} | dict(pair.split("=") for pair in about)
+    settings = dict(pair.split("=") for pair in about)
+    port = int(settings.pop("port", 0))
+    model = {"id": "stub", "object": "model", "created": 0} | settings
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -109,7 +111,7 @@ def main(mode: str, folder: str | None = None, *about: str) -> None:
 
     if folder is not None:
         load(folder)
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     print(server.server_port, flush=True)
     sys.stdin.read()

@@ -143,10 +143,15 @@ def test_remote_workers(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_no_example_is_left_out() -> None:
-    """Every Python example is one of those above, the labeller that test_labellers.py runs, or one of the two loops of
-    test_any_trainer.py."""
+    """Every Python example is one of those above, the labeller that test_labellers.py runs, one of the two loops of
+    test_any_trainer.py, or the client of serve/test_guide.py."""
     tested = Path(__file__).read_text(encoding="utf-8")
-    elsewhere = ["def formulas_and_quantities", "objective.begin_step(step", "class CallTrainer"]
+    elsewhere = [
+        "def formulas_and_quantities",
+        "objective.begin_step(step",
+        "class CallTrainer",
+        "from openai import OpenAI",
+    ]
     markers = [*re.findall(r'run_example\("([^"]+)"', tested), *elsewhere]
     assert [[marker in code for marker in markers].count(True) for _, code in EXAMPLES] == [1] * len(markers)
 

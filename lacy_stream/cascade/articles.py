@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from lacy_stream.cascade.biography_prompt import name_in
-from lacy_stream.cascade.generation import Prompt
+from lacy_stream.cascade.texts import Prompt
 from lacy_stream.errors import UsageError
 from lacy_stream.files import is_unicode
 

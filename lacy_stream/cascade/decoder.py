@@ -5,10 +5,32 @@ from __future__ import annotations
 import inspect
 import os
 from collections.abc import Collection, Mapping, Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel, RepetitionPenaltyLogitsProcessor
+
+
+class RowDecoder(Protocol):
+    """A model that reads several rows of ids, which begin, grow and end at different times."""
+
+    def logits(self, rows: Mapping[int, Sequence[int]], every: Collection[int] = ()) -> dict[int, Tensor]:
+        """Read what is new in some rows.
+
+        Args:
+            rows: number -> row, at least one id. Rows that are missing are kept as they are. A row may differ from
+                what was read under its number before: it is read again from where it differs.
+            every: numbers of the rows whose logits are wanted after each id that is read now.
+
+        Returns:
+            Number -> float32 [n, V]: the logits after each of the n ids that were read, or after the last one, n = 1.
+        """
+        ...
+
+    def end(self, number: int) -> None:
+        """Forget a row. Its number may be used again."""
+        ...
 
 
 class Decoder:
@@ -23,12 +45,11 @@ class Decoder:
     def __init__(self, model: PreTrainedModel, *, reuse: bool = True) -> None:
         self._model, self._reuse, self._has_cache = model, reuse and can_crop(model), can_crop(model)
         # Only the logits of the last token are wanted. For 49,000 pieces they are a fifth of SmolLM2's work on a token.
-        self._last_only = {"logits_to_keep": 1} if reuse and "logits_to_keep" in _parameters(model) else {}
+        self._last_only = last_logits_only(model) if reuse else {}
         self._cache, self._ids = DynamicCache(), []
         self._last_V: Tensor | None = None
         self.tokens_read = 0
 
-    @torch.inference_mode()
     def logits(self, ids: Sequence[int]) -> Tensor:
         """The logits of the token that follows a row.
 
@@ -38,11 +59,18 @@ class Decoder:
         Returns:
             float32 [V].
         """
-        ids = list(ids)
-        keep = _common(self._ids, ids) if self._reuse else 0
+        if len(ids) == len(self._ids) and self._reuse and list(ids) == self._ids and self._last_V is not None:
+            return self._last_V
+        return self._read(list(ids), self._last_only)[-1]
+
+    def logits_of_all(self, ids: Sequence[int]) -> Tensor:
+        """The logits after each id of a row that is not in the cache, float32 [n, V]."""
+        return self._read(list(ids), {})
+
+    @torch.inference_mode()
+    def _read(self, ids: list[int], wanted: dict[str, int]) -> Tensor:
+        keep = common_prefix(self._ids, ids) if self._reuse else 0
         if keep == len(ids):
-            if len(ids) == len(self._ids) and self._last_V is not None:
-                return self._last_V
             keep -= 1  # nothing is new, but the model must read at least one id to give logits
         if keep == 0:
             self._cache = DynamicCache()
@@ -50,82 +78,34 @@ class Decoder:
             self._cache.crop(keep)
         new = torch.tensor([ids[keep:]], device=self._model.device)
         cache = {"past_key_values": self._cache, "use_cache": True} if self._has_cache else {"use_cache": False}
-        out = self._model(input_ids=new, **cache, **self._last_only)
+        logits_TV = self._model(input_ids=new, **cache, **wanted).logits[0, -new.shape[1] :].float()
         self._ids, self.tokens_read = ids, self.tokens_read + len(ids) - keep
-        self._last_V = last_V = out.logits[0, -1].float()
-        return last_V
+        self._last_V = logits_TV[-1]
+        # Without a cache, ids that were read before are read again. Their logits are not new.
+        return logits_TV
 
 
-class BatchDecoder:
-    """The logits after several rows that grow and end at different times. One pass of the model reads all new ids.
+class SeparateDecoders:
+    """A ``RowDecoder`` with a ``Decoder`` for each row: for one text at a time, and for models that cannot read rows of
+    different lengths together."""
 
-    The new ids of a row are put to the right of what was read before. A row with fewer new ids than the longest gets
-    padding before them, which stays masked from then on. For the rows a b c and d e, which then grow by f, and by g h:
+    def __init__(self, model: PreTrainedModel, *, reuse: bool = True) -> None:
+        self._model, self._reuse = model, reuse
+        self._decoders: dict[int, Decoder] = {}
 
-        pass 1   pass 2   mask            positions of pass 2
-        a b c    - f      1 1 1  0 1      3 (of f)
-        - d e    g h      0 1 1  1 1      2 3 (of g and h)
+    def logits(self, rows: Mapping[int, Sequence[int]], every: Collection[int] = ()) -> dict[int, Tensor]:
+        """See ``RowDecoder``."""
+        found = {}
+        for number, row in rows.items():
+            if number not in self._decoders:
+                self._decoders[number] = Decoder(self._model, reuse=self._reuse)
+            decoder = self._decoders[number]
+            found[number] = decoder.logits_of_all(row) if number in every else decoder.logits(row)[None]
+        return found
 
-    Args:
-        model: the model, in eval mode. One whose state cannot be cropped reads the whole row each time, as ``Decoder``.
-        rows: numbers of the rows. There may be several if there is no reason in ``no_batches``.
-        reuse: False reads the whole rows each time, for comparison.
-    """
-
-    def __init__(self, model: PreTrainedModel, rows: Collection[int], *, reuse: bool = True) -> None:
-        self._model, self._many, self._has_cache = model, len(rows) > 1, can_crop(model)
-        self._reuse = reuse and self._has_cache
-        self._begin(rows)
-
-    def _begin(self, rows: Collection[int]) -> None:
-        self._cache, self._read = DynamicCache(), dict.fromkeys(rows, 0)
-        self._mask_BT = torch.ones(len(self._read), 0, dtype=torch.long, device=self._model.device)
-
-    @torch.inference_mode()
-    def logits(self, rows: Mapping[int, Sequence[int]]) -> dict[int, Tensor]:
-        """Read what is new in the rows.
-
-        Args:
-            rows: number -> row. Each row is longer than at the last call. A row that is missing has ended, and must not
-                come again.
-
-        Returns:
-            Number -> float32 [n, V]: the logits after each of the n ids at the end of the row that are new.
-        """
-        if not self._reuse:
-            self._begin(rows)
-        self._drop([number for number in self._read if number not in rows])
-        new = {number: rows[number][read:] for number, read in self._read.items()}
-        device, width = self._model.device, max(map(len, new.values()))
-        ids_BT = torch.tensor([[0] * (width - len(ids)) + list(ids) for ids in new.values()], device=device)
-        places: dict[str, Tensor] = {}
-        if self._many:
-            padding_B1 = torch.tensor([[width - len(ids)] for ids in new.values()], device=device)
-            steps_T, read_B1 = torch.arange(width, device=device), torch.tensor([[n] for n in self._read.values()])
-            self._mask_BT = torch.cat([self._mask_BT, (steps_T >= padding_B1).long()], dim=1)
-            # The first new id of a row has the position after those that were read. Padding comes before it, and is
-            # masked.
-            positions_BT = (read_B1.to(device) + steps_T - padding_B1).clamp(min=0)
-            places = {"attention_mask": self._mask_BT, "position_ids": positions_BT}
-        cache = {"past_key_values": self._cache, "use_cache": True} if self._has_cache else {"use_cache": False}
-        out = self._model(input_ids=ids_BT, **cache, **places)
-        self._read = {number: len(rows[number]) for number in self._read}
-        return {
-            number: logits_TV[width - len(ids) :].float()
-            for (number, ids), logits_TV in zip(new.items(), out.logits, strict=True)
-        }
-
-    def _drop(self, ended: Sequence[int]) -> None:
-        """Take rows out of the cache and the mask."""
-        if not ended:
-            return
-        left_B = torch.tensor(
-            [i for i, number in enumerate(self._read) if number not in ended], device=self._model.device
-        )
-        self._read = {number: read for number, read in self._read.items() if number not in ended}
-        self._mask_BT = self._mask_BT[left_B]
-        if self._cache.get_seq_length():
-            self._cache.batch_select_indices(left_B)
+    def end(self, number: int) -> None:
+        """See ``RowDecoder``."""
+        self._decoders.pop(number, None)
 
 
 CROPPED = {"full_attention", "sliding_attention", "chunked_attention"}
@@ -155,11 +135,19 @@ def no_batches(model: PreTrainedModel) -> str:
     return ""
 
 
+def last_logits_only(model: PreTrainedModel) -> dict[str, int]:
+    """The argument that lets a model compute the logits of the last position only; none if it has no such argument."""
+    return {"logits_to_keep": 1} if "logits_to_keep" in _parameters(model) else {}
+
+
 def _parameters(model: PreTrainedModel) -> Collection[str]:
     return inspect.signature(model.forward).parameters
 
 
-def _common(a: Sequence[int], b: Sequence[int]) -> int:
+def common_prefix(a: list[int], b: list[int]) -> int:
+    """The number of ids with which both lists begin."""
+    if b[: len(a)] == a:
+        return len(a)
     return len(os.path.commonprefix([a, b]))  # type: ignore[list-item]  # works on any sequences
 
 

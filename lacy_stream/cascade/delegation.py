@@ -15,7 +15,7 @@ from lacy_stream.cascade.settings import Delegation
 from lacy_stream.cascade.vocabulary import Vocabulary
 from lacy_stream.errors import UsageError
 from lacy_stream.objective.methods import Rank
-from lacy_stream.objective.scores import call_scores, uncertainty
+from lacy_stream.objective.scores import call_score, uncertainty
 from lacy_stream.train.checkpoint import CallingModel
 
 NOT_A_FACT = -100.0
@@ -64,13 +64,13 @@ class CallScore:
         self._rank: Rank = rank_calls_by
 
     def __call__(self, logits_V: Tensor, proposal: int, text: str) -> float:
-        return float(call_scores(logits_V[None], self._id, self._rank).score[0])
+        return float(call_score(logits_V, self._id, self._rank))
 
     def of_text(self, number: int) -> Score:
         return self
 
     def of_prompt(self, logits_TV: Tensor) -> list[float]:
-        return call_scores(logits_TV, self._id, self._rank).score.tolist()
+        return call_score(logits_TV, self._id, self._rank).tolist()
 
 
 class RandomScore:

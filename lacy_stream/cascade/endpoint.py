@@ -7,10 +7,11 @@ import re
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 from lacy_stream.cascade.bridge import Candidate
-from lacy_stream.cascade.partner import PartnerError, PromptError
+from lacy_stream.cascade.partner import Answer, Call, PartnerError, PromptError, answer_of
 from lacy_stream.cascade.vocabulary import SPECIAL_NAME, Vocabulary
 from lacy_stream.endpoints import api_key, base_url, hint, says_too_long
 
@@ -18,6 +19,9 @@ TOP_LOGPROBS = 20
 """Number of candidates to ask for: vLLM's default limit."""
 TIMEOUT_S = 60.0
 RETRIES = 4
+CONCURRENCY = 8
+"""Default number of requests that are under way at a time."""
+ADVICE = "What was generated is kept: start the endpoint and run the same command again"
 REFUSED = (400, 413, 422)
 """Statuses that say the request is at fault."""
 _ID = re.compile(r"token_id:(\d+)")
@@ -51,13 +55,22 @@ class EndpointPartner:
             like special tokens are then no text, and ids are asked for at ``/detokenize``.
         timeout_s: seconds for each attempt.
         retries: further attempts, with growing pauses, if the endpoint does not answer.
+        concurrency: number of requests that are under way at a time.
+        advice: what the user can do if the endpoint does not answer.
 
     Raises:
         PartnerError: the endpoint cannot be reached, or several models need a name, or openai is not installed.
     """
 
     def __init__(
-        self, spec: str, vocabulary: Vocabulary | None = None, *, timeout_s: float = TIMEOUT_S, retries: int = RETRIES
+        self,
+        spec: str,
+        vocabulary: Vocabulary | None = None,
+        *,
+        timeout_s: float = TIMEOUT_S,
+        retries: int = RETRIES,
+        concurrency: int = CONCURRENCY,
+        advice: str = ADVICE,
     ) -> None:
         try:
             import openai
@@ -66,6 +79,8 @@ class EndpointPartner:
         url, _, model = spec.partition("#")
         self._url, self._openai, self._vocabulary, self._timeout_s = base_url(url), openai, vocabulary, timeout_s
         self._client = openai.OpenAI(base_url=self._url, api_key=api_key(), timeout=timeout_s, max_retries=retries)
+        self._advice = advice
+        self._requests = ThreadPoolExecutor(concurrency, thread_name_prefix="partner")
         self._texts: dict[int, str | None] = {}
         """Answers of ``/detokenize``."""
         self.name = model or self._only_model()
@@ -77,6 +92,18 @@ class EndpointPartner:
     def session(self, preamble: str = "") -> EndpointSession:
         """Begin a text after a preamble."""
         return EndpointSession(self, preamble)
+
+    def propose_all(self, calls: Sequence[Call]) -> list[Answer]:
+        """See ``Partner``. Several requests are under way at a time."""
+        if len(calls) == 1:
+            return [self._answer(calls[0])]
+        return list(self._requests.map(self._answer, calls))
+
+    def _answer(self, call: Call) -> Answer:
+        try:
+            return self.candidates(call.session.preamble + call.text)
+        except (PartnerError, PromptError) as error:
+            return error
 
     def candidates(self, prompt: str) -> Iterator[Candidate]:
         """Ask for the most likely next tokens.
@@ -200,20 +227,23 @@ class EndpointPartner:
 
     def _unreachable(self, error: Exception) -> PartnerError:
         return PartnerError(
-            f"the partner {self._url} does not answer ({type(error).__name__}: {error}){hint(self._url)}. What was "
-            "generated is kept: start the endpoint and run the same command again"
+            f"the partner {self._url} does not answer ({type(error).__name__}: {error}){hint(self._url)}. "
+            f"{self._advice}"
         )
 
 
 class EndpointSession:
-    """One text. Each call sends the preamble and the whole text."""
+    """One text. Each call sends the preamble and the whole text, with a space at its end as it is."""
 
     def __init__(self, partner: EndpointPartner, preamble: str) -> None:
-        self._partner, self._preamble = partner, preamble
+        self._partner, self.preamble = partner, preamble
 
-    def propose(self, text: str, ids: Sequence[int] | None = None) -> Iterator[Candidate]:
-        """See ``partner.Session``. A space at the end of the text is sent as it is."""
-        yield from self._partner.candidates(self._preamble + text)
+    def propose(self, text: str) -> Iterator[Candidate]:
+        """Answer one call alone, see ``answer_of``."""
+        return answer_of(self._partner, Call(self, text))
+
+    def close(self) -> None:
+        """See ``partner.Session``. There is nothing to free here."""
 
 
 class _UnresolvedError(Exception):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -10,9 +11,10 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 
 from annotator.packages import package_file
+from lacy_stream.cascade.batch_decoder import open_decoder
 from lacy_stream.cascade.bridge import Candidate
-from lacy_stream.cascade.decoder import Decoder, apply_repetition_penalty
-from lacy_stream.cascade.partner import PartnerError, PromptError
+from lacy_stream.cascade.decoder import RowDecoder, apply_repetition_penalty
+from lacy_stream.cascade.partner import Answer, Call, PartnerError, PromptError, answer_of
 from lacy_stream.cascade.vocabulary import SPECIAL_NAME, TransformersVocabulary, Vocabulary
 from lacy_stream.errors import UsageError
 from lacy_stream.train.checkpoint import context_of, start_of_text
@@ -62,6 +64,8 @@ class TransformersPartner:
         rows = model.config.get_text_config(decoder=True).vocab_size
         spaced += [False] * (rows - len(spaced))  # there are more logits than ids
         self.begin_with_space_V = torch.tensor(spaced, device=model.device)
+        self._decoders: dict[tuple[bool, bool], RowDecoder] = {}
+        self._numbers = itertools.count()
 
     def speaks(self, vocabulary: Vocabulary) -> bool:
         """Whether a vocabulary has the same ids and spellings as the partner's."""
@@ -71,46 +75,111 @@ class TransformersPartner:
         """Begin a text after a preamble."""
         ids = self.vocabulary.encode_special(preamble) if preamble else []
         has_start = ids[: len(self.start)] == self.start  # templates may name the beginning-of-text token
-        return TransformersSession(self, ids if has_start else [*self.start, *ids])
+        return TransformersSession(self, next(self._numbers), ids if has_start else [*self.start, *ids])
 
+    def propose_all(self, calls: Sequence[Call]) -> list[Answer]:
+        """See ``Partner``. The new tokens of all texts are read in one padded pass."""
+        return [
+            found if isinstance(found, PromptError) else self._candidates(found[0])
+            for found in self.logits_of_all(calls)
+        ]
 
-class TransformersSession:
-    """One text, with its key-value cache. Each call encodes the whole text, and the model reads what has changed: the
-    new tokens, and earlier tokens that the longer text splits differently."""
+    def logits_of_all(self, calls: Sequence[Call]) -> list[tuple[Tensor, bool] | PromptError]:
+        """Compute the logits of the next tokens.
 
-    def __init__(self, partner: TransformersPartner, start: list[int]) -> None:
-        self._partner, self._start = partner, start
-        self._decoder = Decoder(partner.model, reuse=partner.reuse)
-
-    def propose(self, text: str, ids: Sequence[int] | None = None) -> Iterator[Candidate]:
-        """See ``partner.Session``."""
-        logits_V, _ = self.next_logits(text, ids)
-        spellings = self._partner.proposed
-        for id in torch.topk(logits_V, min(CANDIDATES, len(logits_V))).indices.tolist():
-            yield Candidate(spellings[id] if id < len(spellings) else None, id)
-
-    def next_logits(self, text: str, ids: Sequence[int] | None = None) -> tuple[Tensor, bool]:
-        """Compute the logits of the next token. Arguments and errors are those of ``propose``.
-
-        A space at the end of the text is taken back if the partner's tokens begin with their space. Only tokens that
+        A space at the end of a text is taken back if the partner's tokens begin with their space. Only tokens that
         begin with a space are then possible: for "was ", the partner reads "was", and the other logits become -inf.
 
         Returns:
-            The logits after the repetition penalty, float32 [V], and whether a space was taken back.
+            For each call, the logits after the repetition penalty, float32 [V], and whether a space was taken back; or
+            a PromptError if the text is empty, or longer than the context.
         """
-        partner = self._partner
-        spaced = ids is None and text.endswith(" ") and text[-2:] != "  " and not partner.splits_spaces
+        rows: dict[int, list[int]] = {}
+        found: list[tuple[Tensor, bool] | PromptError] = []
+        took_back = [self._takes_back_space(call) for call in calls]
+        for call, spaced in zip(calls, took_back, strict=True):
+            try:
+                rows[call.session.number] = self._row(call, spaced)
+            except PromptError as error:
+                found.append(error)
+        if not rows:
+            return found
+        errors, found = iter(found), []
+        logits = self._decoder(len(rows)).logits(rows)
+        for call, spaced in zip(calls, took_back, strict=True):
+            if call.session.number not in rows:
+                found.append(next(errors))
+                continue
+            row, logits_V = rows[call.session.number], logits[call.session.number][-1]
+            logits_V = apply_repetition_penalty(logits_V, row, self.penalty)
+            if spaced:
+                logits_V = logits_V.masked_fill(~self.begin_with_space_V[: len(logits_V)], -torch.inf)
+            found.append((logits_V, spaced))
+        return found
+
+    def _takes_back_space(self, call: Call) -> bool:
+        text = call.text
+        return call.ids is None and text.endswith(" ") and text[-2:] != "  " and not self.splits_spaces
+
+    def _row(self, call: Call, spaced: bool) -> list[int]:
+        """What the partner reads for a call.
+
+        Raises:
+            PromptError: it is nothing, or longer than the context.
+        """
         # The whole text is encoded at each call, since a new word may change the pieces of the one before it. The
         # decoder reads only what differs from the row of the last call.
-        row = self._start + (partner.vocabulary.encode(text[:-1] if spaced else text) if ids is None else list(ids))
-        if partner.context is not None and len(row) > partner.context:
-            raise PromptError(f"{len(row)} tokens, and the partner {partner.name} has a context of {partner.context}")
+        text = call.text[:-1] if spaced else call.text
+        row = call.session.start + (self.vocabulary.encode(text) if call.ids is None else list(call.ids))
+        if self.context is not None and len(row) > self.context:
+            raise PromptError(f"{len(row)} tokens, and the partner {self.name} has a context of {self.context}")
         if not row:
-            raise PromptError(f"the partner {partner.name} has nothing to read: the text is empty")
-        logits_V = apply_repetition_penalty(self._decoder.logits(row), row, partner.penalty)
-        if spaced:
-            logits_V = logits_V.masked_fill(~partner.begin_with_space_V[: len(logits_V)], -torch.inf)
-        return logits_V, spaced
+            raise PromptError(f"the partner {self.name} has nothing to read: the text is empty")
+        return row
+
+    def _candidates(self, logits_V: Tensor) -> Iterator[Candidate]:
+        for id in torch.topk(logits_V, min(CANDIDATES, len(logits_V))).indices.tolist():
+            yield Candidate(self.proposed[id] if id < len(self.proposed) else None, id)
+
+    def _decoder(self, texts: int) -> RowDecoder:
+        """The decoder for a number of calls. The first calls that come together move to one that reads rows together,
+        where the model can; their texts are then read once more."""
+        together = (True, self.reuse) in self._decoders or texts > 1
+        if (together, self.reuse) not in self._decoders:
+            self._decoders = {(together, self.reuse): open_decoder(self.model, many=together, reuse=self.reuse)}
+        return self._decoders[together, self.reuse]
+
+    def forget(self, number: int) -> None:
+        """Free what is kept of the session with this number."""
+        for decoder in self._decoders.values():
+            decoder.end(number)
+
+
+class TransformersSession:
+    """One text. Each call encodes the whole text, and the model reads what has changed: the new tokens, and earlier
+    tokens that the longer text splits differently."""
+
+    def __init__(self, partner: TransformersPartner, number: int, start: list[int]) -> None:
+        self._partner, self.number, self.start = partner, number, start
+
+    def propose(self, text: str, ids: Sequence[int] | None = None) -> Iterator[Candidate]:
+        """Answer one call alone, see ``answer_of``."""
+        return answer_of(self._partner, Call(self, text, ids))
+
+    def next_logits(self, text: str, ids: Sequence[int] | None = None) -> tuple[Tensor, bool]:
+        """The logits for one call alone, see ``TransformersPartner.logits_of_all``.
+
+        Raises:
+            PromptError: the text is empty, or longer than the context.
+        """
+        (found,) = self._partner.logits_of_all([Call(self, text, ids)])
+        if isinstance(found, PromptError):
+            raise found
+        return found
+
+    def close(self) -> None:
+        """See ``partner.Session``."""
+        self._partner.forget(self.number)
 
 
 def load_partner(name: str, *, repetition_penalty: float, device: str) -> TransformersPartner:

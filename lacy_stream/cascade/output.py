@@ -14,7 +14,7 @@ from rich.text import Text
 from annotator import page
 from annotator.terminal import printable
 from lacy_stream.cascade.articles import Articles, with_article
-from lacy_stream.cascade.generation import PARTNER, Generation, Prompt, Token
+from lacy_stream.cascade.texts import PARTNER, Generation, Prompt, Token
 from lacy_stream.errors import UsageError
 from lacy_stream.files import file_errors, is_json_lines, write_text
 
@@ -35,6 +35,7 @@ def record(generation: Generation) -> dict[str, Any]:
         "skipped": generation.skipped,
         "fallbacks": generation.fallbacks,
         "prompt_scores": generation.prompt_scores,
+        "ended_at_call": generation.ended_at_call,
         "tokens": [
             [t.text, t.writer, t.score, t.threshold if t.threshold is None or math.isfinite(t.threshold) else None]
             for t in generation.tokens
@@ -45,7 +46,7 @@ def record(generation: Generation) -> dict[str, Any]:
 def from_record(value: dict[str, Any]) -> Generation:
     """Turn a JSON object of ``record`` back into a generation."""
     tokens = [Token(*token) for token in value["tokens"]]
-    names = ("prompt", "text", "finish", "skipped", "prompt_scores", "fallbacks")
+    names = ("prompt", "text", "finish", "skipped", "prompt_scores", "fallbacks", "ended_at_call")
     return Generation(tokens=tokens, **{name: value[name] for name in names})
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Protocol
+from typing import Any, NamedTuple, Protocol
 
 from lacy_stream.cascade.bridge import Candidate
 from lacy_stream.cascade.vocabulary import Vocabulary
@@ -19,20 +19,28 @@ class PromptError(UsageError):
 
 
 class Session(Protocol):
-    """A partner that works on one text."""
+    """A partner's view of one text."""
 
-    def propose(self, text: str, ids: Sequence[int] | None = None) -> Iterator[Candidate]:
-        """Yield candidates for the next token, best first.
-
-        Args:
-            text: the text so far.
-            ids: its tokens, if the partner ``speaks`` the vocabulary of the small model; else None.
-
-        Raises:
-            PartnerError: the partner does not answer.
-            PromptError: the text is longer than the partner's context.
-        """
+    def close(self) -> None:
+        """Forget the text."""
         ...
+
+
+class Call(NamedTuple):
+    """The question for the next token of one text."""
+
+    session: Any
+    """The ``Session`` of the text, of the partner that is asked."""
+    text: str
+    """The text so far."""
+    ids: Sequence[int] | None = None
+    """Its tokens, if the partner ``speaks`` the vocabulary of the small model; else None."""
+
+
+Answer = Iterator[Candidate] | PartnerError | PromptError
+"""Candidates for the next token, best first; or the error that concerns this call: the partner does not answer it
+(PartnerError), or the text is longer than the partner's context (PromptError). Reading the candidates may raise a
+PartnerError as well."""
 
 
 class Partner(Protocol):
@@ -52,3 +60,26 @@ class Partner(Protocol):
             preamble: text that the partner reads first, and the small model does not. It may name special tokens.
         """
         ...
+
+    def propose_all(self, calls: Sequence[Call]) -> list[Answer]:
+        """Answer the calls of several texts together.
+
+        Args:
+            calls: at most one for each text.
+
+        Returns:
+            One answer for each call, in order.
+        """
+        ...
+
+
+def answer_of(partner: Partner, call: Call) -> Iterator[Candidate]:
+    """Answer one call alone.
+
+    Raises:
+        PartnerError, PromptError: see ``Answer``.
+    """
+    (answer,) = partner.propose_all([call])
+    if isinstance(answer, Exception):
+        raise answer
+    return answer

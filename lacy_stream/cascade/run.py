@@ -12,7 +12,7 @@ from rich.text import Text
 
 from annotator.terminal import printable
 from lacy_stream.cascade.articles import TEMPLATE, Articles
-from lacy_stream.cascade.generation import Generation, OnToken, Prompt, Token, generate
+from lacy_stream.cascade.generation import OnToken, generate
 from lacy_stream.cascade.identity import IF_KNOWN
 from lacy_stream.cascade.open import open_partner
 from lacy_stream.cascade.output import (
@@ -25,6 +25,7 @@ from lacy_stream.cascade.output import (
     write_page,
 )
 from lacy_stream.cascade.settings import GenerateOptions
+from lacy_stream.cascade.texts import Generation, Prompt, Token
 from lacy_stream.files import read_text
 from lacy_stream.journal import Journal, JournalError
 from lacy_stream.progress import progress

@@ -15,9 +15,12 @@ DelegationMethod = Literal["call", "random", "ilacy-logprob", "ilacy-entropy"]
 """Ways to decide which tokens are delegated, see docs/cascade.md."""
 Estimator = Literal["tracking", "paper"]
 """Ways to estimate the threshold of the calls, see ``thresholds``."""
+ThresholdPer = Literal["run", "text"]
+"""Whether all texts share a threshold."""
 
 DELEGATION_METHODS: tuple[DelegationMethod, ...] = get_args(DelegationMethod)
 ESTIMATORS: tuple[Estimator, ...] = get_args(Estimator)
+THRESHOLDS_PER: tuple[ThresholdPer, ...] = get_args(ThresholdPer)
 MANY_TEXTS = 8
 """Batch size for writing many texts that nobody watches as they grow."""
 
@@ -40,6 +43,10 @@ class Delegation:
     """How the threshold of the calls is estimated: `tracking` keeps to the call rate; `paper` is the quantile of all
     scores so far."""
 
+    threshold_per: ThresholdPer = "run"
+    """`run`: all texts share a threshold, so the call rate is that of all of them. `text`: each text has its own, and
+    does not depend on other texts."""
+
     seed: int = 0
     """Seed of random delegation."""
 
@@ -60,6 +67,8 @@ class Delegation:
             raise UsageError(f"call_rate is {self.call_rate}: give a share of the tokens, 0 to 1")
         if self.estimator not in ESTIMATORS:
             raise UsageError(f"estimator: {self.estimator!r} is none of {', '.join(ESTIMATORS)}")
+        if self.threshold_per not in THRESHOLDS_PER:
+            raise UsageError(f"threshold_per: {self.threshold_per!r} is none of {', '.join(THRESHOLDS_PER)}")
 
 
 @dataclass(frozen=True)
@@ -77,7 +86,7 @@ class Decoding:
     """Repetition penalty of the small model and of a partner that is loaded here; 1 for none."""
 
     batch_size: int = 1
-    """Texts that the small model writes at once; the partner answers one at a time. Texts depend slightly on it."""
+    """Texts that are written at once. With a threshold for all of them, they depend slightly on it."""
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
@@ -129,6 +138,9 @@ class GenerateOptions:
     device: str = "cpu"
     """The torch device."""
 
+    threads: int | None = None
+    """Threads of torch. Default: the cores that this process may use, at most 8."""
+
     delegation: Delegation = Delegation()
     """What is delegated."""
 
@@ -147,6 +159,8 @@ class GenerateOptions:
     def __post_init__(self) -> None:
         if bool(self.prompt) == (self.prompts is not None):
             raise UsageError("there are no prompts, or two kinds of them: give either --prompt TEXT or --prompts FILE")
+        if self.threads is not None and self.threads < 1:
+            raise UsageError(f"threads is {self.threads}: give at least 1")
         if self.prompts is not None and self.out is None:
             raise UsageError("--prompts needs --out FILE, where its texts are kept")
 

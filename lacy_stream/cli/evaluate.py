@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from lacy_stream.cascade.settings import Delegation
-from lacy_stream.cli.options import DEVICE, Commands, add_command, add_options, choose_device, parse_options
+from lacy_stream.cli.options import DEVICE, Commands, add_command, add_options, parse_options, set_up_torch
 from lacy_stream.errors import UsageError
 from lacy_stream.evaluate.settings import (
     AcceptabilityOptions,
@@ -117,7 +117,7 @@ def _add(
         missing = [package for package in packages if importlib.util.find_spec(package) is None]
         if missing:
             raise UsageError(f"this evaluation needs {', '.join(missing)}: pip install 'lacy-stream[evaluate]'")
-        choose_device(args)
+        set_up_torch(args, getattr(args, "torch_threads", None))
         options = parse_options(kind, args)
         with file_errors(options.out, "written"):
             os.makedirs(options.out, exist_ok=True)

@@ -11,8 +11,8 @@ from lacy_stream.cli.options import (
     Commands,
     add_command,
     add_options,
-    choose_device,
     parse_options,
+    set_up_torch,
 )
 from lacy_stream.files import check_writable
 
@@ -56,7 +56,7 @@ def _add_options(parser: CommandParser) -> None:
 def _generate(args: argparse.Namespace) -> int:
     if "prompts" in args and "batch_size" not in args:
         args.batch_size = MANY_TEXTS
-    choose_device(args)
+    set_up_torch(args, getattr(args, "threads", None))
     options = parse_options(GenerateOptions, args)
     if options.html is not None:
         check_writable(options.html)

@@ -12,6 +12,7 @@ from lacy_stream.cli.evaluate import add_evaluate
 from lacy_stream.cli.generate import add_generate
 from lacy_stream.cli.options import CommandParser
 from lacy_stream.cli.prepare import add_knowledge, add_prepare
+from lacy_stream.cli.serve import add_serve
 from lacy_stream.errors import accept_all_characters, run_command
 
 DESCRIPTION = """\
@@ -26,6 +27,7 @@ Use it in this order:
   3. lacy-stream show-calls runs/NAME/latest-rank0.pt   see what the model would delegate
   4. lacy-stream export runs/NAME/latest-rank0.pt OUT   write a folder for transformers and lm-eval
   5. lacy-stream generate OUT --partner meta-llama/Llama-3.2-1B --prompt TEXT   write text with a larger model
+     (lacy-stream serve OUT --partner ...                  the same as a service for OpenAI's clients)
   6. lacy-stream evaluate EVALUATION MODEL ... --out DIR   score the model, beside the paper's figures
      (lacy-stream knowledge build SOURCE ... --out FILE    store the articles that biographies are checked against)
 """
@@ -63,6 +65,7 @@ def _parser() -> CommandParser:
     add_export(commands)
     add_add_call(commands)
     add_generate(commands)
+    add_serve(commands)
     add_knowledge(commands)
     add_evaluate(commands)
     return parser

@@ -245,12 +245,13 @@ def _build(kind: Any, base: Any, values: Mapping[str, Any]) -> Any:
     return kind(**given) if base is MISSING else replace(base, **given)
 
 
-DEVICE = "cuda if available, else cpu"
+DEVICE = "auto, which is cuda if available, else cpu"
 
 
-def choose_device(args: argparse.Namespace) -> None:
-    """Let the default of --device be what DEVICE says."""
-    if "device" not in args:
-        import torch
+def set_up_torch(args: argparse.Namespace, threads: int | None) -> None:
+    """Let --device be a device also where it is `auto`, its default, and set the number of torch's threads, see
+    ``compute.bound_threads``."""
+    from lacy_stream.compute import bound_threads, choose_device
 
-        args.device = "cuda" if torch.cuda.is_available() else "cpu"
+    args.device = choose_device(getattr(args, "device", "auto"))
+    bound_threads(threads)

@@ -164,7 +164,7 @@ def write_biographies(
 
 def _prompts(names: Sequence[str], cascade: CascadeSettings) -> list[Prompt]:
     from lacy_stream.cascade.articles import TEMPLATE, with_article
-    from lacy_stream.cascade.generation import Prompt
+    from lacy_stream.cascade.texts import Prompt
 
     texts = {name: prompt_for(name) for name in names}
     if cascade.articles is None:

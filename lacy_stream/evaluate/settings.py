@@ -28,11 +28,14 @@ class EvaluationOptions:
     device: str = "cpu"
     """The torch device."""
 
+    torch_threads: int | None = None
+    """Threads of torch. Default: the cores that this process may use, at most 8."""
+
     limit: int | None = None
     """Only the first N items."""
 
     def __post_init__(self) -> None:
-        check_positive(self, "limit", "batch_size", "documents")
+        check_positive(self, "limit", "batch_size", "documents", "torch_threads")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,8 @@ import torch
 import transformers
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from lacy_stream.cascade.decoder import BatchDecoder, Decoder, can_crop, no_batches
+from lacy_stream.cascade.batch_decoder import BatchDecoder, groups, open_decoder
+from lacy_stream.cascade.decoder import Decoder, can_crop, no_batches
 
 pytestmark = pytest.mark.model
 
@@ -53,7 +54,7 @@ def test_logits_are_those_of_the_whole_row(kind: str) -> None:
     """A longer row, another end, a shorter row, the same again: nothing of the prefix is forgotten or left over."""
     model = tiny(kind, (CROPPED | READ_AGAIN)[kind])
     assert can_crop(model) == (kind in CROPPED)
-    decoder, growing = Decoder(model), BatchDecoder(model, [0])
+    decoder, growing = Decoder(model), open_decoder(model, many=False)
     for row in ROWS:
         torch.testing.assert_close(decoder.logits(row), whole(model, row), rtol=1e-4, atol=1e-4)
     for end in (4, 5, 6):
@@ -65,5 +66,38 @@ def test_logits_are_those_of_the_whole_row(kind: str) -> None:
     ("Gemma3Text", "sliding window of 3"), ("Jamba", "recurrent state"), ("Bloom", "no position ids")])  # fmt: skip
 def test_batches(kind: str, reason: str) -> None:
     """Rows are read together only where padding between their ids changes nothing."""
-    found = no_batches(tiny(kind, (CROPPED | READ_AGAIN)[kind]))
+    model = tiny(kind, (CROPPED | READ_AGAIN)[kind])
+    found = no_batches(model)
     assert reason in found and bool(found) == bool(reason)
+    decoder = open_decoder(model, many=True)
+    assert isinstance(decoder, BatchDecoder) == (not reason)
+    rows = {3: ROWS[0], 5: ROWS[3]}
+    for number, logits_TV in decoder.logits(rows).items():
+        torch.testing.assert_close(logits_TV[-1], whole(model, rows[number]), rtol=1e-4, atol=1e-4)
+
+
+def test_rows_are_divided_into_passes() -> None:
+    """Rows of similar lengths are read together, where the padding costs less than another pass; a pass stays within
+    its bound."""
+    lengths = {0: 1, 1: 20, 2: 2, 3: 18, 4: 1}
+    assert sorted(map(sorted, groups(lengths, 16, 100))) == [[0, 2, 4], [1, 3]]
+    assert groups(lengths, 1000, 1000) == [[1, 3, 2, 0, 4]]
+    assert groups(lengths, 0, 100) == [[0, 4], [2], [3], [1]]
+    assert all(max(lengths[n] for n in group) * len(group) <= 20 for group in groups(lengths, 1000, 20))
+    assert groups({}, 16, 100) == [] and groups({5: 200}, 16, 100) == [[5]]
+
+
+@pytest.mark.parametrize("ignored", ["position_ids", "attention_mask"])
+def test_a_model_that_ignores_positions_or_masks(ignored: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether rows can be read together is tried before it is done: a model of unknown code reads them one by one."""
+    model = tiny("Llama", CROPPED["Llama"] | {"initializer_range": 0.5})
+    forward = model.forward
+
+    def careless(input_ids: Any = None, position_ids: Any = None, past_key_values: Any = None, **rest: Any) -> Any:
+        given = {"position_ids": position_ids, **rest}
+        given[ignored] = None
+        return forward(input_ids=input_ids, past_key_values=past_key_values, **given)
+
+    monkeypatch.setattr(model, "forward", careless)
+    assert not no_batches(model)
+    assert not isinstance(open_decoder(model, many=True), BatchDecoder)

@@ -13,9 +13,11 @@ from transformers import AutoTokenizer
 
 from lacy_stream.cascade import Decoding, Delegation, Generation, TransformersPartner, open_partner
 from lacy_stream.cascade import generate as generate_texts
+from lacy_stream.cascade.batch_decoder import BatchDecoder
 from lacy_stream.cascade.bridge import Candidate
-from lacy_stream.cascade.decoder import BatchDecoder, Decoder
+from lacy_stream.cascade.decoder import Decoder
 from lacy_stream.cascade.output import from_record, record
+from lacy_stream.cascade.partner import Answer, Call
 from lacy_stream.cascade.vocabulary import Vocabulary, open_vocabulary
 from lacy_stream.train.checkpoint import CallingModel, load_model
 
@@ -62,9 +64,11 @@ class Scripted:
         self.preambles.append(preamble)
         return self
 
-    def propose(self, text: str, ids: Sequence[int] | None = None) -> Iterator[Candidate]:
-        self.texts.append(text)
-        return (Candidate(spelling) for spelling in self.spellings)
+    def close(self) -> None: ...
+
+    def propose_all(self, calls: Sequence[Call]) -> list[Answer]:
+        self.texts += [call.text for call in calls]
+        return [map(Candidate, self.spellings) for _ in calls]
 
 
 def plain(model: CallingModel, prompt: str, tokens: int) -> str:
@@ -132,16 +136,26 @@ def test_the_cache_reads_only_what_changed(wordy: CallingModel) -> None:
 
 def test_rows_that_are_read_together(wordy: CallingModel) -> None:
     """Rows of other lengths that grow by other steps and end at other times: each has the logits that it has alone."""
-    growth = {3: [[2, 5, 6], [7], [8, 9, 10], [11]], 4: [[2], [9, 9, 9, 9], [5]], 7: [[2, 8, 8, 8, 8, 8], [4]]}
-    decoder = BatchDecoder(wordy.model, growth)
-    rows: dict[int, list[int]] = {number: [] for number in growth}
-    for step in range(4):
-        rows = {number: row + growth[number][step] for number, row in rows.items() if step < len(growth[number])}
-        found = decoder.logits(rows)
+    long = list(range(3, 403))
+    steps: list[dict[int, list[int]]] = [
+        {3: [2, 5, 6], 4: [2]},
+        {3: [2, 5, 6, 7], 4: [2, 9, 9, 9, 9], 7: [2, 8, 8, 8, 8, 8]},  # a row enters
+        {7: [2, 8, 8, 8, 8, 8, 4], 3: [2, 5, 6, 7, 8]},  # a row waits
+        {4: [2, 9, 9, 5, 6], 1: long},  # a row has another end; one is much longer
+        {1: [*long, 5], 4: [2, 9, 9, 5, 6], 3: [2, 5]},  # nothing is new, and a shorter row
+    ]
+    decoder = BatchDecoder(wordy.model)
+    for step, rows in enumerate(steps):
+        found = decoder.logits(rows, every={7})
         assert list(found) == list(rows)
         for number, row in rows.items():
-            assert len(found[number]) == len(growth[number][step])
             torch.testing.assert_close(found[number][-1], Decoder(wordy.model).logits(row), rtol=1e-4, atol=1e-4)
+        if step == 1:
+            every_TV = Decoder(wordy.model).logits_of_all(rows[7])
+            torch.testing.assert_close(found[7], every_TV, rtol=1e-4, atol=1e-4)
+        if step == 2:
+            assert len(found[7]) == 1
+            decoder.end(7)
 
 
 @pytest.mark.parametrize("batch_size", [2, 8])

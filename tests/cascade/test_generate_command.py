@@ -14,9 +14,9 @@ from servers import completions_server
 
 from lacy_stream.cascade.articles import with_article
 from lacy_stream.cascade.biography_prompt import name_in, prompt_for
-from lacy_stream.cascade.generation import Generation, Token
 from lacy_stream.cascade.identity import partner_content
 from lacy_stream.cascade.output import generations_to_html, read_prompts, style_token
+from lacy_stream.cascade.texts import Generation, Token
 from lacy_stream.cli.main import main
 
 pytestmark = pytest.mark.model

@@ -83,8 +83,8 @@ def test_texts_are_those_of_transformers(bos: bool, tmp_path: Path) -> None:
     assert written(model).text == expected
     assert written(model, partner).text == expected
     partner.speaks = lambda vocabulary: False  # type: ignore[method-assign]
-    assert partner.session("x")._start == [*model.start_ids, ord("x")]
-    assert partner.session("<bos>x")._start == [BOS, ord("x")]
+    assert partner.session("x").start == [*model.start_ids, ord("x")]
+    assert partner.session("<bos>x").start == [BOS, ord("x")]
 
 
 @pytest.mark.parametrize("end", [END, TURN])
