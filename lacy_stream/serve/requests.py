@@ -1,4 +1,4 @@
-"""A request while it is answered: its texts are submitted, their events are awaited, and nothing is left behind."""
+"""A request while it is answered: its texts are submitted, their events are awaited, and nothing of it is left."""
 
 from __future__ import annotations
 

@@ -123,7 +123,7 @@ class RemoteWorker:
                 self._reply.set_result(message)
 
     def fail(self, death: WorkerDied) -> None:
-        """The worker has ended: whoever waits for it gets its death."""
+        """The worker has ended: the thread that waits for it gets its death."""
         with self._lock:
             if self._death is not None:
                 return
