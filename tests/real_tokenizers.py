@@ -64,7 +64,7 @@ def _converted(name: str, pattern: str, special: list[str]) -> Tokenizer:
     from transformers.convert_slow_tokenizer import TikTokenConverter
 
     file = str(tiktoken_file(name))
-    return TikTokenConverter(file, pattern=pattern, additional_special_tokens=special).converted()
+    return TikTokenConverter(file, pattern, False, special).converted()  # its names differ in transformers 4 and 5
 
 
 def _llama3() -> tuple[Tokenizer, dict]:
