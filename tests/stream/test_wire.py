@@ -94,7 +94,7 @@ def test_messages_are_small() -> None:
     ],
 )
 def test_rubbish_is_an_error(message: bytes) -> None:
-    """An answer that is none is a ValueError, and is not unpickled."""
+    """Bytes that are no answer raise a ValueError, and are not unpickled."""
     with pytest.raises(ValueError):
         wire.decode_answer(message, [Document("a", "x"), Document("b", "x")])
 
