@@ -1,4 +1,4 @@
-"""Several rows of ids in one padded pass of the model, with one cache."""
+"""Several rows of ids in one pass of the model, with one cache."""
 
 from __future__ import annotations
 
@@ -17,32 +17,31 @@ from lacy_stream.cascade.decoder import (
     last_logits_only,
     no_batches,
 )
+from lacy_stream.cascade.packed_attention import NewIds, group_rows, length_class, packed_rows
 from lacy_stream.cascade.row_cache import RowCache
 
-PASS_COST = {"cpu": 16, "cuda": 256}
-"""What a pass costs beside the work on its ids, as a number of ids: the weights are read once more."""
 PASS_IDS, PASS_LOGITS = 4096, 512
-"""Largest number of ids in a pass, with the padding, unless a single row has more: it bounds the memory of a pass. The
-second one is for passes in which the logits after every id are wanted."""
+"""Largest number of ids in a pass, and of ids whose logits are computed, unless a single row has more: they bound the
+memory of a pass."""
 
 
 class BatchDecoder:
-    """A ``RowDecoder`` that reads the new ids of several rows in one pass.
+    """A ``RowDecoder`` that reads the new ids of several rows in one pass, one row after the other, without padding.
 
-    A row with fewer new ids than the longest gets padding before them, so that the last id of each row is in the last
-    column, and only the logits of that column are computed. Padding is not kept in the cache. For the rows a b c and d,
-    of which b c and d are new:
+    For the rows a b c and d, of which b c and d are new:
 
-        ids    positions   visible columns of the cache
-        b c    1 2         0 1    0 1 2
-        - d    0 0         0      0
+        ids        b    c      d
+        positions  1    2      0
+        attend to  a b  a b c  d
+
+    Only the logits that are wanted are computed.
 
     Args:
         model: the model, in eval mode, with no reason in ``no_batches``.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
-        self._model, self._last_only = model, last_logits_only(model)
+        self._model, self._chooses_logits = model, bool(last_logits_only(model))
         self._cache = RowCache()
         self._places: dict[int, int] = {}
         """Number of a row -> its row in the cache."""
@@ -51,22 +50,18 @@ class BatchDecoder:
 
     def logits(self, rows: Mapping[int, Sequence[int]], every: Collection[int] = ()) -> dict[int, Tensor]:
         """See ``RowDecoder``."""
-        new: dict[int, list[int]] = {}
+        new: dict[int, NewIds] = {}
         for number, row in rows.items():
             ids = list(row)
             # At least one id must be read to give logits.
             keep = min(common_prefix(self._read.get(number, []), ids), len(ids) - 1)
-            self._read[number], new[number] = ids[:keep], ids[keep:]
+            self._read[number] = ids[:keep]
             if number not in self._places:
                 self._places[number] = _lowest_free(self._places.values())
-        cost = PASS_COST.get(self._model.device.type, PASS_COST["cuda"])
-        lengths = {number: len(ids) for number, ids in new.items()}
-        scored = {number: length for number, length in lengths.items() if number in every}
-        others = {number: length for number, length in lengths.items() if number not in every}
+            new[number] = NewIds(self._places[number], keep, ids[keep:])
         found: dict[int, Tensor] = {}
-        for group in [*groups(scored, cost, PASS_LOGITS), *groups(others, cost, PASS_IDS)]:
-            group.sort(key=self._places.__getitem__)
-            found |= self._pass({number: new[number] for number in group}, every)
+        for numbers in passes({number: len(row.ids) for number, row in new.items()}, every):
+            found |= self._pass({number: new[number] for number in numbers}, every)
         return {number: found[number] for number in rows}
 
     def end(self, number: int) -> None:
@@ -77,72 +72,58 @@ class BatchDecoder:
             self._cache.release()
 
     @torch.inference_mode()
-    def _pass(self, new: Mapping[int, list[int]], every: Collection[int]) -> dict[int, Tensor]:
+    def _pass(self, new: Mapping[int, NewIds], every: Collection[int]) -> dict[int, Tensor]:
         """Read the new ids of some rows. Returns number -> logits, as ``RowDecoder.logits``."""
-        device, steps = self._model.device, max(map(len, new.values()))
-        width = max(len(self._read[number]) + len(ids) for number, ids in new.items())
-        self._cache.reserve(max(self._places.values()) + 1, width)
-        spare = self._cache.spare_column
-        ids_BT, positions_BT, columns_BT = [], [], []
-        for number, ids in new.items():
-            padding, start = steps - len(ids), len(self._read[number])
-            positions = list(range(start, start + len(ids)))
-            ids_BT.append([0] * padding + ids)
-            positions_BT.append([0] * padding + positions)
-            columns_BT.append([spare] * padding + positions)
-        positions = torch.tensor(positions_BT, device=device)
-        self._cache.begin_pass([self._places[n] for n in new], torch.tensor(columns_BT, device=device), width)
-        last_only = {} if any(number in every for number in new) else self._last_only
-        out = self._model(
-            input_ids=torch.tensor(ids_BT, device=device),
-            attention_mask=_causal_mask(positions, width, self._model.dtype),
-            position_ids=positions,
-            past_key_values=self._cache,
-            use_cache=True,
-            **last_only,
-        )
-        for number, ids in new.items():
-            self._read[number] += ids
-        return {
-            number: logits_TV[-len(ids) if number in every else -1 :].float()
-            for (number, ids), logits_TV in zip(new.items(), out.logits, strict=True)
-        }
-
-
-def _causal_mask(positions_BT: Tensor, width: int, dtype: torch.dtype) -> Tensor:
-    """What each id sees: the columns up to its position. Added to the attention's scores, [B, 1, T, width]."""
-    visible = torch.arange(width, device=positions_BT.device) <= positions_BT[:, None, :, None]
-    mask = torch.zeros(visible.shape, dtype=dtype, device=visible.device)
-    return mask.masked_fill_(~visible, torch.finfo(dtype).min)
+        # Rows that attend together stand together, in the order of the cache.
+        new = dict(sorted(new.items(), key=lambda item: (length_class(len(item[1].ids)), item[1].place)))
+        device, rows = self._model.device, list(new.values())
+        self._cache.reserve(max(self._places.values()) + 1, max(row.start + len(row.ids) for row in rows))
+        places_N = [row.place for row in rows for _ in row.ids]
+        positions_N = torch.tensor([row.start + step for row in rows for step in range(len(row.ids))], device=device)
+        self._cache.begin_pass(torch.tensor(places_N, device=device), positions_N)
+        wanted: list[int] = []
+        counts = {number: len(row.ids) if number in every else 1 for number, row in new.items()}
+        end = 0
+        for number, row in new.items():
+            end += len(row.ids)
+            wanted += range(end - counts[number], end)
+        wanted_L = torch.tensor(wanted, device=device)
+        with packed_rows(self._model, group_rows(rows, self._model.dtype, device)):
+            out = self._model(
+                input_ids=torch.tensor([[id for row in rows for id in row.ids]], device=device),
+                position_ids=positions_N[None],
+                past_key_values=self._cache,
+                use_cache=True,
+                **({"logits_to_keep": wanted_L} if self._chooses_logits else {}),
+            )
+        logits_LV = (out.logits[0] if self._chooses_logits else out.logits[0, wanted_L]).float()
+        for number, row in new.items():
+            self._read[number] += row.ids
+        return dict(zip(new, logits_LV.split(list(counts.values())), strict=True))
 
 
 def _lowest_free(used: Collection[int]) -> int:
     return next(place for place in range(len(used) + 1) if place not in used)
 
 
-def groups(lengths: Mapping[int, int], cost: int, most: int) -> list[list[int]]:
-    """Divide rows into passes, so that padding and passes together cost least.
+def passes(lengths: Mapping[int, int], every: Collection[int]) -> list[list[int]]:
+    """Divide rows into passes within the bounds.
 
     Args:
         lengths: number of a row -> number of its new ids.
-        cost: what a pass costs beside the work on its ids, as a number of ids.
-        most: largest number of ids in a pass, with the padding. A single row may have more.
+        every: numbers of the rows whose logits are wanted after each new id.
 
     Returns:
         The rows of each pass.
     """
-    order = sorted(lengths, key=lambda number: -lengths[number])
-    # Rows of similar lengths belong together, so a pass takes adjacent rows of the order. best[end] is the least cost
-    # of the first rows, and the place where the last of their passes begins.
-    best = [(0, 0)]
-    for end in range(1, len(order) + 1):
-        starts = (start for start in range(end) if start == end - 1 or lengths[order[start]] * (end - start) <= most)
-        best.append(min((best[start][0] + cost + lengths[order[start]] * (end - start), start) for start in starts))
-    found, end = [], len(order)
-    while end:
-        start = best[end][1]
-        found.append(order[start:end])
-        end = start
+    found: list[list[int]] = []
+    ids = logits = 0
+    for number, length in lengths.items():
+        ids, logits = ids + length, logits + (length if number in every else 1)
+        if not found or ids > PASS_IDS or logits > PASS_LOGITS:
+            found.append([])
+            ids, logits = length, length if number in every else 1
+        found[-1].append(number)
     return found
 
 

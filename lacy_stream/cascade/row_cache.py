@@ -30,20 +30,13 @@ class RowCache(DynamicCache):
         super().__init__()
         self._keys: list[Tensor] = []  # of each layer, [R, H, C, D]: row, head, column, width
         self._values: list[Tensor] = []
-        self._sizes = (0, 0)  # rows and columns; the last column is for what is not kept
-        self._places = (torch.empty(0, 1, dtype=torch.long), torch.empty(0, 0, dtype=torch.long))
-        self._rows: slice | Tensor = slice(0)
-        self._width = 0
-
-    @property
-    def spare_column(self) -> int:
-        """A column for the keys of padding, which nobody reads."""
-        return self._sizes[1] - 1
+        self._sizes = (0, 0)  # rows and columns
+        self._places = (torch.empty(0, dtype=torch.long), torch.empty(0, dtype=torch.long))
 
     def reserve(self, rows: int, columns: int) -> None:
         """Make room for a number of rows and of ids in each of them."""
         have_rows, have_columns = self._sizes
-        columns = -(-(columns + 1) // COLUMNS) * COLUMNS
+        columns = -(-columns // COLUMNS) * COLUMNS
         if rows <= have_rows and columns <= have_columns:
             return
         self._sizes = max(rows, have_rows), max(columns, have_columns)
@@ -56,33 +49,20 @@ class RowCache(DynamicCache):
         """Free all memory. No row is kept."""
         self._keys, self._values, self._sizes = [], [], (0, 0)
 
-    def begin_pass(self, rows_B: list[int], columns_BT: Tensor, width: int) -> None:
-        """Say where the keys of the next pass belong.
-
-        Args:
-            rows_B: the row of the cache that each row of the pass continues.
-            columns_BT: the column of each id, int64; ``spare_column`` for padding.
-            width: number of columns that the attention sees.
-        """
-        first, many = rows_B[0], len(rows_B)
-        device = columns_BT.device
-        places_B = torch.tensor(rows_B, device=device)
-        adjacent = rows_B == list(range(first, first + many))
-        self._rows = slice(first, first + many) if adjacent else places_B  # a slice needs no copy
-        self._places, self._width = (places_B[:, None], columns_BT), width
+    def begin_pass(self, rows_N: Tensor, columns_N: Tensor) -> None:
+        """Say where the keys of the ids of the next pass belong: their rows and columns, int64."""
+        self._places = (rows_N, columns_N)
 
     def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any) -> Any:
-        """Keep new keys and values, [B, H, T, D], and return all of the rows of the pass, [B, H, width, D]."""
-        found = []
+        """Keep the keys and values of the new ids, [1, H, N, D], and return those of all rows, [R, H, C, D]."""
+        rows_N, columns_N = self._places
         for tensors, new in ((self._keys, key_states), (self._values, value_states)):
             if layer_idx == len(tensors):
                 # Zeros: what is masked counts with a weight of 0, and 0 times an arbitrary number must be 0.
                 tensors.append(new.new_zeros(self._sizes[0], new.shape[1], self._sizes[1], new.shape[3]))
-            kept = tensors[layer_idx]
-            kept[self._places[0], :, self._places[1]] = new.transpose(1, 2)
-            found.append(kept[:, :, : self._width][self._rows])
-        return tuple(found)
+            tensors[layer_idx][rows_N, :, columns_N] = new[0].transpose(0, 1)
+        return self._keys[layer_idx], self._values[layer_idx]
 
     def get_seq_length(self, *_: Any, **__: Any) -> int:
-        """The number of columns before the new ones. Positions and masks of a pass are always given to the model."""
-        return self._width - self._places[1].shape[1]
+        """0: the rows have lengths of their own. A model is always given the positions of a pass."""
+        return 0

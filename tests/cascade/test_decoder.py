@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from typing import Any
 
 import pytest
@@ -9,7 +10,8 @@ import torch
 import transformers
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from lacy_stream.cascade.batch_decoder import BatchDecoder, groups, open_decoder
+from lacy_stream.cascade import batch_decoder
+from lacy_stream.cascade.batch_decoder import BatchDecoder, open_decoder, passes
 from lacy_stream.cascade.decoder import Decoder, can_crop, no_batches
 
 pytestmark = pytest.mark.model
@@ -76,19 +78,46 @@ def test_batches(kind: str, reason: str) -> None:
         torch.testing.assert_close(logits_TV[-1], whole(model, rows[number]), rtol=1e-4, atol=1e-4)
 
 
-def test_rows_are_divided_into_passes() -> None:
-    """Rows of similar lengths are read together, where the padding costs less than another pass; a pass stays within
-    its bound."""
-    lengths = {0: 1, 1: 20, 2: 2, 3: 18, 4: 1}
-    assert sorted(map(sorted, groups(lengths, 16, 100))) == [[0, 2, 4], [1, 3]]
-    assert groups(lengths, 1000, 1000) == [[1, 3, 2, 0, 4]]
-    assert groups(lengths, 0, 100) == [[0, 4], [2], [3], [1]]
-    assert all(max(lengths[n] for n in group) * len(group) <= 20 for group in groups(lengths, 1000, 20))
-    assert groups({}, 16, 100) == [] and groups({5: 200}, 16, 100) == [[5]]
+def test_rows_are_divided_into_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pass stays within its bounds of ids and of logits, unless a single row has more."""
+    monkeypatch.setattr(batch_decoder, "PASS_IDS", 10)
+    monkeypatch.setattr(batch_decoder, "PASS_LOGITS", 4)
+    assert passes({0: 4, 1: 6, 2: 1, 3: 30, 4: 2}, ()) == [[0, 1], [2], [3], [4]]
+    assert passes({0: 1, 1: 1, 2: 1, 3: 1, 4: 1}, ()) == [[0, 1, 2, 3], [4]]
+    assert passes({0: 2, 1: 2, 2: 6, 3: 1}, {0, 1, 2}) == [[0, 1], [2], [3]]
+    assert passes({}, ()) == []
 
 
-@pytest.mark.parametrize("ignored", ["position_ids", "attention_mask"])
-def test_a_model_that_ignores_positions_or_masks(ignored: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("kind", ["Llama", "GPT2", "GPTNeoX", "Qwen3"])
+def test_rows_in_one_pass(kind: str) -> None:
+    """Rows of very different numbers of new ids, with and without all logits, in places that are not adjacent, have the
+    logits that each has alone; and the model attends as usual afterwards."""
+    model = tiny(
+        kind, SIZES | (HEADS if kind in ("Llama", "Qwen3") else {"num_attention_heads": 2}) | {"initializer_range": 0.3}
+    )
+    decoder = open_decoder(model, many=True)
+    assert isinstance(decoder, BatchDecoder)
+    drawn = random.Random(0)
+    texts: dict[int, list[int]] = {}
+    for step in range(30):
+        numbers = drawn.sample(range(7), 4)
+        for number in numbers:
+            text = texts.get(number, [])
+            kept = text[: len(text) - drawn.randrange(3)]
+            texts[number] = kept + [drawn.randrange(3, 60) for _ in range(drawn.choice((1, 1, 2, 3, 7, 12)))]
+        found = decoder.logits({number: texts[number] for number in numbers}, every=numbers[:1])
+        for number in numbers:
+            expected_TV = model(input_ids=torch.tensor([texts[number]]), use_cache=False).logits[0].float()
+            given_TV = found[number]
+            assert len(given_TV) == 1 or number == numbers[0]
+            torch.testing.assert_close(given_TV, expected_TV[-len(given_TV) :], rtol=1e-4, atol=1e-4)
+        if step % 7 == 6:
+            decoder.end(numbers[1])
+            texts.pop(numbers[1])
+
+
+@pytest.mark.parametrize("ignored", ["position_ids", "past_key_values"])
+def test_a_model_that_ignores_positions_or_the_cache(ignored: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whether rows can be read together is tried before it is done: a model of unknown code reads them one by one."""
     model = tiny("Llama", CROPPED["Llama"] | {"initializer_range": 0.5})
     forward = model.forward
@@ -101,3 +130,21 @@ def test_a_model_that_ignores_positions_or_masks(ignored: str, monkeypatch: pyte
     monkeypatch.setattr(model, "forward", careless)
     assert not no_batches(model)
     assert not isinstance(open_decoder(model, many=True), BatchDecoder)
+
+
+@pytest.mark.parametrize("kind", ["Falcon", "StableLm", "GPTNeo"])
+def test_a_model_with_attention_of_its_own(kind: str) -> None:
+    """Its attention may not go through transformers' interface, which differs between versions. Its rows have the right
+    logits all the same."""
+    sizes = {
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+        "initializer_range": 0.3,
+        "attention_types": [[["global"], 2]],
+        "num_layers": 2,
+    }
+    model = tiny(kind, SIZES | sizes)
+    decoder = open_decoder(model, many=True)
+    for rows in ({0: ROWS[0], 1: ROWS[3]}, {0: ROWS[1], 2: ROWS[2], 1: ROWS[4]}):
+        for number, logits_TV in decoder.logits(rows).items():
+            torch.testing.assert_close(logits_TV[-1], whole(model, rows[number]), rtol=1e-4, atol=1e-4)

@@ -1,0 +1,148 @@
+"""Attention for a pass in which the new ids of several rows stand one after the other.
+
+All other layers treat each id alone, so they need neither padding nor the borders of rows. Only attention does:
+
+    ids of the pass   a b c | d | e f     three rows, one after the other
+    groups            [d]   [[a b c], [e f f]]
+
+A group holds rows that have about the same number of new ids, and attends in one call. In it, rows of fewer ids repeat
+their last one, which is left out of the result.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+NAME = "lacy_packed_rows"
+UNKNOWN_TO_SDPA = ("softcap", "s_aux", "position_bias")
+"""Arguments of transformers' attention functions that its SDPA function would ignore."""
+
+
+@dataclass(frozen=True)
+class NewIds:
+    """The new ids of one row.
+
+    Attributes:
+        place: the row of the cache.
+        start: position of the first new id.
+        ids: the ids, at least one.
+    """
+
+    place: int
+    start: int
+    ids: Sequence[int]
+
+
+@dataclass(frozen=True)
+class RowGroup:
+    """Rows of a pass that attend together."""
+
+    rows_B: slice | Tensor
+    """Rows of the cache; a slice, which needs no copy, where they are adjacent."""
+    index_BT: Tensor
+    """Where each id stands in the pass."""
+    kept_N: Tensor | None
+    """Which of the B times T ids are no repetition; None for all."""
+    mask_B1TC: Tensor
+    """What is added to the scores: 0 for the columns up to the position of an id, else the least number."""
+
+
+def length_class(ids: int) -> int:
+    """Rows whose numbers of new ids lie between the same powers of two attend together: 1, 2, 3 to 4, 5 to 8, ..."""
+    return (ids - 1).bit_length()
+
+
+def group_rows(rows: Sequence[NewIds], dtype: torch.dtype, device: torch.device) -> list[RowGroup]:
+    """Divide the rows of a pass, whose ids stand in this order, into groups of adjacent rows."""
+    groups: list[RowGroup] = []
+    first = start = 0
+    for end, row in enumerate(rows, 1):
+        if end == len(rows) or length_class(len(rows[end].ids)) != length_class(len(row.ids)):
+            groups.append(_group(rows[first:end], start, dtype, device))
+            start += sum(len(row.ids) for row in rows[first:end])
+            first = end
+    return groups
+
+
+def _group(rows: Sequence[NewIds], start: int, dtype: torch.dtype, device: torch.device) -> RowGroup:
+    longest = max(len(row.ids) for row in rows)
+    index_BT, positions_BT, kept_N = [], [], []
+    for row in rows:
+        steps = [min(step, len(row.ids) - 1) for step in range(longest)]
+        kept_N += range(len(index_BT) * longest, len(index_BT) * longest + len(row.ids))
+        index_BT.append([start + step for step in steps])
+        positions_BT.append([row.start + step for step in steps])
+        start += len(row.ids)
+    places = [row.place for row in rows]
+    adjacent = places == list(range(places[0], places[0] + len(places)))
+    width = max(row.start + len(row.ids) for row in rows)
+    positions = torch.tensor(positions_BT, device=device)
+    hidden = torch.arange(width, device=device) > positions[:, None, :, None]
+    return RowGroup(
+        slice(places[0], places[0] + len(places)) if adjacent else torch.tensor(places, device=device),
+        torch.tensor(index_BT, device=device),
+        None if len(kept_N) == positions.numel() else torch.tensor(kept_N, device=device),
+        torch.zeros(hidden.shape, dtype=dtype, device=device).masked_fill_(hidden, torch.finfo(dtype).min),
+    )
+
+
+_groups: ContextVar[Sequence[RowGroup]] = ContextVar("_groups")
+
+
+@contextlib.contextmanager
+def packed_rows(model: PreTrainedModel, groups: Sequence[RowGroup]) -> Iterator[None]:
+    """Let a model attend in groups. Its attention must go through transformers' ``AttentionInterface``."""
+    config = model.config.get_text_config(decoder=True)
+    usual, token = config._attn_implementation, _groups.set(groups)
+    config._attn_implementation = NAME
+    try:
+        yield
+    finally:
+        config._attn_implementation = usual
+        _groups.reset(token)
+
+
+def _attend(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: object, **options: Any
+) -> tuple[Tensor, None]:
+    """An attention function of transformers.
+
+    Args:
+        query: of the new ids, [1, H, N, D].
+        key: of all rows of the cache, [R, H, C, D].
+        value: likewise.
+        attention_mask: unused, since each group has its own.
+
+    Returns:
+        [1, N, H, D], and no weights.
+
+    Raises:
+        NotImplementedError: the model's attention needs what SDPA does not have.
+    """
+    for name in UNKNOWN_TO_SDPA:
+        if options.get(name) is not None:
+            raise NotImplementedError(f"attention with {name}")
+    options["is_causal"] = False  # the masks say what is visible
+    query_NHD = query[0].transpose(0, 1)
+    found = []
+    for group in _groups.get():
+        query_BHTD = query_NHD[group.index_BT].transpose(1, 2)
+        rows, width = group.rows_B, group.mask_B1TC.shape[-1]
+        keys, values = key[:, :, :width][rows], value[:, :, :width][rows]
+        out_BTHD, _ = sdpa_attention_forward(module, query_BHTD, keys, values, group.mask_B1TC, **options)
+        out_NHD = out_BTHD.flatten(0, 1)
+        found.append(out_NHD if group.kept_N is None else out_NHD[group.kept_N])
+    return torch.cat(found)[None], None
+
+
+ALL_ATTENTION_FUNCTIONS.register(NAME, _attend)
