@@ -121,17 +121,12 @@ def can_crop(model: PreTrainedModel) -> bool:
 
 
 def no_batches(model: PreTrainedModel) -> str:
-    """Why a model cannot read rows of different lengths together; "" if it can. It must accept their positions as an
-    argument, and the padding between their ids must not count as a position anywhere."""
+    """Why a model cannot read several rows in one pass; "" if nothing is known against it. It must accept the positions
+    of the ids as an argument, and keep nothing of a row but keys and values."""
     if "position_ids" not in _parameters(model):
         return "takes no position ids"
     if not can_crop(model):
-        return "has a recurrent state, which padding would change"
-    config = model.config.get_text_config(decoder=True)
-    window = getattr(config, "sliding_window", None) or getattr(config, "attention_chunk_size", None)
-    kinds = getattr(config, "layer_types", None)
-    if window and (kinds is None or set(kinds) != {"full_attention"}):
-        return f"has a sliding window of {window} tokens, in which padding would count"
+        return "has a recurrent state, which is that of one row"
     return ""
 
 

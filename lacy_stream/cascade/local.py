@@ -78,7 +78,7 @@ class TransformersPartner:
         return TransformersSession(self, next(self._numbers), ids if has_start else [*self.start, *ids])
 
     def propose_all(self, calls: Sequence[Call]) -> list[Answer]:
-        """See ``Partner``. The new tokens of all texts are read in one padded pass."""
+        """See ``Partner``. The new tokens of all texts are read in one pass."""
         return [
             found if isinstance(found, PromptError) else self._candidates(found[0])
             for found in self.logits_of_all(calls)

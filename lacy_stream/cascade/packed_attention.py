@@ -55,6 +55,14 @@ class RowGroup:
     """Which of the B times T ids are no repetition; None for all."""
     mask_B1TC: Tensor
     """What is added to the scores: 0 for the columns up to the position of an id, else the least number."""
+    distance_B1TC: Tensor
+    """How far a column stands before the position of an id."""
+
+    def mask(self, window: int | None) -> Tensor:
+        """The mask in which an id sees only itself and the ids before it in a window; None for all of them."""
+        if window is None:
+            return self.mask_B1TC
+        return self.mask_B1TC.masked_fill(self.distance_B1TC >= window, torch.finfo(self.mask_B1TC.dtype).min)
 
 
 def length_class(ids: int) -> int:
@@ -87,12 +95,14 @@ def _group(rows: Sequence[NewIds], start: int, dtype: torch.dtype, device: torch
     adjacent = places == list(range(places[0], places[0] + len(places)))
     width = max(row.start + len(row.ids) for row in rows)
     positions = torch.tensor(positions_BT, device=device)
-    hidden = torch.arange(width, device=device) > positions[:, None, :, None]
+    distance = positions[:, None, :, None] - torch.arange(width, device=device)
+    mask = torch.zeros(distance.shape, dtype=dtype, device=device)
     return RowGroup(
         slice(places[0], places[0] + len(places)) if adjacent else torch.tensor(places, device=device),
         torch.tensor(index_BT, device=device),
         None if len(kept_N) == positions.numel() else torch.tensor(kept_N, device=device),
-        torch.zeros(hidden.shape, dtype=dtype, device=device).masked_fill_(hidden, torch.finfo(dtype).min),
+        mask.masked_fill_(distance < 0, torch.finfo(dtype).min),
+        distance,
     )
 
 
@@ -132,6 +142,9 @@ def _attend(
     for name in UNKNOWN_TO_SDPA:
         if options.get(name) is not None:
             raise NotImplementedError(f"attention with {name}")
+    window = options.pop("sliding_window", None)
+    if window is None and _has_window(module):
+        raise NotImplementedError("attention with a window that its function is not told")
     options["is_causal"] = False  # the masks say what is visible
     query_NHD = query[0].transpose(0, 1)
     found = []
@@ -139,10 +152,18 @@ def _attend(
         query_BHTD = query_NHD[group.index_BT].transpose(1, 2)
         rows, width = group.rows_B, group.mask_B1TC.shape[-1]
         keys, values = key[:, :, :width][rows], value[:, :, :width][rows]
-        out_BTHD, _ = sdpa_attention_forward(module, query_BHTD, keys, values, group.mask_B1TC, **options)
+        out_BTHD, _ = sdpa_attention_forward(module, query_BHTD, keys, values, group.mask(window), **options)
         out_NHD = out_BTHD.flatten(0, 1)
         found.append(out_NHD if group.kept_N is None else out_NHD[group.kept_N])
     return torch.cat(found)[None], None
+
+
+def _has_window(module: Any) -> bool:
+    """Whether a layer sees only the last ids."""
+    kinds = getattr(module.config, "layer_types", None)
+    if kinds is None:
+        return getattr(module.config, "sliding_window", None) is not None
+    return kinds[module.layer_idx] != "full_attention"
 
 
 ALL_ATTENTION_FUNCTIONS.register(NAME, _attend)
