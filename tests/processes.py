@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import sys
+import tempfile
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 FORK_SERVER = multiprocessing.get_context("forkserver")
-FORK_SERVER.set_forkserver_preload(["lacy_stream.stream.shards", "lacy_stream.train.call_mask", "composer"])
+FORK_SERVER.set_forkserver_preload(["lacy_stream.stream.shards", "lacy_stream.train.trainer", "composer"])
 
 
 def processes(count: int) -> ProcessPoolExecutor:
@@ -26,6 +29,38 @@ def on_two_ranks(function: Callable[[int, Path], None], folder: Path) -> None:
     for rank in ranks:
         rank.join(timeout=300)
     assert [rank.exitcode for rank in ranks] == [0, 0]
+
+
+def start(main: Callable[[list[str]], int | None], arguments: list[str], folder: Path, temporary: Path) -> BaseProcess:
+    """Start a command as a process with a session of its own, as if a terminal had started it.
+
+    Args:
+        main: the function of the command.
+        arguments: its arguments.
+        folder: the folder that it starts in.
+        temporary: the folder for its temporary files.
+    """
+    process = FORK_SERVER.Process(target=_run_command, args=(main, arguments, folder, temporary))
+    process.start()
+    return process
+
+
+def _run_command(main: Callable[[list[str]], int | None], arguments: list[str], folder: Path, temporary: Path) -> None:
+    os.setsid()
+    os.chdir(folder)
+    os.environ["TMPDIR"], tempfile.tempdir = str(temporary), None
+    nowhere = os.open(os.devnull, os.O_RDWR)
+    for stream in (0, 1, 2):
+        os.dup2(nowhere, stream)
+    sys.exit(main(arguments))
+
+
+def composer(arguments: list[str]) -> None:
+    """The command `composer`."""
+    from composer.cli.launcher import main
+
+    sys.argv = ["composer", *arguments]
+    main()
 
 
 def _run_rank(function: Callable[[int, Path], None], rank: int, folder: Path) -> None:

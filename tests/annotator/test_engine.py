@@ -130,10 +130,10 @@ def annotated(shared: Path) -> list[str]:
 
 @pytest.fixture(scope="module")
 def articles(shared: Path) -> list[str]:
-    """75 whole articles."""
+    """40 whole articles."""
     with open(shared / "wiki_articles.jsonl.zst", "rb") as raw:
         lines = io.TextIOWrapper(zstandard.ZstdDecompressor().stream_reader(raw), encoding="utf-8")
-        rows = [json.loads(line) for line in itertools.islice(lines, 75)]
+        rows = [json.loads(line) for line in itertools.islice(lines, 40)]
     return [f"{row['title']}\n\n{row['text']}" for row in rows]
 
 

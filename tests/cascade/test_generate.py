@@ -175,11 +175,11 @@ def test_texts_of_a_batch_are_those_of_one_at_a_time(
 @pytest.mark.slow
 @pytest.mark.parametrize(("rate", "batch_size"), [(0.15, 1), (0.45, 8)])
 def test_the_call_rate(wordy: CallingModel, twin: TransformersPartner, rate: float, batch_size: int) -> None:
-    """Over 20 prompts of 256 tokens the partner's share is within 2 points of its target."""
-    texts = list(generate(wordy, [f"{n}, or" for n in range(20)], partner=twin, call_rate=rate, batch_size=batch_size))
+    """Over 10 prompts of 256 tokens the partner's share is within 2 points of its target."""
+    texts = list(generate(wordy, [f"{n}, or" for n in range(10)], partner=twin, call_rate=rate, batch_size=batch_size))
     tokens = [token for text in texts for token in text.tokens]
     share = sum(token.writer == "partner" for token in tokens) / len(tokens)
-    assert len(tokens) > 2000 and share == pytest.approx(rate, abs=0.02)
+    assert len(tokens) > 1500 and share == pytest.approx(rate, abs=0.02)
 
 
 @pytest.mark.parametrize("delegate", ["ilacy-logprob", "ilacy-entropy"])

@@ -12,11 +12,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import psutil
 import pytest
 import torch
+from processes import composer, start
 
 from lacy_stream.__main__ import main as train
 from lacy_stream.cli.main import main as lacy_stream
@@ -102,11 +104,11 @@ def printed(
     return "".join(capfd.readouterr())
 
 
-def wait_for(condition: Callable[[], bool], process: subprocess.Popen, within_s: float = 300) -> None:
+def wait_for(condition: Callable[[], bool], process: BaseProcess, within_s: float = 300) -> None:
     """Wait until something is true of a running process."""
     deadline = time.monotonic() + within_s
     while not condition():
-        assert time.monotonic() < deadline and process.poll() is None, "it did not happen"
+        assert time.monotonic() < deadline and process.is_alive(), "it did not happen"
         time.sleep(0.02)
 
 
@@ -198,15 +200,16 @@ def test_killed_run_ends_with_the_weights_of_an_undisturbed_one(
     common = [recipe, "max_duration=40ba", "eval_loader=null", "device_train_microbatch_size=4"]
     monkeypatch.chdir(tmp_path)
     printed(train, *common, "save_folder=whole", "save_interval=40ba", capfd=capfd)
-    command = [*common, "save_folder=killed", "save_interval=2ba", "autoresume=true"]
-    launcher = subprocess.Popen([BIN / "composer", *command], cwd=tmp_path, start_new_session=True)
+    command = [*map(str, common), "save_folder=killed", "save_interval=2ba", "autoresume=true"]
+    trainer = start(train, command, tmp_path, tmp_path)
+    assert trainer.pid is not None
     killed = tmp_path / "killed"
-    wait_for(lambda: (killed / "ep0-ba2-rank0.pt").exists(), launcher)
-    trainer = next(p for p in psutil.Process(launcher.pid).children(recursive=True) if "spawn_main" in p.cmdline()[-2])
-    trainer.kill()  # the annotation worker
-    wait_for(lambda: (killed / "ep0-ba8-rank0.pt").exists(), launcher)  # and perhaps only half of it
-    os.killpg(launcher.pid, signal.SIGKILL)
-    launcher.wait(timeout=180)
+    wait_for(lambda: (killed / "ep0-ba2-rank0.pt").exists(), trainer)
+    worker = next(p for p in psutil.Process(trainer.pid).children(recursive=True) if "spawn_main" in p.cmdline()[-2])
+    worker.kill()
+    wait_for(lambda: (killed / "ep0-ba8-rank0.pt").exists(), trainer)  # and perhaps only half of it
+    os.killpg(trainer.pid, signal.SIGKILL)
+    trainer.join(timeout=180)
     assert not (killed / "ep0-ba40-rank0.pt").exists(), "killed too late to test anything"
     events = [json.loads(line)["event"] for line in (killed / "report" / "rank0.jsonl").read_text().splitlines()]
     assert events == ["worker_restarted"]
@@ -352,34 +355,34 @@ def test_wheel_brings_the_hook(recipe: Path, tmp_path: Path) -> None:
 def test_stopped_run_leaves_nobody(
     recipe: Path, tmp_path: Path, how: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """However a run is stopped, it ends in time, no process of it is left, nothing is left in /dev/shm, nothing of ours
-    in the folder for temporary files (SIGKILL leaves what torch and the launcher make there), and the same command
-    works again."""
+    """However a run is stopped, with the launcher or without, it ends in time, no process of it is left, nothing is
+    left in /dev/shm, nothing of ours in the folder for temporary files (SIGKILL leaves what torch and the launcher make
+    there), and the same command works again."""
     temporary = tmp_path / "temporary"
     temporary.mkdir()
-    monkeypatch.setenv("TMPDIR", str(temporary))
     module = ["-m", "lacy_stream"] if how == "SIGTERM" else []  # both ways to start a run
-    command = [BIN / "composer", *module, recipe, "max_duration=100000ba", "eval_interval=100000ba"]
-    launcher = subprocess.Popen(
-        command, cwd=tmp_path, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
+    command = [*module, str(recipe), "max_duration=100000ba", "eval_interval=100000ba"]
+    main = train if "SIGKILL" in how else composer
+    first = start(main, command, tmp_path, temporary)
+    assert first.pid is not None
     log = tmp_path / "log-rank0.txt"
-    wait_for(lambda: log.exists() and len(logged(log, "loss/train/total")) > 3, launcher)
-    family = psutil.Process(launcher.pid).children(recursive=True)
-    assert len(family) >= 2, "the trainer and its worker"
+    wait_for(lambda: log.exists() and len(logged(log, "loss/train/total")) > 3, first)
+    family = psutil.Process(first.pid).children(recursive=True)
+    assert any("spawn_main" in process.cmdline()[-2] for process in family), "the annotation worker"
+    assert main is train or any("-m" in p.cmdline() or str(recipe) in p.cmdline() for p in family), "the trainer"
     maps = [mapped.path for process in family for mapped in process.memory_maps()]
     shared = [path for path in maps if path.startswith("/dev/shm/")]  # by name: others use the folder as well
     if how == "Ctrl-C":
-        os.killpg(launcher.pid, signal.SIGINT)
+        os.killpg(first.pid, signal.SIGINT)
     elif how == "SIGTERM":
-        launcher.terminate()
+        first.terminate()
     elif how == "SIGKILL of the trainer":
-        family[0].kill()
+        first.kill()
     else:
-        os.killpg(launcher.pid, signal.SIGKILL)
-    launcher.wait(timeout=180)
+        os.killpg(first.pid, signal.SIGKILL)
+    first.join(timeout=180)
     _, alive = psutil.wait_procs(family, timeout=60)
-    assert not alive, alive
+    assert not first.is_alive() and not alive, alive
     assert not any(os.path.exists(path) for path in shared)
     left = {path.name for path in temporary.rglob("*") if path.is_file()}
     assert left <= ({"_remote_module_non_scriptable.py"} if "SIGKILL" in how else set()), left  # torch's
