@@ -17,6 +17,7 @@ from lacy_stream.cascade.decoder import RowDecoder, apply_repetition_penalty
 from lacy_stream.cascade.partner import Answer, Call, PartnerError, PromptError, answer_of
 from lacy_stream.cascade.vocabulary import SPECIAL_NAME, TransformersVocabulary, Vocabulary
 from lacy_stream.errors import UsageError
+from lacy_stream.train import gguf_files
 from lacy_stream.train.checkpoint import context_of, start_of_text
 from lacy_stream.train.transformers_names import weights_dtype
 
@@ -203,9 +204,10 @@ def load_partner(name: str, *, repetition_penalty: float, device: str) -> Transf
             raise PartnerError(f"there is no file {name!r}")
         name, options = str(path.parent), {"gguf_file": path.name}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name, use_fast=True, **options)
         dtype = weights_dtype(torch.float32 if device == "cpu" else "auto")
-        model = AutoModelForCausalLM.from_pretrained(name, **dtype, **options)
+        with gguf_files.read_once():
+            tokenizer = AutoTokenizer.from_pretrained(name, use_fast=True, **options)
+            model = AutoModelForCausalLM.from_pretrained(name, **dtype, **options)
     except (OSError, ValueError, ImportError) as error:
         raise PartnerError(
             f"{path} cannot be loaded as a causal language model of transformers: {str(error).strip().splitlines()[0]}"

@@ -16,6 +16,7 @@ from annotator.packages import package_file
 from lacy_stream.objective.auxiliary_loss import COEFFICIENTS
 from lacy_stream.objective.call_objective import evaluating
 from lacy_stream.recipe import HFCausalLM, RecipeError
+from lacy_stream.train import gguf_files
 from lacy_stream.train.attention import attend_without_mask
 from lacy_stream.train.call_row import set_call_row
 from lacy_stream.train.padding import leave_out_padding, resize_vocabulary, round_up
@@ -221,14 +222,15 @@ def _load_weights(wanted: HFCausalLM, config: PretrainedConfig) -> PreTrainedMod
     path = wanted.pretrained_model_name_or_path
     assert path is not None, "a recipe that continues names a model"
     try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            _place(path),
-            config=config,
-            output_loading_info=True,
-            **weights_dtype(torch.float32),
-            **_gguf(wanted),
-            **_attention(wanted),
-        )
+        with gguf_files.read_once():
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                _place(path),
+                config=config,
+                output_loading_info=True,
+                **weights_dtype(torch.float32),
+                **_gguf(wanted),
+                **_attention(wanted),
+            )
     except (OSError, ValueError, ImportError, RuntimeError) as error:
         raise RecipeError(
             f"model.pretrained_model_name_or_path: {path!r} cannot be loaded: {str(error).strip().splitlines()[0]}"
