@@ -52,6 +52,12 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     return None
 
 
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """`-n auto` is a process for each core, and one more unless only unit tests run: the tests of a cluster wait for
+    most of their time."""
+    return (os.cpu_count() or 1) + (config.option.markexpr != "unit")
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark each test with its kinds. For pytest-xdist's loadgroup, the tests of a file stay together, since they share
@@ -78,8 +84,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def weight(item: pytest.Item) -> list[bool]:
-    """Sorts heavier tests first."""
-    return [kind not in kinds(item) for kind in ("slow", *KINDS)]
+    """Sorts heavier tests first. The tests of a cluster are one group, which takes longest of all."""
+    return [kind not in kinds(item) for kind in ("cluster", "slow", *KINDS)]
 
 
 def kinds(item: pytest.Item) -> list[str]:

@@ -10,8 +10,6 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from composer import Trainer
-from composer.models import HuggingFaceModel
 from transformers import GPT2Config, GPT2LMHeadModel
 
 import annotator
@@ -53,6 +51,8 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, corpus: Path, tokenize
 @pytest.mark.process
 def test_plugging_in(here: Path) -> None:
     """The Trainer example runs with a user's own GPT-2, trains, and calls 15% of the tokens."""
+    from composer.models import HuggingFaceModel  # quick tests read this file, too, and need no Composer
+
     torch.manual_seed(0)
     config = GPT2Config(
         vocab_size=32_001, n_positions=256, n_embd=16, n_layer=1, n_head=2, bos_token_id=2, eos_token_id=2
@@ -101,11 +101,13 @@ def test_labeller_that_is_a_class() -> None:
 @pytest.mark.model
 def test_model_of_ones_own() -> None:
     """The example of a model is trained by the call mask, on batches of the form that the page describes."""
+    import composer
+
     model = run_example("class Bigrams")["Bigrams"](vocab_size=11)
     ids = torch.randint(10, (4, 16))
     batch = {"input_ids": ids, "labels": ids, "token_class": torch.full_like(ids, int(FactClass.FACTUAL)).byte()}
     before = model.head.weight.detach().clone()
-    trainer = Trainer(
+    trainer = composer.Trainer(
         model=model,
         train_dataloader=[batch] * 2,
         algorithms=[CallMask(call_token_id=10)],

@@ -211,7 +211,7 @@ def test_many_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Threads that put and get the same documents at once see whole labels only, and all are written once."""
     monkeypatch.setattr(cache_module, "COMMIT_BYTES", 20_000)
     cache = LabelCache(tmp_path, FINGERPRINT, 100 * MB)
-    documents = [document(number) for number in range(500)]
+    documents = [document(number) for number in range(300)]
 
     def work(thread: int) -> None:
         for each, labelled in documents[thread * 20 :] + documents[: thread * 20]:
@@ -219,12 +219,12 @@ def test_many_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
                 cache.put(each, labelled)
             assert_same(cache.get(each), labelled)
 
-    with ThreadPoolExecutor(16) as pool:
-        list(pool.map(work, range(16)))
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(work, range(8)))
     cache.flush()
     stats = cache.stats()
-    assert (stats.added, stats.damaged) == (500, 0)
-    assert stats.hits + stats.misses == 2 * 16 * 500
+    assert (stats.added, stats.damaged) == (300, 0)
+    assert stats.hits + stats.misses == 2 * 8 * 300
     cache.close()
 
 

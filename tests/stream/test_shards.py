@@ -361,7 +361,7 @@ def test_killed_while_writing(tmp_path: Path) -> None:
 def test_many_open_the_same_empty_cache(tmp_path: Path) -> None:
     """A process that opens a cache while another fetches its index waits for it, and never reads half an index."""
     remote = write(tmp_path / "remote", count=400, size_limit=100)  # a shard a document: an index of 100 kB
-    for turn in range(5):
+    for turn in range(3):
         with ThreadPoolExecutor(8) as threads:
             opened = threads.map(lambda _, local=tmp_path / f"local-{turn}": Shards(local, str(remote)), range(8))
             assert [len(shards) for shards in opened] == [400] * 8
