@@ -162,7 +162,8 @@ def _has_window(module: Any) -> bool:
     """Whether a layer sees only the last ids."""
     kinds = getattr(module.config, "layer_types", None)
     if kinds is None:
-        return getattr(module.config, "sliding_window", None) is not None
+        has_window = getattr(module.config, "sliding_window", None) is not None
+        return has_window and getattr(module.config, "use_sliding_window", True)
     return kinds[module.layer_idx] != "full_attention"
 
 
