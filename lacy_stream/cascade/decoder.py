@@ -117,6 +117,8 @@ def can_crop(model: PreTrainedModel) -> bool:
     recurrent layers or convolutions."""
     config = model.config.get_text_config(decoder=True)
     kinds = set(getattr(config, "layer_types", None) or ())
+    if not getattr(model, "_supports_cache_class", True):  # GPT-2 in transformers 4.51 has a cache of another form
+        return False
     return not model._is_stateful and "past_key_values" in _parameters(model) and kinds <= CROPPED
 
 

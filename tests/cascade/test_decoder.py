@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from importlib.metadata import version
 from typing import Any
 
 import pytest
@@ -93,6 +94,8 @@ def test_rows_are_divided_into_passes(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_rows_in_one_pass(kind: str) -> None:
     """Rows of very different numbers of new ids, with and without all logits, in places that are not adjacent, have the
     logits that each has alone; and the model attends as usual afterwards."""
+    if kind == "GPT2" and version("transformers").startswith("4.51"):
+        pytest.skip("GPT-2 has no such cache in transformers 4.51")
     heads = {"num_attention_heads": 2} if kind.startswith("GPT") else HEADS
     model = tiny(kind, CROPPED.get(kind, SIZES | heads) | {"initializer_range": 0.3})
     decoder = open_decoder(model, many=True)
@@ -132,7 +135,7 @@ def test_a_model_that_ignores_positions_or_the_cache(ignored: str, monkeypatch: 
     assert not isinstance(open_decoder(model, many=True), BatchDecoder)
 
 
-@pytest.mark.parametrize("kind", ["Falcon", "StableLm", "GPTNeo"])
+@pytest.mark.parametrize("kind", ["Falcon", "StableLm", "GPTNeo", "GPT2"])
 def test_a_model_with_attention_of_its_own(kind: str) -> None:
     """Its attention may not go through transformers' interface, which differs between versions. Its rows have the right
     logits all the same."""
