@@ -117,9 +117,10 @@ def can_crop(model: PreTrainedModel) -> bool:
     recurrent layers or convolutions."""
     config = model.config.get_text_config(decoder=True)
     kinds = set(getattr(config, "layer_types", None) or ())
-    if not getattr(model, "_supports_cache_class", True):  # GPT-2 in transformers 4.51 has a cache of another form
-        return False
-    return not model._is_stateful and "past_key_values" in _parameters(model) and kinds <= CROPPED
+    # In transformers 4.51, GPT-2 and Gemma have caches of other forms.
+    has_our_cache = getattr(model, "_supports_cache_class", True) and not hasattr(config, "cache_implementation")
+    has_keys_only = not model._is_stateful and "past_key_values" in _parameters(model) and kinds <= CROPPED
+    return has_our_cache and has_keys_only
 
 
 def no_batches(model: PreTrainedModel) -> str:
