@@ -78,7 +78,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             )
         elif item.get_closest_marker("slow") is None:
             item.add_marker(pytest.mark.xdist_group(item.path.relative_to(item.config.rootpath).as_posix()))
-            files[item.path] = min(files.get(item.path, [True]), weight(item))
+            files[item.path] = min(files.get(item.path, weight(item)), weight(item))
     if "PYTEST_XDIST_WORKER" in os.environ:
         items.sort(key=lambda item: weight(item) if "slow" in kinds(item) else files.get(item.path, weight(item)))
 
