@@ -71,6 +71,7 @@ class GrowingText:
         self._stop_at: int | None = None
         self._fallbacks = self._unanswered = 0
         self._ended_at_call = False
+        self._end: Token | None = None
         self._prompt_log_probabilities: list[LogProbabilities] = []
 
     @property
@@ -218,6 +219,7 @@ class GrowingText:
             tuple(self.row[: self._prompt_length]),
             self._prompt_log_probabilities,
             self._unanswered,
+            self._end,
         )
 
     def _write(
@@ -246,7 +248,7 @@ class GrowingText:
     def _append(self, ids: Sequence[int], writer: str, call: _OpenCall | None, likely: LogProbabilities | None) -> None:
         for id in ids:
             if id in self._model.end_ids:
-                self.finish = "end"
+                self.finish, self._end = "end", Token("", writer, id=id, log_probabilities=likely)
                 return
             self.row.append(id)
             # A byte decoder yields a character with its last byte: for "é" in two pieces, the texts are "" and "é".

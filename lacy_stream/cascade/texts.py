@@ -95,6 +95,8 @@ class Generation:
     """Those of the ids of the prompt after the first one, if they were asked for."""
     unanswered: int = 0
     """Number of calls that the small model answered itself, because the partner was not there."""
+    end: Token | None = None
+    """The end-of-text token, which is none of ``tokens``; None if the text ends for another reason."""
 
     @property
     def call_rate(self) -> float:

@@ -126,11 +126,13 @@ def lacy_field(tokens: Sequence[Token], generation: Generation | None) -> dict[s
 def completion_log_probabilities(
     names: TokenNames, generation: Generation | None, tokens: Sequence[Token], top: int, echo: bool, start: int = 0
 ) -> dict[str, Any]:
-    """The ``logprobs`` of a completion. They are the small model's; tokens of the partner have null.
+    """The ``logprobs`` of a completion. They are the small model's; tokens of the partner have null. If the text ends
+    with the end-of-text token, this is the last one: lm-eval takes the last token for the one that was written after
+    the prompt.
 
     Args:
         names: the names of tokens.
-        generation: the text, for its prompt's tokens; None without ``echo``.
+        generation: the text if it is finished, for the tokens of its prompt and its end.
         tokens: its tokens.
         top: number of most likely tokens.
         echo: whether the prompt's tokens come first.
@@ -140,7 +142,10 @@ def completion_log_probabilities(
     if echo and generation is not None:
         likely = [None, *generation.prompt_log_probabilities]
         entries = [(names.name(id), id, one) for id, one in itertools.zip_longest(generation.prompt_ids, likely)]
-    entries += [(names.name(t.id) if t.id is not None else t.text, t.id or 0, t.log_probabilities) for t in tokens]
+    end = () if generation is None or generation.end is None else (generation.end,)
+    entries += [
+        (names.name(t.id) if t.id is not None else t.text, t.id or 0, t.log_probabilities) for t in (*tokens, *end)
+    ]
     return {
         "tokens": [name for name, *_ in entries],
         "token_logprobs": [likely and likely.own for *_, likely in entries],

@@ -296,7 +296,7 @@ async def _stream(service: Service, asked: Asked, running: RunningRequest) -> As
                 choice: dict[str, Any] = {
                     "index": index,
                     "finish_reason": None if generation is None else FINISH[generation.finish],
-                    "logprobs": _log_probabilities(names, asked, tokens, None, lengths[index]),
+                    "logprobs": _log_probabilities(names, asked, tokens, generation, lengths[index]),
                     "lacy": lacy_field(tokens, generation),
                 }
                 lengths[index] += len(text)

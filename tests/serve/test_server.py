@@ -16,9 +16,10 @@ from serving import served, wait_until
 
 from lacy_stream.cascade import Decoding, Delegation, generate, open_partner
 from lacy_stream.cascade.engine import Engine, Progress
-from lacy_stream.cascade.texts import Generation, Prompt, TextSettings, Token
+from lacy_stream.cascade.texts import Generation, LogProbabilities, Prompt, TextSettings, Token
+from lacy_stream.cascade.vocabulary import open_vocabulary
 from lacy_stream.errors import UsageError
-from lacy_stream.serve.answers import GrowingAnswer
+from lacy_stream.serve.answers import GrowingAnswer, TokenNames, completion_log_probabilities
 from lacy_stream.serve.metrics import Metrics
 from lacy_stream.serve.runner import ClosingError, EngineError, Event, Job, Runner
 from lacy_stream.serve.settings import ServeOptions
@@ -132,6 +133,18 @@ def test_log_probabilities(client: openai.OpenAI) -> None:
     assert len(logprobs.tokens) == len(values) == len(logprobs.text_offset) == 3 + len(writers)
     scored = client.completions.create(model="wordy", prompt=[2, 500, 600], max_tokens=0, logprobs=1, echo=True)
     assert scored.choices[0].logprobs.token_logprobs == pytest.approx(values[:3])  # type: ignore[union-attr]
+
+
+def test_log_probabilities_of_an_end_by_hand(wordy_model: Path) -> None:
+    """The end-of-text token is the last token of a completion's log-probabilities, and adds no text."""
+    names = TokenNames(open_vocabulary(load_model(wordy_model)))
+    ada, end = (
+        Token(text, "model", id=id, log_probabilities=LogProbabilities(-1.0, ())) for text, id in (("Ada", 0), ("", 2))
+    )
+    text = Generation("", "Ada", [ada], "end", end=end)
+    found = completion_log_probabilities(names, text, text.tokens, 0, echo=False)
+    assert found["tokens"][1:] == ["</s>"] and found["token_logprobs"] == [-1, -1]
+    assert completion_log_probabilities(names, None, text.tokens, 0, echo=False)["token_logprobs"] == [-1]
 
 
 def test_models_and_metrics(client: openai.OpenAI) -> None:
