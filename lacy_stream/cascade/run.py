@@ -95,14 +95,15 @@ def _check_same(prompts: Sequence[Prompt], done: Sequence[Generation], out: str 
 def _generations(
     options: GenerateOptions, prompts: Sequence[Prompt], done: Sequence[Generation], on_token: OnToken | None
 ) -> Iterator[Generation]:
+    device = options.compute.set_up()
     model = load_model(options.model)
-    model.model.to(options.device)  # type: ignore[arg-type]
+    model.model.to(device)  # type: ignore[arg-type]
     partner = None
     if options.partner is not None:
         partner = open_partner(
             options.partner,
             repetition_penalty=options.decoding.repetition_penalty,
-            device=options.device,
+            device=device,
             tokenizer=options.partner_tokenizer,
         )
     return generate(

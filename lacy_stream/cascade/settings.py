@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Annotated, Literal, get_args
 
 from lacy_stream.cascade.identity import model_settings, partner_settings
+from lacy_stream.compute import ComputeOptions
 from lacy_stream.errors import UsageError
 from lacy_stream.files import file_fingerprint
 from lacy_stream.objective.methods import RANKS, Rank
@@ -135,11 +136,8 @@ class GenerateOptions:
     html: Annotated[str, "FILE"] | None = None
     """Also write a page that shows who wrote each token."""
 
-    device: str = "cpu"
-    """The torch device."""
-
-    threads: int | None = None
-    """Threads of torch. Default: the cores that this process may use, at most 8."""
+    compute: ComputeOptions = ComputeOptions()
+    """Where the models run."""
 
     delegation: Delegation = Delegation()
     """What is delegated."""
@@ -159,8 +157,6 @@ class GenerateOptions:
     def __post_init__(self) -> None:
         if bool(self.prompt) == (self.prompts is not None):
             raise UsageError("there are no prompts, or two kinds of them: give either --prompt TEXT or --prompts FILE")
-        if self.threads is not None and self.threads < 1:
-            raise UsageError(f"threads is {self.threads}: give at least 1")
         if self.prompts is not None and self.out is None:
             raise UsageError("--prompts needs --out FILE, where its texts are kept")
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from lacy_stream.cli.options import Commands, add_command, add_options, parse_options
+from lacy_stream.compute import ComputeOptions
 from lacy_stream.evaluate.settings import ShowCallsOptions
 
 SHOW_CALLS = """\
@@ -65,6 +66,9 @@ class AddCallOptions:
 
     pad_to_multiple_of: int = 1
     """The number of rows is a multiple of this."""
+
+    compute: ComputeOptions = ComputeOptions()
+    """Where the model reads --text."""
 
 
 def add_show_calls(commands: Commands) -> None:
@@ -137,6 +141,7 @@ def _add_call(args: argparse.Namespace) -> int:
         text=options.text,
         call_fraction=options.call_fraction,
         pad_to_multiple_of=options.pad_to_multiple_of,
+        device=options.compute.set_up(),
     )
     started = "" if done.probability is None else f", p(<CALL>) starts at {done.probability:.3f}"
     print(f"{options.out}: <CALL> = {done.call_token_id}, rows: {done.rows_before} -> {done.rows}{started}")

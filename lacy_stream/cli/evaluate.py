@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from lacy_stream.cascade.settings import Delegation
-from lacy_stream.cli.options import DEVICE, Commands, add_command, add_options, parse_options, set_up_torch
+from lacy_stream.cli.options import Commands, add_command, add_options, parse_options
 from lacy_stream.errors import UsageError
 from lacy_stream.evaluate.settings import (
     AcceptabilityOptions,
@@ -117,8 +117,8 @@ def _add(
         missing = [package for package in packages if importlib.util.find_spec(package) is None]
         if missing:
             raise UsageError(f"this evaluation needs {', '.join(missing)}: pip install 'lacy-stream[evaluate]'")
-        set_up_torch(args, getattr(args, "torch_threads", None))
         options = parse_options(kind, args)
+        options.compute.set_up()  # a device that is not there is refused before anything is loaded
         with file_errors(options.out, "written"):
             os.makedirs(options.out, exist_ok=True)
             try_folder(options.out)
@@ -126,7 +126,7 @@ def _add(
         return 0
 
     def fill(parser: argparse.ArgumentParser) -> None:
-        add_options(parser, kind, positional=("models",), defaults={"device": DEVICE}, **spelling)
+        add_options(parser, kind, positional=("models",), **spelling)
 
     add_command(parts, name, evaluate, fill, help=help, description=description)
 
@@ -174,13 +174,13 @@ def _acceptability(options: AcceptabilityOptions) -> None:
     from lacy_stream.evaluate.acceptability import evaluate_acceptability, score_documents
     from lacy_stream.evaluate.models import labels, training_notes
 
-    models, judge = labels(options.models), _judge(options.judging, options.out)
+    models, judge, device = labels(options.models), _judge(options.judging, options.out), options.compute.set_up()
     count = min(options.documents, options.limit or options.documents)
     scored = {
-        label: score_documents(label, path, options.texts, count, options.parser, options.device)
+        label: score_documents(label, path, options.texts, count, options.parser, device)
         for label, path in models.items()
     }
-    evaluate_acceptability(scored, judge, options.out, options.judging.threads, training_notes(models))
+    evaluate_acceptability(scored, judge, options.out, options.judging.judge_concurrency, training_notes(models))
 
 
 def _fact_checker(options: FactscoreOptions) -> FactChecker:
@@ -191,7 +191,7 @@ def _fact_checker(options: FactscoreOptions) -> FactChecker:
     checking = options.checking
     knowledge, demonstrations = Knowledge(checking.knowledge), load_demonstrations(checking.demonstrations)
     judge = _judge(options.judging, options.out)
-    return FactChecker(judge, knowledge, demonstrations, options.judging.threads, checking.gamma)
+    return FactChecker(judge, knowledge, demonstrations, options.judging.judge_concurrency, checking.gamma)
 
 
 def _cascade(options: FactscoreOptions, delegation: Delegation) -> CascadeSettings:
@@ -213,7 +213,7 @@ def _texts(label: str, path: str, cascade: CascadeSettings, options: FactscoreOp
     if options.checking.names is None:
         raise UsageError("--names is missing: give a file of names to write about, one a line")
     names, journal = read_names(options.checking.names, options.limit), Path(options.out) / f"biographies-{label}.jsonl"
-    return write_biographies(label, path, names, cascade, journal, options.device)
+    return write_biographies(label, path, names, cascade, journal, options.compute.set_up())
 
 
 def _factscore(options: FactscoreOptions) -> None:

@@ -5,15 +5,7 @@ from __future__ import annotations
 import argparse
 
 from lacy_stream.cascade.settings import MANY_TEXTS, GenerateOptions
-from lacy_stream.cli.options import (
-    DEVICE,
-    CommandParser,
-    Commands,
-    add_command,
-    add_options,
-    parse_options,
-    set_up_torch,
-)
+from lacy_stream.cli.options import CommandParser, Commands, add_command, add_options, parse_options
 from lacy_stream.files import check_writable
 
 GENERATE = """\
@@ -49,14 +41,13 @@ def add_generate(commands: Commands) -> None:
 
 
 def _add_options(parser: CommandParser) -> None:
-    defaults = {"device": DEVICE, "batch_size": BATCH_SIZE}
+    defaults = {"batch_size": BATCH_SIZE}
     add_options(parser, GenerateOptions, positional=("model",), repeated=("prompt",), defaults=defaults)
 
 
 def _generate(args: argparse.Namespace) -> int:
     if "prompts" in args and "batch_size" not in args:
         args.batch_size = MANY_TEXTS
-    set_up_torch(args, getattr(args, "threads", None))
     options = parse_options(GenerateOptions, args)
     if options.html is not None:
         check_writable(options.html)

@@ -243,15 +243,3 @@ def _build(kind: Any, base: Any, values: Mapping[str, Any]) -> Any:
             default = field.default if base is MISSING else getattr(base, field.name)
             given[field.name] = _build(hints[field.name], default, values)
     return kind(**given) if base is MISSING else replace(base, **given)
-
-
-DEVICE = "auto, which is cuda if available, else cpu"
-
-
-def set_up_torch(args: argparse.Namespace, threads: int | None) -> None:
-    """Let --device be a device also where it is `auto`, its default, and set the number of torch's threads, see
-    ``compute.bound_threads``."""
-    from lacy_stream.compute import bound_threads, choose_device
-
-    args.device = choose_device(getattr(args, "device", "auto"))
-    bound_threads(threads)

@@ -205,13 +205,13 @@ def judge_proposal(text: str, proposal: Proposal, judge: Judge) -> Proposal:
     return replace(proposal, acceptable=verdict, why=why)
 
 
-def judge_all(label: str, scored: Sequence[ScoredDocument], judge: Judge, threads: int) -> list[ScoredDocument]:
+def judge_all(label: str, scored: Sequence[ScoredDocument], judge: Judge, concurrency: int) -> list[ScoredDocument]:
     """Judge all proposals, several at a time; returns the same documents with verdicts."""
     total = sum(len(one.proposals) for one in scored)
     judged = []
     with progress(f"{label}: proposals judged", total) as advance:
         pairs = [(one.document.text, proposal) for one in scored for proposal in one.proposals]
-        for proposal in in_parallel(lambda pair: judge_proposal(*pair, judge), pairs, threads):
+        for proposal in in_parallel(lambda pair: judge_proposal(*pair, judge), pairs, concurrency):
             judged.append(proposal)
             advance(1)
     remaining = iter(judged)
@@ -287,7 +287,7 @@ def evaluate_acceptability(
     scored: Mapping[str, Sequence[ScoredDocument]],
     judge: Judge,
     out: str | os.PathLike[str],
-    threads: int = JudgeOptions.threads,
+    concurrency: int = JudgeOptions.judge_concurrency,
     training: Sequence[str] = (),
 ) -> None:
     """Judge the proposals of each model and write acceptability.json, .md and .png.
@@ -296,14 +296,14 @@ def evaluate_acceptability(
         scored: label of the model -> its proposals.
         judge: the judge.
         out: folder for the three files.
-        threads: number of questions that are asked at once.
+        concurrency: number of questions that are asked at once.
         training: sentences for the page about how the models were trained to call.
 
     Raises:
         JudgeError: the endpoint cannot be used; the answers so far are kept in its cache.
         NothingScoredError: no proposal of a model that was asked about has a verdict. The files were written.
     """
-    judged = {label: judge_all(label, documents, judge, threads) for label, documents in scored.items()}
+    judged = {label: judge_all(label, documents, judge, concurrency) for label, documents in scored.items()}
     proposals = {label: [p for one in documents for p in one.proposals] for label, documents in judged.items()}
     binned = {label: bins(those) for label, those in proposals.items()}
     table = Table(

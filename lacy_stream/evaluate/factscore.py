@@ -108,7 +108,7 @@ class FactChecker:
     knowledge: Knowledge
     """The articles."""
     demonstrations: Demonstrations
-    threads: int = JudgeOptions.threads
+    concurrency: int = JudgeOptions.judge_concurrency
     """Number of biographies that are judged at once."""
     gamma: int = GAMMA
     """Number of facts of the length penalty."""
@@ -160,7 +160,7 @@ def judge_biographies(label: str, biographies: Sequence[Biography], checker: Fac
         def one(biography: Biography) -> JudgedBiography:
             return judge_biography(biography, checker)
 
-        for result in in_parallel(one, biographies, checker.threads):
+        for result in in_parallel(one, biographies, checker.concurrency):
             judged.append(result)
             advance(1)
     return judged

@@ -128,7 +128,7 @@ def run_tasks(
     logging.getLogger("lm_eval").setLevel(logging.ERROR)  # it warns if the model is an object
     cache = Path(options.out) / "answers"
     cache.mkdir(parents=True, exist_ok=True)
-    model: Any = LacyLM(path, batch_size=options.batch_size, device=options.device)  # type: ignore[call-arg]
+    model: Any = LacyLM(path, batch_size=options.batch_size, device=options.compute.set_up())  # type: ignore[call-arg]
     try:
         results: Any = simple_evaluate(
             model=model,

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 from lacy_stream.cascade.settings import MANY_TEXTS, Decoding, Delegation, DelegationMethod
+from lacy_stream.compute import ComputeOptions
 from lacy_stream.errors import UsageError
 from lacy_stream.objective.methods import Rank
 
@@ -25,17 +26,14 @@ class EvaluationOptions:
     out: Annotated[str, "DIR"]
     """Folder for the results, and for what the same command resumes from."""
 
-    device: str = "cpu"
-    """The torch device."""
-
-    torch_threads: int | None = None
-    """Threads of torch. Default: the cores that this process may use, at most 8."""
-
     limit: int | None = None
     """Only the first N items."""
 
+    compute: ComputeOptions = ComputeOptions()
+    """Where the models run."""
+
     def __post_init__(self) -> None:
-        check_positive(self, "limit", "batch_size", "documents", "torch_threads")
+        check_positive(self, "limit", "batch_size", "documents")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,11 +131,11 @@ class JudgeOptions:
     """Further fields of the requests, such as '{"chat_template_kwargs": {"enable_thinking": false}}'. They replace
     fields of the same name."""
 
-    threads: int = 8
+    judge_concurrency: int = 8
     """Questions that are asked at once."""
 
     def __post_init__(self) -> None:
-        check_positive(self, "threads", "judge_max_tokens")
+        check_positive(self, "judge_concurrency", "judge_max_tokens")
         if not self.judge_timeout > 0:
             raise UsageError(f"--judge-timeout is {self.judge_timeout}: give a number of seconds above 0")
         if self.judge_retries < 0:
@@ -292,6 +290,9 @@ class ShowCallsOptions:
 
     html: Annotated[str, "FILE"] | None = None
     """Also write a page."""
+
+    compute: ComputeOptions = ComputeOptions()
+    """Where the models run."""
 
     def __post_init__(self) -> None:
         check_positive(self, "documents")

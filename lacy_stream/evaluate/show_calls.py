@@ -107,7 +107,7 @@ def _score_document(checkpoint: Checkpoint, annotator: Annotator, document: Docu
         before = int(labelled.ids[start - 1]) if start else annotator.eos_id
         inputs = torch.cat([torch.tensor([before]), targets[:-1]])[: len(targets)]
         if len(targets):
-            logits = checkpoint.model(input_ids=inputs[None]).logits[0]
+            logits = checkpoint.model(input_ids=inputs[None].to(checkpoint.model.device)).logits[0].cpu()
         else:  # an empty text
             logits = torch.zeros(0, checkpoint.call_token_id + 1)
         scores.append(token_scores(logits, targets, checkpoint.call_token_id, rank))
@@ -198,10 +198,11 @@ def show_calls(options: ShowCallsOptions) -> None:
     console = Console(highlight=False)
     if options.html is not None:
         check_writable(options.html)
+    device = options.compute.set_up()
     checkpoint = load_checkpoint(options.checkpoint)
     chosen = _choose_documents(checkpoint.recipe, options.files, max(options.documents, options.sample))
     shown = len(chosen) if options.files else options.documents
-    marked = _annotate_and_mark(checkpoint, chosen)
+    marked = _annotate_and_mark(checkpoint, chosen, device)
     for one in marked[:shown]:
         console.rule(Text(printable(one.document.id)))
         console.print(to_terminal(one) if console.is_terminal else Text(to_plain(one)))
@@ -216,7 +217,7 @@ def show_calls(options: ShowCallsOptions) -> None:
             raise UsageError(
                 f"{options.beside} has another tokenizer than {options.checkpoint}: their tokens cannot be compared"
             )
-        other = _annotate_and_mark(second, chosen)
+        other = _annotate_and_mark(second, chosen, device)
         console.print(f"beside it, {describe_training(second.recipe)}:")
         _print_shares(console, other)
         other, captions = other[:shown], [describe_training(one.recipe) for one in (checkpoint, second)]
@@ -231,7 +232,8 @@ def _choose_documents(recipe: Recipe, files: Sequence[str], count: int) -> list[
     return held_out_documents(recipe, count)
 
 
-def _annotate_and_mark(checkpoint: Checkpoint, documents: Sequence[Document]) -> list[MarkedDocument]:
+def _annotate_and_mark(checkpoint: Checkpoint, documents: Sequence[Document], device: str) -> list[MarkedDocument]:
+    checkpoint.model.to(device)  # type: ignore[arg-type]
     settings = annotator_settings(checkpoint.recipe, checkpoint.tokenizer)
     annotator = replace(settings, model=settings.model or OFFICIAL).build()
     return mark_documents(checkpoint, annotator, documents)

@@ -138,7 +138,8 @@ def _table(
     limit = None if options.limit is None else -(-options.limit // options.batch_size)
     done = sum(part["batches"] for part in journal.results)
     network: Any = model.model
-    network.to(options.device)
+    device = options.compute.set_up()
+    network.to(device)
     pending: list[TokenTable] = []
     documents = pool.stats().documents
     total = len(loader.dataset.corpus)  # type: ignore[attr-defined]
@@ -149,7 +150,7 @@ def _table(
                 documents = now
             if number < done:
                 continue
-            pending.append(_batch_table(network, model, batch, options.device))
+            pending.append(_batch_table(network, model, batch, device))
             if len(pending) == PART_BATCHES:
                 _keep_part(pending, folder, journal)
     if pending:

@@ -13,7 +13,7 @@ from fastapi import FastAPI
 from lacy_stream.cascade.engine import Engine
 from lacy_stream.cascade.open import open_partner
 from lacy_stream.cascade.partner import Partner
-from lacy_stream.compute import bound_threads, choose_device
+from lacy_stream.compute import choose_device
 from lacy_stream.endpoints import is_endpoint
 from lacy_stream.errors import UsageError
 from lacy_stream.serve.app import Service, make_app
@@ -73,8 +73,7 @@ def open_app(options: ServeOptions, address: str) -> FastAPI:
     Raises:
         LacyStreamError: the model or the partner cannot be used.
     """
-    bound_threads(options.threads)
-    device = choose_device(options.device)
+    device = options.compute.set_up()
     model = load_model(options.model)
     model.model.to(device)  # type: ignore[arg-type]
     metrics = Metrics(options.delegation.call_rate if options.partner else 0.0)

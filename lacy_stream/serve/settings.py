@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from lacy_stream.cascade.settings import Delegation
+from lacy_stream.compute import ComputeOptions
 from lacy_stream.errors import UsageError
 
 WhenPartnerFails = Literal["continue", "error"]
@@ -69,23 +70,19 @@ class ServeOptions:
     repetition_penalty: float = 1.2
     """Repetition penalty of the small model and of a partner that is loaded here; 1 for none."""
 
-    device: str = "auto"
-    """The torch device of the small model; `auto` is cuda if available, else cpu."""
-
-    partner_device: str | None = None
+    partner_device: Annotated[str, "DEVICE"] | None = None
     """The torch device of a partner that is loaded here. Default: that of the small model."""
 
-    threads: int | None = None
-    """Threads of torch. Default: the cores that this process may use, at most 8."""
+    compute: ComputeOptions = ComputeOptions()
+    """Where the models run."""
 
     delegation: Delegation = Delegation()
     """What is delegated."""
 
     def __post_init__(self) -> None:
-        for name in ("max_batch", "max_request_bytes", "max_tokens", "partner_concurrency", "threads"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UsageError(f"{name} is {value}: give at least 1")
+        for name in ("max_batch", "max_request_bytes", "max_tokens", "partner_concurrency"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"{name} is {getattr(self, name)}: give at least 1")
         for name in ("time_limit_s", "partner_timeout_s", "repetition_penalty"):
             if not getattr(self, name) > 0:
                 raise UsageError(f"{name} is {getattr(self, name)}: give more than 0")

@@ -44,6 +44,7 @@ def add_call(
     text: str | os.PathLike[str] | None = None,
     call_fraction: float = 0.15,
     pad_to_multiple_of: int = 1,
+    device: str = "cpu",
 ) -> AddCallSummary:
     """Write a checkpoint whose model has a row for <CALL>: the mean of the other rows, with moments of 0.
 
@@ -55,6 +56,7 @@ def add_call(
             after the rows of the model.
         text: with a tokenizer, a file by which the row is set so that p(<CALL>) is near ``call_fraction``.
         pad_to_multiple_of: the rows are a multiple of this.
+        device: torch device on which the model reads the text.
 
     Raises:
         ModelNotFoundError: there is no such checkpoint.
@@ -84,7 +86,7 @@ def add_call(
     config |= {"vocab_size": rows, "call_token_id": call_token_id}
     probability = None
     if tokenizer is not None and text is not None:
-        probability = _set_row(state["model"], config, _ids(text, tokenizer), call_fraction)
+        probability = _set_row(state["model"], config, _ids(text, tokenizer), call_fraction, device)
     else:
         _wrap(state["model"], config)
     with replaced_file(out) as new:
@@ -163,9 +165,11 @@ def _ids(text: str | os.PathLike[str], tokenizer: Tokenizer) -> Tensor:
     return ids_N[: len(ids_N) // length * length].view(-1, length)
 
 
-def _set_row(weights: dict[str, Any], config: Mapping[str, Any], ids_BT: Tensor, call_fraction: float) -> float:
+def _set_row(
+    weights: dict[str, Any], config: Mapping[str, Any], ids_BT: Tensor, call_fraction: float, device: str
+) -> float:
     """Set the row of <CALL> in the weights of a checkpoint."""
-    wrapper, call_token_id = _wrap(weights, config), config["call_token_id"]
+    wrapper, call_token_id = _wrap(weights, config).to(device), config["call_token_id"]
     probability = set_call_row(wrapper.model, call_token_id, ids_BT, call_fraction)
     # The row in the input embeddings and, where they are not tied to it, in the output layer.
     for name, value in wrapper.state_dict().items():

@@ -157,3 +157,43 @@ def test_counts_below_one_are_refused(tmp_path: Path, capsys: pytest.CaptureFixt
         assert " is 0: give 1 or more\n" in capsys.readouterr().err
     assert main(["show-calls", "c", "--documents", "0"]) == 2
     assert capsys.readouterr().err == "lacy-stream show-calls: error: --documents is 0: give 1 or more\n"
+
+
+EVALUATIONS = ("losses", "leakage", "nlu", "factscore", "acceptability", "sweep")
+RUN_MODELS = ("show-calls", "add-call", "generate", "serve", *(f"evaluate {name}" for name in EVALUATIONS))
+
+
+@pytest.mark.parametrize("command", RUN_MODELS)
+def test_commands_that_run_a_model_have_the_same_options(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each names the device and the number of threads in the same way."""
+    with pytest.raises(SystemExit):
+        main([*command.split(), "--help"])
+    help = " ".join(capsys.readouterr().out.split())
+    assert "--device DEVICE The torch device of the models" in help and "Default: auto." in help
+    assert "--threads N Threads of torch" in help
+
+
+@pytest.mark.process  # transformers and Composer look at the machine by other programs
+@pytest.mark.parametrize(
+    "line",
+    [
+        "show-calls c",
+        "add-call c",
+        "generate m --prompt x",
+        "serve m --port 0",
+        "evaluate nlu m --out",
+        "evaluate losses m --out",
+    ],
+)
+def test_devices_and_threads_that_do_not_exist(line: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """They are refused before a model is looked for."""
+    command = [*line.split(), *([str(tmp_path / "out")] if line.endswith(("--out", "add-call c")) else [])]
+    for option, message in (
+        (["--threads", "0"], "--threads is 0: give 1 to 1024"),
+        (["--threads", "100000"], "--threads is 100000: give 1 to 1024"),
+        (["--device", "gpu"], "there is no device 'gpu' (Expected one of cpu, cuda"),
+        (["--device", "cuda:99"], "there is no device 'cuda:99' ("),
+    ):
+        assert main([*command, *option]) == 2
+        printed = capsys.readouterr().err
+        assert message in printed and printed.count("\n") == 1

@@ -101,7 +101,17 @@ def test_an_evaluation(tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureF
         return Reply("hm") if asked.endswith('Original: " London"\n') else Reply("Fine.\nVerdict: 1")
 
     command = ["evaluate", "acceptability", str(tiny_model), "--texts", str(tmp_path / "texts.jsonl")]
-    command += ["--documents", "2", "--out", str(tmp_path / "out"), "--judge-model", "m", "--threads", "2", "--judge"]
+    command += [
+        "--documents",
+        "2",
+        "--out",
+        str(tmp_path / "out"),
+        "--judge-model",
+        "m",
+        "--judge-concurrency",
+        "2",
+        "--judge",
+    ]
     with scripted_judge(script) as server:
         assert main([*command, server.url]) == 0
         asked = len(server.questions)

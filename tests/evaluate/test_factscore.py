@@ -234,11 +234,11 @@ def test_a_judge_that_dies_loses_nothing(files: Path, capfd: pytest.CaptureFixtu
         return honest(question)
 
     with scripted_judge(dying) as server:
-        assert run(files, server, "--threads", "1") == 2
+        assert run(files, server, "--judge-concurrency", "1") == 2
         message = capfd.readouterr().err
         assert "failed 3 times in a row" in message and "Traceback" not in message
         before, server.script = len(server.questions), honest
-        assert run(files, server, "--threads", "1") == 0
+        assert run(files, server, "--judge-concurrency", "1") == 0
         assert not set(server.questions[before:]) & set(answered)
     model = json.loads((files / "out" / "factscore.json").read_text())["models"][0]
     assert model["score"]["unpenalised"] == pytest.approx(100 * (2 / 3 + 1 / 2) / 2)

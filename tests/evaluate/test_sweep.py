@@ -41,7 +41,7 @@ def test_both_tables(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     with scripted_judge(script) as server:
         judge = Judge(server.url, "m", tmp_path / "cache.db")
         evaluate_sweep(
-            rates, methods, FactChecker(judge, Knowledge(tmp_path / "k.db"), {}, threads=2), tmp_path / "out"
+            rates, methods, FactChecker(judge, Knowledge(tmp_path / "k.db"), {}, concurrency=2), tmp_path / "out"
         )
         evaluate_sweep([], methods, FactChecker(judge, Knowledge(tmp_path / "k.db"), {}), tmp_path / "one")
     page = (tmp_path / "out" / "sweep.md").read_text()
