@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
+import threading
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple
+import weakref
+from collections.abc import Coroutine, Iterator, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 from lacy_stream.cascade.bridge import Candidate
 from lacy_stream.cascade.partner import Answer, Call, PartnerError, PromptError, answer_of
 from lacy_stream.cascade.vocabulary import SPECIAL_NAME, Vocabulary
 from lacy_stream.endpoints import api_key, base_url, hint, says_too_long
 
+Result = TypeVar("Result")
 TOP_LOGPROBS = 20
 """Number of candidates to ask for: vLLM's default limit."""
 TIMEOUT_S = 60.0
@@ -49,12 +52,16 @@ class EndpointPartner:
     If the endpoint needs a key, it is read from OPENAI_API_KEY. The server should cache the text; vLLM and llama.cpp do
     so by default. No repetition penalty is applied.
 
+    Requests are made in the event loop of a thread, where those that are late can be cancelled.
+
     Args:
         spec: ``http://host:8000/v1#MODEL``. Without a name, the endpoint must have exactly one model.
         vocabulary: that of the model, which tells text from names of tokens. None if it is not known: names that look
             like special tokens are then no text, and ids are asked for at ``/detokenize``.
         timeout_s: seconds for each attempt.
         retries: further attempts, with growing pauses, if the endpoint does not answer.
+        deadline_s: seconds for the calls that are answered together, with all attempts; None for no limit. Calls that
+            have no answer then are given up, with a PartnerError.
         concurrency: number of requests that are under way at a time.
         advice: what the user can do if the endpoint does not answer.
 
@@ -69,6 +76,7 @@ class EndpointPartner:
         *,
         timeout_s: float = TIMEOUT_S,
         retries: int = RETRIES,
+        deadline_s: float | None = None,
         concurrency: int = CONCURRENCY,
         advice: str = ADVICE,
     ) -> None:
@@ -78,9 +86,11 @@ class EndpointPartner:
             raise PartnerError("an endpoint as a partner needs the package openai: pip install openai") from error
         url, _, model = spec.partition("#")
         self._url, self._openai, self._vocabulary, self._timeout_s = base_url(url), openai, vocabulary, timeout_s
-        self._client = openai.OpenAI(base_url=self._url, api_key=api_key(), timeout=timeout_s, max_retries=retries)
-        self._advice = advice
-        self._requests = ThreadPoolExecutor(concurrency, thread_name_prefix="partner")
+        self._client = openai.AsyncOpenAI(base_url=self._url, api_key=api_key(), timeout=timeout_s, max_retries=retries)
+        self._deadline_s, self._advice, self._places = deadline_s, advice, asyncio.Semaphore(concurrency)
+        self._loop = asyncio.new_event_loop()
+        threading.Thread(target=_run_and_close, args=(self._loop,), name="partner", daemon=True).start()
+        weakref.finalize(self, self._loop.call_soon_threadsafe, self._loop.stop)
         self._texts: dict[int, str | None] = {}
         """Answers of ``/detokenize``."""
         self.name = model or self._only_model()
@@ -94,22 +104,32 @@ class EndpointPartner:
         return EndpointSession(self, preamble)
 
     def propose_all(self, calls: Sequence[Call]) -> list[Answer]:
-        """See ``Partner``. Several requests are under way at a time."""
-        if len(calls) == 1:
-            return [self._answer(calls[0])]
-        return list(self._requests.map(self._answer, calls))
+        """See ``Partner``. Several requests are under way at a time. Each answer has up to ``TOP_LOGPROBS`` candidates
+        without ids; none if the model ends without a token."""
+        answers = self._wait_for([self._answer(call) for call in calls])
+        return [self._late() if answer is None else answer for answer in answers]
 
-    def _answer(self, call: Call) -> Answer:
-        try:
-            return self.candidates(call.session.preamble + call.text)
-        except (PartnerError, PromptError) as error:
-            return error
+    def _wait_for(self, requests: Sequence[Coroutine[Any, Any, Result]]) -> list[Result | None]:
+        """Let requests run in the event loop. None for each that has no result at the deadline, and is cancelled."""
 
-    def candidates(self, prompt: str) -> Iterator[Candidate]:
+        async def wait() -> list[Result | None]:
+            tasks = [asyncio.ensure_future(request) for request in requests]
+            _, late = await asyncio.wait(tasks, timeout=self._deadline_s)
+            for task in late:
+                task.cancel()
+            return [None if task in late else task.result() for task in tasks]
+
+        return asyncio.run_coroutine_threadsafe(wait(), self._loop).result()
+
+    async def _answer(self, call: Call) -> Answer:
+        async with self._places:
+            try:
+                return await self._ask(call.session.preamble + call.text)
+            except (PartnerError, PromptError) as error:
+                return error
+
+    async def _ask(self, prompt: str) -> Iterator[Candidate]:
         """Ask for the most likely next tokens.
-
-        Returns:
-            Up to ``TOP_LOGPROBS`` candidates, best first, without ids. None if the model ends without a token.
 
         Raises:
             PartnerError: the endpoint does not answer, refuses the request, returns no top log-probabilities, or, when
@@ -117,7 +137,7 @@ class EndpointPartner:
             PromptError: the prompt is longer than the model's context.
         """
         try:
-            answer = self._client.completions.with_raw_response.create(
+            answer = await self._client.completions.with_raw_response.create(
                 model=self.name, prompt=prompt, max_tokens=1, temperature=0, logprobs=TOP_LOGPROBS
             )
         except self._openai.APIStatusError as error:
@@ -192,6 +212,7 @@ class EndpointPartner:
         special token.
 
         Raises:
+            PartnerError: the server hangs.
             _UnresolvedError: the server has no such thing.
         """
         if id not in self._texts:
@@ -211,14 +232,21 @@ class EndpointPartner:
             with urllib.request.urlopen(request, timeout=self._timeout_s) as response:
                 said = json.load(response)
             return next(said[key] for key in ("prompt", "content", "text") if isinstance(said.get(key), str))
+        except TimeoutError as error:
+            raise self._unreachable(error) from error
         except (OSError, ValueError, AttributeError, StopIteration):
             return None
 
     def _only_model(self) -> str:
+        async def list_models() -> list[str]:
+            return [model.id async for model in self._client.models.list()]
+
         try:
-            names = [model.id for model in self._client.models.list()]
+            [names] = self._wait_for([list_models()])
         except self._openai.OpenAIError as error:
             raise self._unreachable(error) from error
+        if names is None:
+            raise self._late()
         if len(names) != 1:
             raise PartnerError(
                 f"{self._url} has the models {', '.join(names) or '(none)'}: name one, as {self._url}#MODEL"
@@ -230,6 +258,9 @@ class EndpointPartner:
             f"the partner {self._url} does not answer ({type(error).__name__}: {error}){hint(self._url)}. "
             f"{self._advice}"
         )
+
+    def _late(self) -> PartnerError:
+        return PartnerError(f"the partner {self._url} does not answer within {self._deadline_s:g} s. {self._advice}")
 
 
 class EndpointSession:
@@ -244,6 +275,14 @@ class EndpointSession:
 
     def close(self) -> None:
         """See ``partner.Session``. There is nothing to free here."""
+
+
+def _run_and_close(loop: asyncio.AbstractEventLoop) -> None:
+    """Run an event loop until it is stopped."""
+    try:
+        loop.run_forever()
+    finally:
+        loop.close()
 
 
 class _UnresolvedError(Exception):

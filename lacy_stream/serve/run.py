@@ -108,6 +108,7 @@ def _opener(options: ServeOptions, device: str):
                 spec,
                 tokenizer=options.partner_tokenizer,
                 timeout_s=options.partner_timeout_s,
+                deadline_s=options.partner_timeout_s,
                 retries=1,
                 concurrency=options.partner_concurrency,
                 advice=ADVICE,

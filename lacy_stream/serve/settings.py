@@ -38,7 +38,8 @@ class ServeOptions:
     """Requests to a partner at an endpoint that are under way at a time."""
 
     partner_timeout_s: float = 20.0
-    """Seconds for a request to a partner at an endpoint, with one further attempt. All texts wait for it."""
+    """Seconds for the requests that are made together to a partner at an endpoint, which all texts wait for. A further
+    attempt at a request that fails counts in. Without an answer by then, the partner counts as lost."""
 
     host: Annotated[str, "ADDRESS"] = "127.0.0.1"
     """The address to listen at. One that is not loopback needs --api-key."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from servers import completions_server, free_port
 
 from lacy_stream.cascade import Decoding, Delegation, generate, open_partner
 from lacy_stream.cascade.endpoint import EndpointPartner
-from lacy_stream.cascade.partner import PartnerError, PromptError
+from lacy_stream.cascade.partner import Call, PartnerError, PromptError
 from lacy_stream.train.checkpoint import load_model
 
 pytestmark = pytest.mark.process
@@ -54,13 +55,48 @@ def test_slow_and_dead_endpoints() -> None:
     with completions_server("slow") as (url, process):
         partner = EndpointPartner(f"{url}#stub", timeout_s=0.2, retries=0)
         with pytest.raises(PartnerError, match="does not answer.*same command again"):
-            partner.candidates("one")
+            partner.session().propose("one")
         process.kill()
         process.wait()
         with pytest.raises(PartnerError, match="does not answer"):
-            partner.candidates("one")
+            partner.session().propose("one")
     with pytest.raises(PartnerError, match="does not answer"):
         EndpointPartner(f"http://127.0.0.1:{free_port()}/v1", retries=0)
+
+
+def test_an_endpoint_that_hangs() -> None:
+    """All calls together end at the deadline, however many attempts are left. The endpoint answers when it is well."""
+    with completions_server("vllm") as (url, process):
+        partner = EndpointPartner(f"{url}#stub", deadline_s=2, concurrency=2)
+        calls = [Call(partner.session(), "one")] * 3
+        process.send_signal(signal.SIGSTOP)
+        answers = partner.propose_all(calls)
+        assert [type(answer) for answer in answers] == [PartnerError] * 3
+        assert f"{url} does not answer within 2 s. What was generated is kept" in str(answers[0])
+        with pytest.raises(PartnerError, match="within 0.5 s"):
+            EndpointPartner(url, deadline_s=0.5)
+        process.send_signal(signal.SIGCONT)
+        for answer in partner.propose_all(calls):
+            assert not isinstance(answer, Exception) and [candidate.spelling for candidate in answer][1] == b" London"
+
+
+def test_answers_that_come_before_the_deadline_are_kept() -> None:
+    """Of two calls, one after the other and a second each, the second one is late."""
+    with completions_server("slow") as (url, _):
+        partner = EndpointPartner(f"{url}#stub", deadline_s=1.8, concurrency=1)
+        first, second = partner.propose_all([Call(partner.session(), "one")] * 2)
+    assert not isinstance(first, Exception) and next(first).spelling == b"1987"
+    assert isinstance(second, PartnerError)
+
+
+def test_ids_of_an_endpoint_that_hangs() -> None:
+    """An endpoint that hangs when it is asked what ids spell does not answer."""
+    with completions_server("ids") as (url, process):
+        partner = EndpointPartner(f"{url}#stub", timeout_s=1)
+        answer = partner.session().propose("one")
+        process.send_signal(signal.SIGSTOP)
+        with pytest.raises(PartnerError, match="does not answer"):
+            next(answer)
 
 
 def test_a_text_that_is_too_long_for_the_endpoint(wordy_model: Path) -> None:

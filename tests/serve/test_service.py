@@ -69,6 +69,24 @@ def assert_same_scores(model: Path, shared: Path, folder: Path, more: str = "") 
     assert accuracies[0] == accuracies[1]
 
 
+def test_a_partner_that_hangs(wordy_model: Path) -> None:
+    """Calls to an endpoint that hangs end at the time limit, and the texts are continued alone. When it answers again,
+    calls are made again."""
+    with (
+        completions_server("vllm") as (url, process),
+        served(wordy_model, partner=f"{url}#stub", delegation=HALF, name="wordy", partner_timeout_s=2) as client,
+        ThreadPoolExecutor(8) as pool,
+    ):
+        process.send_signal(signal.SIGSTOP)
+        choices = list(pool.map(lambda number: ask(client, number), range(8)))
+        assert all(len(choice.model_extra["lacy"]["tokens"]) >= 16 for choice in choices)
+        assert any(choice.model_extra["lacy"]["partner_failed"] for choice in choices)
+        assert "does not answer within 2 s" in health_of_partner(client)["reason"]
+        process.send_signal(signal.SIGCONT)
+        wait_until(lambda: partner_status(client) == "ok")
+        assert ask(client, 0).model_extra["lacy"]["call_rate"] > 0
+
+
 def ask(client: openai.OpenAI, number: int, **more: Any) -> Any:
     return client.completions.create(model="wordy", prompt=f"{number}, or", max_tokens=16, **more).choices[0]
 
