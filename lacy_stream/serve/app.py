@@ -31,7 +31,7 @@ from lacy_stream.serve.answers import (
     usage,
 )
 from lacy_stream.serve.chat import ChatTemplate
-from lacy_stream.serve.guard import Guard, RequestCounter, error_body
+from lacy_stream.serve.guard import PATHS, Guard, RequestCounter, error_body
 from lacy_stream.serve.metrics import Metrics
 from lacy_stream.serve.partner_watch import PartnerWatch
 from lacy_stream.serve.protocol import ChatRequest, CompletionRequest, TextRequest
@@ -366,8 +366,13 @@ def _add_errors(app: FastAPI) -> None:
         return JSONResponse(error_body(message, "invalid_request_error", param=field), 400)
 
     @app.exception_handler(HTTPException)
-    async def http(_: Request, error: HTTPException) -> JSONResponse:
-        return JSONResponse(error_body(str(error.detail), "invalid_request_error"), error.status_code, error.headers)
+    async def http(request: Request, error: HTTPException) -> JSONResponse:
+        message, path = str(error.detail), request.url.path
+        if error.status_code == 404:
+            message = f"there is nothing at {path}: the paths are {', '.join(PATHS)}"
+        elif error.status_code == 405:
+            message = f"{path} does not take {request.method}"
+        return JSONResponse(error_body(message, "invalid_request_error"), error.status_code, error.headers)
 
 
 def _first_mistake(errors: Sequence[Any]) -> tuple[str, str | None]:
@@ -376,6 +381,8 @@ def _first_mistake(errors: Sequence[Any]) -> tuple[str, str | None]:
     place = [str(part) for part in first["loc"][1:]]
     if first["type"] == "json_invalid":
         return f"the body is no JSON: {first.get('ctx', {}).get('error', first['msg'])}", None
+    if first["type"] == "model_attributes_type" and not place:
+        return "the body is no JSON object, or comes without the header Content-Type: application/json", None
     field = place[0] if place else None
     if first["type"] == "extra_forbidden":
         return f"{'.'.join(place)} is no field of this request, or is not supported: leave it out", field

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import logging
 import signal
 import socket
 
@@ -35,7 +34,6 @@ def run(options: ServeOptions) -> int:
     Raises:
         LacyStreamError: the options, the model or the partner cannot be used, or the port is in use.
     """
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     with _bind(options.host, options.port) as listener:
         app = open_app(options, listener.getsockname()[0])
         host, port = listener.getsockname()[:2]

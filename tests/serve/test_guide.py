@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import yaml
 from serving import served
@@ -26,9 +28,12 @@ def blocks(language: str) -> list[str]:
 
 
 def test_the_example(wordy_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The client of OpenAI prints the text, who wrote it, and a stream."""
+    """The client of OpenAI prints the text, who wrote it, and a stream. The bodies for curl are answered."""
     (code,) = blocks("python")
     with served(wordy_model, name="lacy", partner=str(wordy_model)) as client:
+        for body in re.findall(r"-d '(.*?)'", "".join(blocks("bash"))):
+            answer = client.post("/completions", cast_to=httpx.Response, body=json.loads(body))
+            assert answer.status_code == 200 and "lacy" in answer.text
         exec(compile(code.replace("http://127.0.0.1:8000/v1", str(client.base_url)), "docs/serving.md", "exec"), {})
     printed = capsys.readouterr().out
     assert len(re.findall(r" (?:model|partner)$", printed, re.MULTILINE)) >= 32 and "partner" in printed

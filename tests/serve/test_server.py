@@ -196,6 +196,18 @@ def test_bad_requests(client: openai.OpenAI, change: Any, status: int, message: 
         assert error["param"] == next(iter(change)) or error["param"] in (None, "prompt")
 
 
+def test_requests_that_miss_the_server(client: openai.OpenAI) -> None:
+    """A body without its type, a path that does not exist, and a path with another method are told what is right."""
+    with plain(client) as http:
+        for answer, status, message in (
+            (http.post("/v1/completions", content=json.dumps(FIELDS)), 400, "header Content-Type: application/json"),
+            (http.post("/v1/completions", json=["Ada"]), 400, "the body is no JSON object"),
+            (http.post("/completions", json=FIELDS), 404, "nothing at /completions: the paths are /v1/completions"),
+            (http.get("/v1/completions"), 405, "/v1/completions does not take GET"),
+        ):
+            assert answer.status_code == status and message in answer.json()["error"]["message"]
+
+
 def test_a_long_body_that_does_not_say_so(client: openai.OpenAI) -> None:
     """A body without a length is read up to the limit."""
     with plain(client) as http:
