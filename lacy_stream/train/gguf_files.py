@@ -22,6 +22,8 @@ def read_once() -> Iterator[None]:
         return
     import gguf
 
-    names = ("GGUFReader", "get_tensor_name_map")
-    with patch.multiple(gguf, **{name: functools.cache(getattr(gguf, name)) for name in names}):
+    with (
+        patch.object(gguf, "GGUFReader", functools.cache(gguf.GGUFReader)),
+        patch.object(gguf, "get_tensor_name_map", functools.cache(gguf.get_tensor_name_map)),
+    ):
         yield
