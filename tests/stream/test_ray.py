@@ -76,14 +76,56 @@ def test_labeller_comes_with_py_modules(host: RayHost) -> None:
     assert "there is no module 'own_labeller'" in reasons(found, "worker_refused")[0]
 
 
+@pytest.mark.parametrize("address", ["127.0.0.1:6379", "ray://127.0.0.1:10001"])
+@pytest.mark.parametrize(
+    ("variables", "problem"),
+    [
+        ({"RAY_AUTH_TOKEN": "a wrong one"}, "it does not accept the token in RAY_AUTH_TOKEN"),
+        ({"RAY_AUTH_TOKEN": None, "HOME": "/nowhere"}, "it wants a token, and there is no RAY_AUTH_TOKEN"),
+        ({"RAY_AUTH_MODE": None}, "it wants a token, and RAY_AUTH_MODE is not set"),
+    ],
+    ids=["wrong", "missing", "disabled"],
+)
+def test_run_without_the_token_ends(host: RayHost, address: str, variables: dict[str, str], problem: str) -> None:
+    """The cluster of all these tests wants a token. A run that does not have it ends at once and says so; it is not
+    tried again and again."""
+    found = host.call("ray_access:refused", address, variables)
+    assert f"no remote worker can start: the Ray cluster {address!r}: {problem}" in found["error"]
+    assert "Set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN" in found["error"]
+    assert "a wrong one" not in found["error"] and found["seconds"] < 20
+
+
+def test_other_versions_end_the_run(host: RayHost) -> None:
+    """A cluster that was started with other versions of Ray and Python: the run ends, and names both."""
+    found = host.call("ray_access:refused_with_other_versions", "2.50.0", "3.9.1")
+    assert "'127.0.0.1:6379': it runs Ray 2.50.0 on Python 3.9.1, and this process Ray 2." in found["error"]
+    assert "Give all machines the same versions" in found["error"] and found["seconds"] < 20
+
+
 def test_odd_machines_are_refused_alone(host: RayHost) -> None:
-    """A machine with another version of the labeller, and one without the package, are refused by address and key; the
-    others serve."""
-    found = annotated(host, "odd_machines")
-    refused = "\n".join(reasons(found, "worker_refused"))
-    assert found["counts"]["worker_refused"] == 2 and refused.count(" on 127.0.0.1: ") == 2
+    """Machines without the package, without the parser, or with another version of the labeller are refused, with their
+    address and what is wrong, and counted. The others serve."""
+    labelled, parsed = host.call("ray_scenarios:odd_machines")
+    refused = "\n".join(reasons(labelled, "worker_refused"))
+    assert labelled["counts"]["worker_refused"] == 2 and refused.count(" on 127.0.0.1: ") == 2
     assert "labeller_version: '2' there, '1' in the others" in refused and "No module named 'lacy_stream'" in refused
-    assert "Refused: 127.0.0.1" in found["waiting"]
+    assert "Refused: 127.0.0.1" in labelled["waiting"]
+    refused = reasons(parsed, "worker_refused")
+    assert len(refused) == 2 and all(" on 127.0.0.1: " in line for line in refused)
+    assert any("no spaCy pipeline 'en_core_web_sm' is installed. Install it with" in line for line in refused)
+    assert any("No module named 'lacy_stream'" in line for line in refused)
+
+
+def test_two_ranks_share_the_cluster(host: RayHost) -> None:
+    """Two ranks ask for four workers each, and there are two CPUs: each gets one, also the second to come, and says
+    that they share. The rows of each are those with a local worker."""
+    found = host.call("ray_scenarios:two_ranks")
+    assert found["actors"] == 2 and [rank["digest"] for rank in found["ranks"]] == found["expected"]
+    assert len(set(found["expected"])) == 2
+    for rank in found["ranks"]:
+        assert rank["ready"] == 1 and rank["restarts"] == 0
+        assert "1 of 4 remote workers have a place: the cluster has 2 CPUs on 1 machine(s)" in rank["waiting"]
+        assert "2 ranks share them" in rank["waiting"]
 
 
 def test_killed_actor_does_not_show(host: RayHost, expected: str) -> None:

@@ -18,6 +18,7 @@ import contextlib
 import json
 import os
 import queue
+import re
 import signal
 import socket
 import sys
@@ -31,7 +32,7 @@ from multiprocess.connection import Connection
 
 from lacy_stream.stream.workers.frames import pack, unpack
 from lacy_stream.stream.workers.process import THREAD_VARIABLES, end_with
-from lacy_stream.stream.workers.remote_settings import CLIENT, split_address, why_unsafe
+from lacy_stream.stream.workers.remote_settings import CLIENT, describe_token, split_address, why_unsafe
 
 if TYPE_CHECKING:
     from ray import ObjectRef
@@ -120,18 +121,60 @@ def _connect(settings: BridgeSettings) -> dict[str, Any] | None:
     except OSError as error:
         return {"reason": _one_line(error), "forever": False}
     try:
+        if _wants_other_token(settings.address):
+            return {"reason": describe_token(), "forever": True}
         unsafe = _join(settings)
-    except (OSError, TimeoutError) as error:  # ConnectionError, too
-        reason = _one_line(error)
-        if split_address(settings.address) and not settings.address.startswith(CLIENT):
-            reason += (
-                ". Is this machine part of the cluster? If not, run `ray start "
-                f"--address={settings.address} --num-cpus=0` on it, or give {CLIENT}HOST:10001 as the address"
-            )
-        return {"reason": reason, "forever": False}
-    except Exception as error:  # another version of Ray or Python, a token that is not accepted, a bad py_modules
-        return {"reason": _one_line(error), "forever": True}
+    except Exception as error:
+        return _explain(error, settings.address)
     return None if unsafe is None else {"reason": unsafe, "forever": True}
+
+
+def _explain(error: Exception, address: str) -> dict[str, Any]:
+    """Say why Ray has not joined, and whether that will not change."""
+    cause = f"{type(error).__name__}: {error}\n{error.__cause__}"  # Ray hides some errors in a ConnectionError
+    if "AuthenticationError" in cause:
+        return {"reason": describe_token(), "forever": True}
+    reason = _one_line(error)
+    if "Version mismatch" in cause:
+        found = re.findall(r"(?:Ray|Python): ([\w.]+)", cause)
+        if len(found) == 4:
+            reason = "it runs Ray {} on Python {}, and this process Ray {} on Python {}".format(*found)
+        return {"reason": f"{reason}. Give all machines the same versions, such as by one image", "forever": True}
+    if not isinstance(error, (OSError, TimeoutError)):  # such as a bad py_modules
+        return {"reason": reason, "forever": True}
+    if split_address(address) and not address.startswith(CLIENT):
+        reason += (
+            ". Is this machine part of the cluster? If not, run `ray start "
+            f"--address={address} --num-cpus=0` on it, or give {CLIENT}HOST:10001 as the address"
+        )
+    return {"reason": reason, "forever": False}
+
+
+def _wants_other_token(address: str) -> bool:
+    """Whether the cluster refuses the token of this process, or its lack of one. Ray would try again for 20 to 30
+    seconds, and Ray Client would then hide the reason. Any call tells: a server looks at the token first."""
+    place = split_address(address)
+    if place is None:
+        return False
+    try:
+        import grpc
+        from ray._private.grpc_utils import init_grpc_channel
+        from ray.core.generated import gcs_service_pb2, gcs_service_pb2_grpc, ray_client_pb2, ray_client_pb2_grpc
+    except ImportError:  # Ray has moved them: then its own error comes, later
+        return False
+    channel = init_grpc_channel(address.removeprefix(CLIENT))
+    try:
+        if address.startswith(CLIENT):
+            request = ray_client_pb2.ClusterInfoRequest(type=ray_client_pb2.ClusterInfoType.PING)
+            ray_client_pb2_grpc.RayletDriverStub(channel).ClusterInfo(request, timeout=REACH_S)
+        else:
+            request = gcs_service_pb2.CheckAliveRequest()
+            gcs_service_pb2_grpc.NodeInfoGcsServiceStub(channel).CheckAlive(request, timeout=REACH_S)
+    except grpc.RpcError as error:
+        return error.code() is grpc.StatusCode.UNAUTHENTICATED
+    finally:
+        channel.close()
+    return False
 
 
 def _join(settings: BridgeSettings) -> str | None:

@@ -72,6 +72,23 @@ def why_unsafe(address: str, environment: Mapping[str, str] = os.environ) -> str
     )
 
 
+def describe_token(environment: Mapping[str, str] = os.environ) -> str:
+    """Say why a cluster that wants a token does not accept this process, without the token itself, and the way out."""
+    path = environment.get("RAY_AUTH_TOKEN_PATH")
+    if environment.get("RAY_AUTH_MODE") != "token":
+        problem = f"wants a token, and RAY_AUTH_MODE is {environment.get('RAY_AUTH_MODE', 'not set')}"
+    elif environment.get("RAY_AUTH_TOKEN"):
+        problem = "does not accept the token in RAY_AUTH_TOKEN"
+    elif Path(path or "~/.ray/auth_token").expanduser().is_file():
+        problem = f"does not accept the token in the file {path or '~/.ray/auth_token'}"
+    else:
+        problem = f"wants a token, and there is no {'file ' + path if path else 'RAY_AUTH_TOKEN'}"
+    return (
+        f"it {problem}. Set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN to the token of the cluster or RAY_AUTH_TOKEN_PATH "
+        "to a file that has it"
+    )
+
+
 def check_remote(remote: RemoteSettings) -> None:
     """Check what can be checked without the cluster.
 
