@@ -17,7 +17,7 @@ def refused(address: str, variables: dict[str, str | None]) -> dict[str, Any]:
     began = time.monotonic()
     try:
         with environment(**variables):
-            annotated(1, 1, address=address)
+            annotated(0, 1, address=address)
     except AnnotationError as error:
         return {"error": str(error), "seconds": time.monotonic() - began}
     raise AssertionError("the cluster was used")

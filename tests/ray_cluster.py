@@ -16,7 +16,6 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Iterator
 from multiprocessing.connection import Client, Connection, Listener
 from pathlib import Path
 from typing import Any
@@ -30,7 +29,7 @@ LIBC = ctypes.CDLL(None)
 # On a busy machine, a raylet would end itself because its agent takes more than 15 s to start, and actors would stand
 # still, which are at nice 15 otherwise. Without a head, Ray's processes end after a minute, for which no test waits.
 SETTINGS = {
-    "RAY_gcs_rpc_server_reconnect_timeout_s": "15",
+    "RAY_gcs_rpc_server_reconnect_timeout_s": "5",
     "RAY_agent_register_timeout_ms": "300000",
     "RAY_raylet_start_wait_time_s": "300",
     "RAY_worker_niceness": "0",
@@ -116,7 +115,8 @@ def _name(process: psutil.Process) -> str:
 
 
 def _ray(*arguments: str, **environment: str) -> None:
-    command = [str(Path(sys.executable).with_name("ray")), "start", "--object-store-memory=80000000", *arguments]
+    options = ["--object-store-memory=80000000", "--include-log-monitor=false"]
+    command = [str(Path(sys.executable).with_name("ray")), "start", *options, *arguments]
     run = subprocess.run(command, capture_output=True, text=True, env=os.environ | environment)
     assert run.returncode == 0, run.stdout + run.stderr
 
@@ -157,7 +157,7 @@ class Cluster:
 
     def start_head(self) -> None:
         if self.head is None:
-            self.head = Machine("--head", "--port=6379", "--num-cpus=0", "--include-dashboard=false")
+            self.head = Machine("--head", "--port=6379", "--num-cpus=0", "--include-dashboard=false", "--no-monitor")
 
     def stop_head(self) -> None:
         """Kill the head: its raylet, and the store of the cluster."""
@@ -175,15 +175,19 @@ class Cluster:
             self.machines[name] = found = Machine(f"--address={ADDRESS}", f"--num-cpus={cpus}", **environment)
         return found
 
+    def leave(self, *names: str) -> None:
+        """Let machines leave the cluster. Ray notices that at once, and a death after seconds."""
+        for name in names:
+            if name in self.machines:
+                machine = self.machines.pop(name)
+                machine.raylet.terminate()
+                machine.raylet.wait(60)
+
     def remove(self, *names: str) -> None:
+        """Kill machines."""
         for name in names:
             if name in self.machines:
                 self.machines.pop(name).signal(signal.SIGKILL)
-
-    @contextlib.contextmanager
-    def with_machine(self, name: str, cpus: int = 1, **environment: str) -> Iterator[Machine]:
-        yield self.machine(name, cpus, **environment)
-        self.remove(name)
 
 
 CLUSTER = Cluster()

@@ -25,8 +25,10 @@ import psutil
 from ray_cluster import ADDRESS, CLUSTER, TESTS
 
 from annotator import AnnotatorSettings, Document, LabelledTokens
+from lacy_stream.stream import pool as pools
 from lacy_stream.stream.pool import AnnotationPool
 from lacy_stream.stream.report import Report
+from lacy_stream.stream.workers import remote as remotes
 from lacy_stream.stream.workers.remote import RemoteWorkers
 from lacy_stream.stream.workers.remote_settings import RemoteSettings
 from lacy_stream.stream.workers.remote_worker import RemoteWorker
@@ -39,13 +41,13 @@ DOCUMENTS = [
 
 Disturb = Callable[[AnnotationPool], None]
 
-
 TOKEN = "a token that only this cluster has"
 
 
 def start_cluster() -> None:
     """A head, and a machine with two CPUs. The cluster wants a token, which this process has."""
     os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN}
+    remotes.LONGEST_PAUSE_S = pools.LONGEST_PAUSE_S = 2.0  # at most so long between two tries
     CLUSTER.start_head()
     CLUSTER.machine("first", 2)
 
@@ -63,9 +65,44 @@ def digest(labels: Sequence[LabelledTokens]) -> str:
     return found.hexdigest()
 
 
-def undisturbed(labeller: str = "ray_labellers:slowly") -> str:
-    """The digest of all labels, without a pool."""
+def undisturbed(labeller: str = "capitals:capitals") -> str:
+    """The digest of all labels, without a pool. The labeller that takes its time gives the same."""
     return digest(settings(labeller).build().label(DOCUMENTS))
+
+
+_shared: list[tuple[AnnotationPool, Path, contextlib.ExitStack]] = []
+
+
+def close_shared() -> None:
+    """Close the shared pool, if there is one."""
+    while _shared:
+        _shared.pop()[2].close()
+
+
+@contextlib.contextmanager
+def opened(
+    local: int, remote: int, labeller: str | None, *, model: str | None = None, **keys: Any
+) -> Iterator[tuple[AnnotationPool, Path]]:
+    """A pool, and the file of its report. The shared one, which would take the CPUs, is closed before."""
+    close_shared()
+    wanted = RemoteSettings(**{"address": ADDRESS, "num_workers": remote, "wait_limit_s": 300.0} | keys)
+    log = Path(os.environ["TMPDIR"], f"report-{time.monotonic_ns()}.jsonl")
+    log.touch()
+    with AnnotationPool(settings(labeller, model), local, remote=wanted, report=Report(log)) as pool:
+        yield pool, log
+
+
+def shared() -> tuple[AnnotationPool, Path]:
+    """A pool for many tests, since it takes seconds to start one: a worker here, and three there, two of which have a
+    place. They all live."""
+    if not _shared:
+        with contextlib.ExitStack() as stack:
+            pool, log = stack.enter_context(opened(1, 3, "ray_labellers:slowly"))
+            wait_until(lambda: pool.stats().ready == 3)
+            _shared.append((pool, log, stack.pop_all()))
+    pool, log, _ = _shared[0]
+    until_remote_workers_serve(pool, 2)
+    return pool, log
 
 
 def annotated(
@@ -74,41 +111,47 @@ def annotated(
     *,
     ready: int = 0,
     disturb: Disturb = lambda pool: None,
-    labeller: str = "ray_labellers:slowly",
+    labeller: str = "capitals:capitals",
     after: Disturb = lambda pool: None,
     **keys: Any,
 ) -> dict[str, Any]:
-    """Annotate all documents.
+    """Annotate all documents in a pool of its own, when so many workers are ready, and say what has happened since it
+    was opened. ``keys`` are those of ``RemoteSettings``."""
+    with opened(local, remote, labeller, **keys) as (pool, log):
+        wait_until(lambda: pool.stats().ready >= ready)
+        found = annotate(pool, log, disturb, after)
+        counts = {event: count for event, count in pool.report.counts().items() if count}
+        return found | {"counts": counts, "report": log.read_text()}
+
+
+def annotate(
+    pool: AnnotationPool, log: Path, disturb: Disturb = lambda pool: None, after: Disturb = lambda pool: None
+) -> dict[str, Any]:
+    """Annotate all documents, and say what happened meanwhile.
 
     Args:
-        ready: number of workers to wait for before.
         disturb: called when the first document has its labels.
         after: called when all have.
-        keys: of ``RemoteSettings``.
     """
-    wanted = RemoteSettings(**{"address": ADDRESS, "num_workers": remote, "wait_limit_s": 300.0} | keys)
-    with contextlib.ExitStack() as stack:
-        log = Path(os.environ["TMPDIR"], f"report-{time.monotonic_ns()}.jsonl")
-        report = Report(log)
-        pool = stack.enter_context(AnnotationPool(settings(labeller), local, remote=wanted, report=report))
-        blames: list[bool] = []
-        lost = pool._jobs.lost
-        pool._jobs.lost = lambda batch, blame: (blames.append(blame), lost(batch, blame))[1]  # type: ignore[method-assign]
-        wait_until(lambda: pool.stats().ready >= ready)
-        began = time.monotonic()
-        futures = [pool.submit(document) for document in DOCUMENTS]
-        futures[0].result(timeout=300)
-        disturb(pool)
-        labels = [future.result(timeout=300) for future in futures]
-        elapsed_s = time.monotonic() - began
-        after(pool)
-        stats = pool.stats()
+    reported, before, known = log.stat().st_size, pool.report.counts(), set(pool.quarantine)
+    blames: list[bool] = []
+    lost = pool._jobs.lost
+    pool._jobs.lost = lambda batch, blame: (blames.append(blame), lost(batch, blame))[1]  # type: ignore[method-assign]
+    began = time.monotonic()
+    futures = [pool.submit(document) for document in DOCUMENTS]
+    futures[0].result(timeout=300)
+    disturb(pool)
+    labels = [future.result(timeout=300) for future in futures]
+    elapsed_s = time.monotonic() - began
+    after(pool)
+    pool._jobs.lost = lost  # type: ignore[method-assign]
+    stats, counts = pool.stats(), pool.report.counts()
     return {
         "digest": digest(labels),
         "seconds": elapsed_s,
-        "counts": {event: count for event, count in report.counts().items() if count},
-        "report": log.read_text() if log.exists() else "",
-        "quarantine": pool.quarantine,
+        "counts": {event: count - before[event] for event, count in counts.items() if count > before[event]},
+        "report": log.read_bytes()[reported:].decode(),
+        "quarantine": {name: why for name, why in pool.quarantine.items() if name not in known},
         "places": {place: rate.tokens for place, rate in stats.places.items()},
         "waiting": stats.waiting,
         "blames": blames,
@@ -164,7 +207,7 @@ def until_remote_workers_serve(pool: AnnotationPool, count: int) -> None:
 
 def local_and_remote() -> dict[str, Any]:
     """More workers are wanted than there are CPUs."""
-    return annotated(1, 8, ready=3, disturb=until_both_have_annotated)
+    return annotate(*shared(), disturb=until_both_have_annotated)
 
 
 def ray_client() -> dict[str, Any]:
@@ -196,31 +239,40 @@ def modules(send: bool) -> dict[str, Any]:
 
 
 def actor_killed() -> dict[str, Any]:
-    return annotated(0, 2, ready=2, disturb=lambda pool: os.kill(remote_workers(pool)[0].pid, signal.SIGKILL))
+    return annotate(*shared(), disturb=lambda pool: os.kill(remote_workers(pool)[0].pid, signal.SIGKILL))
 
 
-def rows(disturbed: bool) -> dict[str, Any]:
-    """The digest of the rows of some epochs. If disturbed, they are annotated by remote workers, too, one of which is
-    killed at random moments. Between these, what it held is done: a document that ends two workers is to blame."""
-    remote = RemoteSettings(address=ADDRESS, num_workers=2) if disturbed else None
-    ended, kills = threading.Event(), 0
-    with AnnotationPool(settings("ray_labellers:slowly"), 1, remote=remote) as pool:
+def undisturbed_rows() -> list[str]:
+    """The digests of the rows of some epochs by a local worker: of a run of one rank, and of both ranks of another."""
+    with AnnotationPool(settings("capitals:capitals"), 1) as pool:
+        digests = [digest_of_rows(pool, 80)]
+        for rank in (0, 1):
+            with environment(RANK=str(rank), WORLD_SIZE="2"):
+                digests.append(digest_of_rows(pool, 40))
+    return digests
 
-        def kill() -> None:
-            nonlocal kills
-            source = random.Random(4)
-            while not ended.wait(source.uniform(1.5, 3.0)):
-                for worker in source.sample(remote_workers(pool), min(1, len(remote_workers(pool)))):
-                    with contextlib.suppress(ProcessLookupError):
-                        os.kill(worker.pid, signal.SIGKILL)
-                        kills += 1
 
-        if disturbed:
-            wait_until(lambda: pool.stats().ready == 3)
-            threading.Thread(target=kill, daemon=True).start()
-        found = digest_of_rows(pool, 80)
-        ended.set()
-        return {"digest": found, "kills": kills, "quarantine": pool.quarantine}
+def disturbed_rows() -> dict[str, Any]:
+    """The same, of one rank, while a remote worker is killed at random moments. Between these, what it held is done: a
+    document that ends two workers is to blame."""
+    (pool, _), ended, kills = shared(), threading.Event(), 0
+
+    def kill() -> None:
+        nonlocal kills
+        source = random.Random(4)
+        while not ended.wait(source.uniform(1.5, 3.0)):
+            for worker in source.sample(remote_workers(pool), min(1, len(remote_workers(pool)))):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(worker.pid, signal.SIGKILL)
+                    kills += 1
+
+    killer = threading.Thread(target=kill, daemon=True)
+    killer.start()
+    known = set(pool.quarantine)
+    found = digest_of_rows(pool, 80)
+    ended.set()
+    killer.join()
+    return {"digest": found, "kills": kills, "quarantine": set(pool.quarantine) - known}
 
 
 def digest_of_rows(pool: AnnotationPool, batches: int) -> str:
@@ -247,37 +299,38 @@ def bridge_killed() -> dict[str, Any]:
     def kill(pool: AnnotationPool) -> None:
         bridge_of(pool).kill()
 
-    return annotated(1, 2, ready=3, disturb=kill, after=lambda pool: until_remote_workers_serve(pool, 2))
+    return annotate(*shared(), disturb=kill, after=lambda pool: until_remote_workers_serve(pool, 2))
 
 
-def machine_comes_and_dies() -> dict[str, Any]:
-    """A machine joins, serves, and is killed with all its processes while it holds documents."""
+def machine_comes_stands_still_and_dies() -> list[dict[str, Any]]:
+    """A machine joins. Then all its processes are stopped while it holds documents: nobody says that it is gone. It
+    continues, and is killed while it holds others."""
+    pool, log = shared()
 
-    def come_and_die(pool: AnnotationPool) -> None:
-        machine = CLUSTER.machine("second", 1)
+    def come(pool: AnnotationPool) -> None:
+        CLUSTER.machine("second", 1)
         wait_until(lambda: pool.stats().ready == 4)
-        worker = next(worker for worker in remote_workers(pool) if worker.pid in machine.workers())
+
+    def while_it_works(pool: AnnotationPool, happens: Callable[[], None]) -> None:
         more = [pool.submit(document) for document in DOCUMENTS * 3]
         wait_until(lambda: any(future.done() for future in more))
-        CLUSTER.remove("second")
-        wait_until(lambda: worker._death is not None)  # is_alive is for the worker's thread alone
+        happens()
         for future in more:
             future.result(timeout=300)
 
-    return annotated(1, 3, ready=3, disturb=come_and_die)
+    def stand_still(pool: AnnotationPool) -> None:
+        while_it_works(pool, lambda: CLUSTER.machines["second"].signal(signal.SIGSTOP))
 
+    def continue_again(pool: AnnotationPool) -> None:
+        CLUSTER.machines["second"].signal(signal.SIGCONT)
 
-def machine_stands_still() -> dict[str, Any]:
-    """All processes of a machine are stopped: nobody says that it is gone."""
-    CLUSTER.machine("second", 1)
+    def die(pool: AnnotationPool) -> None:
+        pids = CLUSTER.machines["second"].workers()
+        worker = next(worker for worker in remote_workers(pool) if worker.pid in pids)
+        while_it_works(pool, lambda: CLUSTER.remove("second"))
+        wait_until(lambda: worker._death is not None)  # is_alive is for the worker's thread alone
 
-    def stop(pool: AnnotationPool) -> None:
-        CLUSTER.machines["second"].signal(signal.SIGSTOP)
-
-    try:
-        return annotated(1, 3, ready=4, disturb=stop)
-    finally:
-        CLUSTER.remove("second")
+    return [annotate(pool, log, come), annotate(pool, log, stand_still, continue_again), annotate(pool, log, die)]
 
 
 def machine_without(name: str, *modules: str, **environment: str) -> None:
@@ -297,19 +350,19 @@ def odd_machines() -> list[dict[str, Any]]:
 
     try:
         found = annotated(1, 4, ready=1, labeller="ray_labellers:Versioned", after=both)
-        log = Path(os.environ["TMPDIR"], "report-parser.jsonl")
-        remote = RemoteSettings(address=ADDRESS, num_workers=4)
-        with AnnotationPool(settings(None, "en_core_web_sm"), 0, remote=remote, report=Report(log)) as pool:
+        with opened(0, 4, None, model="en_core_web_sm") as (pool, log):
             wait_until(lambda: pool.report.counts()["worker_refused"] == 2)
         return [found, {"report": log.read_text()}]
     finally:
-        CLUSTER.remove("odd", "bare")
+        CLUSTER.leave("odd", "bare")
 
 
 def two_ranks() -> dict[str, Any]:
     """Two ranks, each of which asks for more workers than there are CPUs. The second one comes when the first one has
     what it gets. Then both take rows, at the same time."""
-    expected = rows_of_two_ranks()  # it imports what the ranks need
+    import lacy_stream.stream.batches  # noqa: F401  (torch: once, and not in each rank)
+
+    close_shared()
     context, pipes = multiprocessing.get_context("fork"), []
     for rank in (0, 1):
         pipe, its_pipe = context.Pipe()
@@ -319,7 +372,7 @@ def two_ranks() -> dict[str, Any]:
     actors = len(CLUSTER.machine("first").workers())
     for pipe in pipes:
         pipe.send("take rows")
-    return {"actors": actors, "ranks": [pipe.recv() for pipe in pipes], "expected": expected}
+    return {"actors": actors, "ranks": [pipe.recv() for pipe in pipes]}
 
 
 def _run_rank(rank: int, pipe: Connection) -> None:
@@ -330,18 +383,7 @@ def _run_rank(rank: int, pipe: Connection) -> None:
         wait_until(lambda: pool.stats().ready > 0)
         pipe.send("ready")
         pipe.recv()
-        found = {"digest": digest_of_rows(pool, 40), "waiting": pool.stats().waiting, "ready": pool.stats().ready}
-        pipe.send(found | {"restarts": pool.report.counts()["worker_restarted"]})
-
-
-def rows_of_two_ranks() -> list[str]:
-    """The digests of the rows of both, by a local worker."""
-    digests = []
-    with AnnotationPool(settings("capitals:capitals"), 1) as pool:
-        for rank in (0, 1):
-            with environment(RANK=str(rank), WORLD_SIZE="2"):
-                digests.append(digest_of_rows(pool, 40))
-    return digests
+        pipe.send({"digest": digest_of_rows(pool, 40), "waiting": pool.stats().waiting, "ready": pool.stats().ready})
 
 
 @contextlib.contextmanager
@@ -382,6 +424,7 @@ time.sleep(1000)
 
 def rank_killed() -> bool:
     """Whether all processes of a rank that is killed are gone within a minute."""
+    close_shared()
     rank = subprocess.Popen([sys.executable, "-c", RANK], stdout=subprocess.PIPE, text=True)
     assert rank.stdout is not None
     pids = [int(pid) for pid in rank.stdout.readline().split()]
@@ -405,10 +448,13 @@ def head_killed() -> dict[str, Any]:
     def kill(pool: AnnotationPool) -> None:
         CLUSTER.stop_head()
 
+    pool, log = shared()
+    before = pool.report.counts()["cluster_unreachable"]
+
     def again(pool: AnnotationPool) -> None:
-        wait_until(lambda: pool.report.counts()["cluster_unreachable"] > 0)
+        wait_until(lambda: pool.report.counts()["cluster_unreachable"] > before)
         CLUSTER.remove("first")
         start_cluster()
         until_remote_workers_serve(pool, 2)
 
-    return annotated(1, 2, ready=3, disturb=kill, after=again)
+    return annotate(pool, log, kill, again)

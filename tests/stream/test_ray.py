@@ -13,6 +13,8 @@ from ray_cluster import RayHost, why_no_namespace
 
 pytestmark = pytest.mark.cluster
 
+HEAD, CLIENT = "127.0.0.1:6379", "ray://127.0.0.1:10001"
+
 
 @pytest.fixture(scope="module")
 def host() -> Iterator[RayHost]:
@@ -31,7 +33,14 @@ def host() -> Iterator[RayHost]:
 
 @pytest.fixture(scope="module")
 def expected(host: RayHost) -> str:
+    """The digest of all labels."""
     return host.call("ray_scenarios:undisturbed")
+
+
+@pytest.fixture(scope="module")
+def expected_rows(host: RayHost) -> list[str]:
+    """The digests of the rows of a run of one rank, and of both ranks of another."""
+    return host.call("ray_scenarios:undisturbed_rows")
 
 
 def annotated(host: RayHost, scenario: str, *arguments: Any) -> dict[str, Any]:
@@ -58,13 +67,25 @@ def test_too_few_cpus_are_used_and_named(host: RayHost, expected: str) -> None:
     """Local and remote workers serve one queue; those without a CPU are said to wait."""
     found = annotated(host, "local_and_remote")
     assert found["digest"] == expected and all(found["places"][place] for place in ("", "127.0.0.1"))
-    assert "2 of 8 remote workers have a place: the cluster has 2 CPUs on 1 machine(s)" in found["waiting"]
+    assert "2 of 3 remote workers have a place: the cluster has 2 CPUs on 1 machine(s)" in found["waiting"]
 
 
 def test_ray_client_gives_the_same_labels(host: RayHost, expected: str) -> None:
     """A trainer that is no part of the cluster reaches it through Ray Client."""
     found = annotated(host, "ray_client")
     assert found["digest"] == expected and found["places"]["127.0.0.1"]
+
+
+def test_two_ranks_share_the_cluster(host: RayHost, expected_rows: list[str]) -> None:
+    """Two ranks ask for four workers each, and there are two CPUs: each gets one, also the second to come, and says
+    that they share. The rows of each are those with a local worker."""
+    found = host.call("ray_scenarios:two_ranks")
+    assert found["actors"] == 2 and [rank["digest"] for rank in found["ranks"]] == expected_rows[1:]
+    assert len(set(expected_rows)) == 3
+    for rank in found["ranks"]:
+        assert rank["ready"] == 1
+        assert "1 of 4 remote workers have a place: the cluster has 2 CPUs on 1 machine(s)" in rank["waiting"]
+        assert "2 ranks share them" in rank["waiting"]
 
 
 def test_labeller_comes_with_py_modules(host: RayHost) -> None:
@@ -76,21 +97,21 @@ def test_labeller_comes_with_py_modules(host: RayHost) -> None:
     assert "there is no module 'own_labeller'" in reasons(found, "worker_refused")[0]
 
 
-@pytest.mark.parametrize("address", ["127.0.0.1:6379", "ray://127.0.0.1:10001"])
 @pytest.mark.parametrize(
-    ("variables", "problem"),
+    ("address", "variables", "problem"),
     [
-        ({"RAY_AUTH_TOKEN": "a wrong one"}, "it does not accept the token in RAY_AUTH_TOKEN"),
-        ({"RAY_AUTH_TOKEN": None, "HOME": "/nowhere"}, "it wants a token, and there is no RAY_AUTH_TOKEN"),
-        ({"RAY_AUTH_MODE": None}, "it wants a token, and RAY_AUTH_MODE is not set"),
+        (HEAD, {"RAY_AUTH_TOKEN": "a wrong one"}, "does not accept the token in RAY_AUTH_TOKEN"),
+        (CLIENT, {"RAY_AUTH_TOKEN": "a wrong one"}, "does not accept the token in RAY_AUTH_TOKEN"),
+        (HEAD, {"RAY_AUTH_TOKEN": None, "HOME": "/nowhere"}, "wants a token, and there is no RAY_AUTH_TOKEN"),
+        (HEAD, {"RAY_AUTH_MODE": None}, "wants a token, and RAY_AUTH_MODE is not set"),
     ],
-    ids=["wrong", "missing", "disabled"],
+    ids=["wrong", "wrong-client", "missing", "not-set"],
 )
 def test_run_without_the_token_ends(host: RayHost, address: str, variables: dict[str, str], problem: str) -> None:
     """The cluster of all these tests wants a token. A run that does not have it ends at once and says so; it is not
     tried again and again."""
     found = host.call("ray_access:refused", address, variables)
-    assert f"no remote worker can start: the Ray cluster {address!r}: {problem}" in found["error"]
+    assert f"no remote worker can start: the Ray cluster {address!r}: it {problem}" in found["error"]
     assert "Set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN" in found["error"]
     assert "a wrong one" not in found["error"] and found["seconds"] < 20
 
@@ -116,29 +137,17 @@ def test_odd_machines_are_refused_alone(host: RayHost) -> None:
     assert any("No module named 'lacy_stream'" in line for line in refused)
 
 
-def test_two_ranks_share_the_cluster(host: RayHost) -> None:
-    """Two ranks ask for four workers each, and there are two CPUs: each gets one, also the second to come, and says
-    that they share. The rows of each are those with a local worker."""
-    found = host.call("ray_scenarios:two_ranks")
-    assert found["actors"] == 2 and [rank["digest"] for rank in found["ranks"]] == found["expected"]
-    assert len(set(found["expected"])) == 2
-    for rank in found["ranks"]:
-        assert rank["ready"] == 1 and rank["restarts"] == 0
-        assert "1 of 4 remote workers have a place: the cluster has 2 CPUs on 1 machine(s)" in rank["waiting"]
-        assert "2 ranks share them" in rank["waiting"]
-
-
 def test_killed_actor_does_not_show(host: RayHost, expected: str) -> None:
     """SIGKILL of an actor: it is replaced, and the labels are those of an undisturbed run."""
     found = annotated(host, "actor_killed")
     assert found["digest"] == expected and not found["quarantine"] and found["counts"]["worker_restarted"] >= 1
 
 
-def test_rows_do_not_show_who_annotated(host: RayHost) -> None:
-    """The rows of an epoch are those of a local worker alone, though remote workers die and come again at random
+def test_rows_do_not_show_who_annotated(host: RayHost, expected_rows: list[str]) -> None:
+    """The rows of some epochs are those of a local worker alone, though remote workers die and come again at random
     moments."""
-    alone, disturbed = (annotated(host, "rows", way) for way in (False, True))
-    assert disturbed["digest"] == alone["digest"] and disturbed["kills"] >= 1 and not disturbed["quarantine"]
+    disturbed = annotated(host, "disturbed_rows")
+    assert disturbed["digest"] == expected_rows[0] and disturbed["kills"] >= 1 and not disturbed["quarantine"]
 
 
 def test_killed_bridge_does_not_show(host: RayHost, expected: str) -> None:
@@ -148,18 +157,14 @@ def test_killed_bridge_does_not_show(host: RayHost, expected: str) -> None:
     assert "ended with exit code -9" in reasons(found, "cluster_unreachable")[0]
 
 
-def test_machine_that_comes_and_dies_does_not_show(host: RayHost, expected: str) -> None:
-    """A machine that joins in the middle serves; when it is killed, what it held is done by others and not blamed."""
-    found = annotated(host, "machine_comes_and_dies")
-    assert found["digest"] == expected and not found["quarantine"]
-    assert found["counts"]["worker_restarted"] >= 1 and not any(found["blames"])
-
-
-def test_machine_that_stands_still_does_not_stop_the_stream(host: RayHost, expected: str) -> None:
-    """SIGSTOP of a whole machine: what it holds is given to others long before Ray takes it for dead."""
-    found = annotated(host, "machine_stands_still")
-    assert found["digest"] == expected and found["counts"]["worker_overdue"] >= 1 and not found["quarantine"]
-    assert not any(found["blames"]) and found["seconds"] < 55
+def test_machine_that_comes_stands_still_and_dies_does_not_show(host: RayHost, expected: str) -> None:
+    """A machine that joins in the middle serves. When it is stopped (SIGSTOP), what it holds is given to others long
+    before Ray takes it for dead. When it is killed, what it held is done by others, and not blamed."""
+    come, stopped, killed = host.call("ray_scenarios:machine_comes_stands_still_and_dies")
+    for found in (come, stopped, killed):
+        assert found["digest"] == expected and not found["quarantine"] and not any(found["blames"])
+    assert stopped["counts"]["worker_overdue"] >= 1 and stopped["seconds"] < 55
+    assert killed["counts"]["worker_restarted"] >= 1
 
 
 def test_nothing_at_the_address(host: RayHost, expected: str) -> None:

@@ -9,7 +9,13 @@ import pytest
 from pydantic import ValidationError
 
 from lacy_stream.errors import UsageError
-from lacy_stream.stream.workers.remote_settings import RemoteSettings, check_remote, split_address, why_unsafe
+from lacy_stream.stream.workers.remote_settings import (
+    RemoteSettings,
+    check_remote,
+    describe_token,
+    split_address,
+    why_unsafe,
+)
 
 
 @pytest.mark.parametrize(
@@ -52,6 +58,22 @@ def test_open_cluster_is_refused(address: str, monkeypatch: pytest.MonkeyPatch) 
 def test_own_cluster_needs_no_token(address: str) -> None:
     """On loopback nobody else reaches it; `auto` is judged when it is connected."""
     assert why_unsafe(address, {}) is None
+
+
+def test_token_is_described_and_not_shown(tmp_path: Path) -> None:
+    """What a cluster does not accept is named by the variable or the file that it comes from."""
+    file = tmp_path / "token"
+    file.write_text("secret")
+    mode = {"RAY_AUTH_MODE": "token"}
+    for environment, problem in (
+        ({}, "it wants a token, and RAY_AUTH_MODE is not set"),
+        ({"RAY_AUTH_MODE": "disabled", "RAY_AUTH_TOKEN": "secret"}, "it wants a token, and RAY_AUTH_MODE is disabled"),
+        (mode | {"RAY_AUTH_TOKEN": "secret"}, "it does not accept the token in RAY_AUTH_TOKEN"),
+        (mode | {"RAY_AUTH_TOKEN_PATH": str(file)}, f"it does not accept the token in the file {file}"),
+        (mode | {"RAY_AUTH_TOKEN_PATH": "/nowhere"}, "it wants a token, and there is no file /nowhere"),
+    ):
+        text = describe_token(environment)
+        assert text.startswith(f"{problem}. Set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN") and "secret" not in text
 
 
 def test_missing_ray_and_modules_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
