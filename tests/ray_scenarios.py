@@ -227,7 +227,7 @@ def modules(send: bool) -> dict[str, Any]:
         wait_until(lambda: send or pool.report.counts()["worker_refused"] > 0)
 
     try:
-        keys = {"py_modules": [str(package)]} if send else {}
+        keys: dict[str, Any] = {"py_modules": [str(package)]} if send else {}
         found = annotated(1, 1, ready=1 + send, labeller="own_labeller:label", after=wait_for_refusal, **keys)
         return found | {"expected": undisturbed("own_labeller:label")}
     finally:

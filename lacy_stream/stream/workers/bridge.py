@@ -153,27 +153,29 @@ def _explain(error: Exception, address: str) -> dict[str, Any]:
 def _wants_other_token(address: str) -> bool:
     """Whether the cluster refuses the token of this process, or its lack of one. Ray would try again for 20 to 30
     seconds, and Ray Client would then hide the reason. Any call tells: a server looks at the token first."""
-    place = split_address(address)
-    if place is None:
+    if split_address(address) is None:
         return False
-    try:
+    with contextlib.suppress(
+        Exception
+    ):  # these are inner parts of Ray: if they have changed, its own error comes, later
         import grpc
         from ray._private.grpc_utils import init_grpc_channel
         from ray.core.generated import gcs_service_pb2, gcs_service_pb2_grpc, ray_client_pb2, ray_client_pb2_grpc
-    except ImportError:  # Ray has moved them: then its own error comes, later
-        return False
-    channel = init_grpc_channel(address.removeprefix(CLIENT))
-    try:
-        if address.startswith(CLIENT):
-            request = ray_client_pb2.ClusterInfoRequest(type=ray_client_pb2.ClusterInfoType.PING)
-            ray_client_pb2_grpc.RayletDriverStub(channel).ClusterInfo(request, timeout=REACH_S)
-        else:
-            request = gcs_service_pb2.CheckAliveRequest()
-            gcs_service_pb2_grpc.NodeInfoGcsServiceStub(channel).CheckAlive(request, timeout=REACH_S)
-    except grpc.RpcError as error:
-        return error.code() is grpc.StatusCode.UNAUTHENTICATED
-    finally:
-        channel.close()
+
+        client = address.startswith(CLIENT)
+        messages: Any = ray_client_pb2 if client else gcs_service_pb2  # whose types are made when they are imported
+        channel = init_grpc_channel(address.removeprefix(CLIENT))
+        try:
+            if client:
+                request = messages.ClusterInfoRequest(type=messages.ClusterInfoType.PING)
+                ray_client_pb2_grpc.RayletDriverStub(channel).ClusterInfo(request, timeout=REACH_S)
+            else:
+                request = messages.CheckAliveRequest()
+                gcs_service_pb2_grpc.NodeInfoGcsServiceStub(channel).CheckAlive(request, timeout=REACH_S)
+        except grpc.RpcError as error:
+            return error.code() is grpc.StatusCode.UNAUTHENTICATED
+        finally:
+            channel.close()
     return False
 
 
