@@ -19,13 +19,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
 from transformers import PreTrainedModel
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 NAME = "lacy_packed_rows"
 UNKNOWN_TO_SDPA = ("softcap", "s_aux", "position_bias")
-"""Arguments of transformers' attention functions that its SDPA function would ignore."""
+"""Arguments of transformers' attention functions that are not supported here."""
 
 
 @dataclass(frozen=True)
@@ -123,15 +123,24 @@ def packed_rows(model: PreTrainedModel, groups: Sequence[RowGroup]) -> Iterator[
 
 
 def _attend(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: object, **options: Any
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: object,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    **options: Any,
 ) -> tuple[Tensor, None]:
     """An attention function of transformers.
 
     Args:
         query: of the new ids, [1, H, N, D].
-        key: of all rows of the cache, [R, H, C, D].
+        key: of all rows of the cache, [R, K, C, D]. The heads are K groups, each of which shares keys and values.
         value: likewise.
-        attention_mask: unused, since each group has its own.
+        attention_mask: unused, since each group of rows has its own.
+        scaling: of the scores; None for 1 / sqrt(D).
+        sliding_window: number of ids that an id sees; None for all before it.
 
     Returns:
         [1, N, H, D], and no weights.
@@ -142,18 +151,23 @@ def _attend(
     for name in UNKNOWN_TO_SDPA:
         if options.get(name) is not None:
             raise NotImplementedError(f"attention with {name}")
-    window = options.pop("sliding_window", None)
-    if window is None and _has_window(module):
+    if sliding_window is None and _has_window(module):
         raise NotImplementedError("attention with a window that its function is not told")
-    options["is_causal"] = False  # the masks say what is visible
+    sharing = query.shape[1] // key.shape[1]
     query_NHD = query[0].transpose(0, 1)
     found = []
     for group in _groups.get():
         query_BHTD = query_NHD[group.index_BT].transpose(1, 2)
-        rows, width = group.rows_B, group.mask_B1TC.shape[-1]
-        keys, values = key[:, :, :width][rows], value[:, :, :width][rows]
-        out_BTHD, _ = sdpa_attention_forward(module, query_BHTD, keys, values, group.mask(window), **options)
-        out_NHD = out_BTHD.flatten(0, 1)
+        rows, width, mask = group.rows_B, group.mask_B1TC.shape[-1], group.mask(sliding_window)
+        # The heads that share keys stand one after the other as further ids, so that no key is copied.
+        out_BKTD = scaled_dot_product_attention(
+            query_BHTD.reshape(len(query_BHTD), key.shape[1], -1, query.shape[-1]),
+            key[:, :, :width][rows],
+            value[:, :, :width][rows],
+            attn_mask=mask.repeat(1, 1, sharing, 1),
+            scale=scaling,
+        )
+        out_NHD = out_BKTD.reshape(*query_BHTD.shape[:-1], -1).transpose(1, 2).flatten(0, 1)
         found.append(out_NHD if group.kept_N is None else out_NHD[group.kept_N])
     return torch.cat(found)[None], None
 
