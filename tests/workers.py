@@ -35,7 +35,7 @@ class WordWorkers:
         errors: document id -> the error that it raises.
         fallbacks: document id -> why spaCy had to do it.
         machine_deaths: document id -> how many workers are lost with their machine while they hold it.
-        waits: ids of documents that are not answered before the worker is killed.
+        waits: ids of documents that the first worker that has one does not answer before it is killed.
         failed_starts: raised by the first starts, one each.
     """
 
@@ -88,7 +88,8 @@ class WordWorker:
         assert self.is_alive() and not self.closed
         told = self._workers
         ids = [document.id for document in documents]
-        waits = told.waits.intersection(ids)  # before a test can see the batch, and may end the waiting
+        waits = told.waits.intersection(ids)
+        told.waits -= waits
         self.batches.append(ids)
         self.timeouts_s.append(timeout_s)
         if waits:
