@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import _posixsubprocess
 import functools
+import gc
 import os
 import re
 import subprocess
@@ -30,6 +31,8 @@ import annotator.pipelines
 if "PYTEST_XDIST_WORKER" in os.environ:
     # One worker of pytest-xdist for each core: with more threads they would wait for one another, spinning.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+gc.disable()  # until all tests are imported: what they import stays, and looking for garbage in it takes seconds
 
 KINDS = ("process", "parser", "model", "cluster", "slow")
 FIXTURES = {
@@ -81,6 +84,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             files[item.path] = min(files.get(item.path, weight(item)), weight(item))
     if "PYTEST_XDIST_WORKER" in os.environ:
         items.sort(key=lambda item: weight(item) if "slow" in kinds(item) else files.get(item.path, weight(item)))
+
+
+def pytest_collection_finish() -> None:
+    """Look for garbage from now on, but not in what was imported."""
+    gc.freeze()
+    gc.enable()
 
 
 def weight(item: pytest.Item) -> list[bool]:
