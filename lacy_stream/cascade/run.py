@@ -26,6 +26,7 @@ from lacy_stream.cascade.output import (
 )
 from lacy_stream.cascade.settings import GenerateOptions
 from lacy_stream.cascade.texts import Generation, Prompt, Token
+from lacy_stream.compute import choose_device
 from lacy_stream.files import read_text
 from lacy_stream.journal import Journal, JournalError
 from lacy_stream.progress import progress
@@ -103,7 +104,7 @@ def _generations(
         partner = open_partner(
             options.partner,
             repetition_penalty=options.decoding.repetition_penalty,
-            device=device,
+            device=choose_device(options.partner_device or device),
             tokenizer=options.partner_tokenizer,
         )
     return generate(

@@ -130,6 +130,9 @@ class GenerateOptions:
     partner_tokenizer: Annotated[str, "NAME"] | None = None
     """Tokenizer of a partner at an endpoint: a folder or hub name. It tells text from names of tokens."""
 
+    partner_device: Annotated[str, "DEVICE"] | None = None
+    """The torch device of a partner that is loaded here. Default: that of the small model."""
+
     out: Annotated[str, "FILE"] | None = None
     """JSONL file of the texts, token by token; the same command resumes it. Required with --prompts."""
 

@@ -200,7 +200,13 @@ def _cascade(options: FactscoreOptions, delegation: Delegation) -> CascadeSettin
     writing = options.writing
     articles = options.checking.knowledge if writing.rag else None
     return CascadeSettings(
-        writing.partner, delegation, options.decoding, articles, writing.template, writing.partner_tokenizer
+        writing.partner,
+        delegation,
+        options.decoding,
+        articles,
+        writing.template,
+        writing.partner_tokenizer,
+        writing.partner_device,
     )
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from lacy_stream.cascade.biography_prompt import PROMPT, name_in, prompt_for
 from lacy_stream.cascade.identity import IF_KNOWN, model_settings, partner_settings
 from lacy_stream.cascade.settings import MANY_TEXTS, Decoding, Delegation, flat_settings
+from lacy_stream.compute import choose_device
 from lacy_stream.errors import UsageError
 from lacy_stream.files import file_errors, file_fingerprint, read_text
 from lacy_stream.journal import Journal, JournalError
@@ -49,6 +50,8 @@ class CascadeSettings:
     """File with the text around the article; None for that of the paper, for Qwen 3."""
     partner_tokenizer: str | None = None
     """Tokenizer of a partner at an endpoint, see ``open_partner``."""
+    partner_device: str | None = None
+    """Torch device of a partner that is loaded here; None for that of the small model."""
 
     def record(self) -> dict[str, Any]:
         """All fields as JSON values."""
@@ -187,7 +190,7 @@ def _generate(
         partner = open_partner(
             cascade.partner,
             repetition_penalty=cascade.decoding.repetition_penalty,
-            device=device,
+            device=choose_device(cascade.partner_device or device),
             tokenizer=cascade.partner_tokenizer,
         )
     return generate(

@@ -206,6 +206,9 @@ class PartnerOptions:
     partner_tokenizer: Annotated[str, "NAME"] | None = None
     """Tokenizer of a partner at an endpoint, as in `lacy-stream generate`."""
 
+    partner_device: Annotated[str, "DEVICE"] | None = None
+    """The torch device of a partner that is loaded here. Default: that of the small model."""
+
     rag: bool = False
     """The partner first reads the person's article in --knowledge."""
 

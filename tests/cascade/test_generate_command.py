@@ -113,6 +113,7 @@ def test_an_endpoint_that_dies(wordy_model: Path, prompts: Path, tmp_path: Path,
         (["--prompts", "prompts.txt"], "--prompts needs --out"),
         (["--prompt", "a", "--call-rate", "2", "--partner", "MODEL"], "call_rate is 2"),
         (["--prompt", "a", "--partner", "none.gguf"], "no file 'none.gguf'"),
+        (["--prompt", "a", "--partner", "p", "--partner-device", "gpu"], "there is no device 'gpu'"),
         (["--prompt", "a", "--knowledge", "none"], "none does not exist"),
     ],
 )

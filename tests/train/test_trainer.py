@@ -356,8 +356,8 @@ def test_stopped_run_leaves_nobody(
     recipe: Path, tmp_path: Path, how: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """However a run is stopped, with the launcher or without, it ends in time, no process of it is left, nothing is
-    left in /dev/shm, nothing of ours in the folder for temporary files (SIGKILL leaves what torch and the launcher make
-    there), and the same command works again."""
+    left in /dev/shm, no file of the run in the folder for temporary files (SIGKILL leaves what torch and the launcher
+    make there), and the same command works again."""
     temporary = tmp_path / "temporary"
     temporary.mkdir()
     module = ["-m", "lacy_stream"] if how == "SIGTERM" else []  # both ways to start a run
