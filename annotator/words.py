@@ -180,12 +180,14 @@ class Parser:
         """The engine if it agrees with spaCy on the sample, else None with a warning; an error if it ``must`` run."""
         try:
             from annotator.engine import Engine
+            from annotator.engine.compiled import compile_once
 
             # Whatever goes wrong here, spaCy can do the work.
-            engine = Engine(self._nlp, lexical_flags)
             sample = [(text, 0) for text in _SAMPLE]
-            pairs = zip(engine.words(sample), self._parse_spacy(sample), strict=True)
-            if all(ours.same(theirs) for ours, theirs in pairs):
+            with compile_once():
+                engine = Engine(self._nlp, lexical_flags)
+                words = engine.words(sample)
+            if all(ours.same(theirs) for ours, theirs in zip(words, self._parse_spacy(sample), strict=True)):
                 return engine
             reason = "it and spaCy disagree on the sample"
         except Exception as error:

@@ -1,4 +1,4 @@
-"""Compiled functions: where numba keeps them between runs, and the notice before the first compile."""
+"""Compiled functions: where numba keeps them between runs, and the first compile, by one process for all."""
 
 from __future__ import annotations
 
@@ -8,16 +8,19 @@ import os
 import stat
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numba
+from filelock import FileLock, Timeout
 from numba.core import config
 
 _log = logging.getLogger(__name__)
 _KERNELS: list[Any] = []
+_PATIENCE_S = 240
+"""How long to wait for another process that compiles. Then this one compiles, too."""
 
 # LLVM may reorder a sum over the numbers of one row, so that it adds in the lanes of a vector. Every row goes through
 # the same instructions, so that its result does not depend on its place or on other rows. NaN and infinity keep their
@@ -115,17 +118,56 @@ def _temporary_folder() -> Path | None:
     return path if ours else None
 
 
-def announce_compile() -> bool:
-    """Log a warning if some function is not in the cache. Returns whether one is not."""
-    cold = not all(_is_cached(compiled) for compiled in _KERNELS)
-    if cold and all(_can_be_kept(compiled) for compiled in _KERNELS):
+@contextmanager
+def compile_once() -> Iterator[None]:
+    """The context of the first calls of all functions.
+
+    If some are not in the cache, one process compiles them, and says so. Others that come meanwhile wait until it is
+    done, and read them from the cache.
+    """
+    if _is_cold():
+        with _one_at_a_time():
+            if _is_cold():  # still, after the wait
+                _announce()
+                yield
+                return
+    yield
+
+
+def _is_cold() -> bool:
+    """Whether some function is not in the cache."""
+    return not all(_is_cached(compiled) for compiled in _KERNELS)
+
+
+def _announce() -> None:
+    if all(_can_be_kept(compiled) for compiled in _KERNELS):
         _log.warning("compiling the annotation engine: about half a minute, once; later starts read it from disk")
-    elif cold:
+    else:
         _log.warning(
             "compiling the annotation engine: about half a minute, at each start, since no folder can be written in "
             "which it could be kept. Set NUMBA_CACHE_DIR to a folder that this user can write"
         )
-    return cold
+
+
+@contextmanager
+def _one_at_a_time() -> Iterator[None]:
+    """Wait until no other process holds the lock of the cache, if there is a cache and its file system has locks. The
+    kernel frees the lock of a process that dies."""
+    folder = _cache_folder(config.CACHE_DIR)  # pyright: ignore[reportAttributeAccessIssue]
+    if folder is None:
+        yield
+        return
+    lock = FileLock(os.path.join(folder, "compiling.lock"))
+    with suppress(OSError, NotImplementedError):
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            _log.warning("another process is compiling the annotation engine: waiting for it")
+            lock.acquire(timeout=_PATIENCE_S)
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _can_be_kept(compiled: Any) -> bool:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from annotator.engine import layers
-from annotator.engine.compiled import announce_compile, kernel
+from annotator.engine.compiled import kernel
 from annotator.engine.entities import find_entities, read_entity_moves
 from annotator.engine.network import Network
 from annotator.engine.parser import TextPlaces, parse, read_parser_moves
@@ -97,7 +97,6 @@ class Engine:
         self, nlp: Any, flags: Callable[..., Any], max_chunks: int = 200_000, max_vectors: int = 32_768
     ) -> None:
         pipeline = read_pipeline(nlp)
-        announce_compile()
         self._parser_moves, raw_labels = read_parser_moves(pipeline.parser)
         self._entity_moves, self.entity_types = read_entity_moves(pipeline.ner)
         self.tags = pipeline.tags

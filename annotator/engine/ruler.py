@@ -97,17 +97,18 @@ def read_patterns(patterns: list[dict[str, Any]], tags: tuple[str, ...], labels:
         if not attrs:
             continue
         for pattern in entry["patterns"]:
-            masks = [_mask(token, axes) for token in pattern]
-            index = range(len(masks))[entry["index"]]  # -1 is the last word
-            if len(masks) == 1:
+            places = [_places(token, axes) for token in pattern]
+            index = range(len(places))[entry["index"]]  # -1 is the last word
+            if len(places) == 1:
                 if "POS" in attrs:
-                    pos[masks[0]] = Pos[attrs["POS"]]
-                    rank[masks[0]] = number
+                    pos[places[0]] = Pos[attrs["POS"]]
+                    rank[places[0]] = number
                 if "DEP" in attrs:
-                    dep[masks[0]] = all_labels.index(attrs["DEP"])
-            elif len(masks) == 2 and set(attrs) == {"POS"}:
-                first.append(masks[0])
-                second.append(masks[1])
+                    dep[places[0]] = all_labels.index(attrs["DEP"])
+            elif len(places) == 2 and set(attrs) == {"POS"}:
+                for masks, place in zip((first, second), places, strict=True):
+                    masks.append(np.zeros(shape, dtype=np.bool_))
+                    masks[-1][place] = True
                 pairs.append((number, index, int(Pos[attrs["POS"]])))
             else:
                 raise UnknownPipelineError(f"pattern {number} of the attribute ruler: {pattern}")
@@ -133,16 +134,11 @@ def _named_forms(entry: dict[str, Any]) -> list[str]:
     return named
 
 
-def _mask(token: dict[str, Any], axes: dict[str, NDArray[Any]]) -> NDArray[np.bool_]:
-    """The combinations for which the pattern of one word holds: bool, broadcastable to the four axes."""
+def _places(token: dict[str, Any], axes: dict[str, NDArray[Any]]) -> tuple[NDArray[np.intp], ...]:
+    """The combinations for which the pattern of one word holds: an index into the four axes, as ``np.ix_`` makes it."""
     if not set(token) <= set(_ATTRIBUTES):
         raise UnknownPipelineError(f"the attribute ruler looks at {sorted(token)}")
-    # Each attribute has a mask along its own axis, and ``&`` broadcasts them to all combinations.
-    mask = np.ones([1] * len(axes), dtype=np.bool_)
-    for place, (name, axis) in enumerate(axes.items()):
-        holds = np.array([_holds(token.get(name), value) for value in axis], dtype=np.bool_)
-        mask = mask & holds.reshape([-1 if i == place else 1 for i in range(len(axes))])
-    return mask
+    return np.ix_(*[np.flatnonzero([_holds(token.get(name), value) for value in axis]) for name, axis in axes.items()])
 
 
 def _holds(condition: Any, value: Any) -> bool:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numba
 import pytest
+from filelock import FileLock
 
 from annotator.engine import compiled
 
@@ -42,14 +43,17 @@ def test_folder_that_can_be_written_is_found(
     """Functions are kept in a folder of this user's among the temporary files, which only it can write; a later start
     finds them there, and says nothing."""
     kernel = compiled.kernel(double)
-    assert compiled.announce_compile() and "once; later starts read it from disk" in caplog.text
-    assert kernel(21) == 42
+    with compiled.compile_once():
+        assert "once; later starts read it from disk" in caplog.text
+        assert kernel(21) == 42
     (folder,) = tmp_path.iterdir()
     assert list(folder.rglob("*.nbc")) and not folder.stat().st_mode & 0o077
     caplog.clear()
     forget(monkeypatch)
-    assert compiled.kernel(double)(21) == 42
-    assert not compiled.announce_compile() and not caplog.text
+    kernel = compiled.kernel(double)
+    with compiled.compile_once():
+        assert kernel(21) == 42
+    assert not caplog.text
     assert numba.config.CACHE_DIR == "", "the functions of others stay where they are"
 
 
@@ -86,12 +90,32 @@ def test_folder_of_somebody_else_is_not_used(tmp_path: Path, monkeypatch: pytest
     assert compiled.kernel(double)(21) == 42
 
 
+def test_one_process_compiles_for_all(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """While another process compiles, this one waits. If that takes too long, it compiles, too; if the functions are
+    there by then, it reads them, and lets a third process have its turn at once."""
+    monkeypatch.setattr(compiled, "_PATIENCE_S", 0.1)
+    kernel = compiled.kernel(double)
+    other = FileLock(os.path.join(str(compiled._cache_folder("")), "compiling.lock"))
+    with other, compiled.compile_once():
+        assert [record.getMessage()[:31] for record in caplog.records] == [
+            "another process is compiling th", "compiling the annotation engine"
+        ]  # fmt: skip
+        assert kernel(21) == 42
+    caplog.clear()
+    answers = [True, False]
+    monkeypatch.setattr(compiled, "_is_cold", lambda: answers.pop(0))
+    with compiled.compile_once():
+        other.acquire(timeout=0)
+    other.release()
+    assert not answers and not caplog.records
+
+
 def test_notice_promises_no_cache_that_there_is_not(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Where nothing can be written, the notice says that each start compiles, and how to change that."""
     monkeypatch.setattr(compiled.tempfile, "tempdir", "/proc/self")
     assert compiled.kernel(double)(21) == 42
-    with caplog.at_level(logging.WARNING):
-        assert compiled.announce_compile()
+    with caplog.at_level(logging.WARNING), compiled.compile_once():
+        pass
     assert "at each start" in caplog.text and "Set NUMBA_CACHE_DIR" in caplog.text and "once" not in caplog.text
