@@ -51,8 +51,8 @@ LEAST_S = 10
 """A part with less time than this is skipped."""
 
 
-def main() -> int:
-    args = parse_arguments()
+def main(argv: list[str] | None = None) -> int:
+    args = parse_arguments(argv)
     if args.part:
         importlib.import_module("engine" if args.part == "engine" else PARTS[args.part][0]).run(check_of(args))
         return 0
@@ -88,7 +88,7 @@ def run_parts(args: argparse.Namespace) -> bool:
     return all(succeeded)
 
 
-def parse_arguments() -> argparse.Namespace:
+def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder for the results")
     parser.add_argument("--articles", type=Path, help="JSONL with a column text, also .gz or .zst, of 10,000 articles")
@@ -99,7 +99,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--peak-tflops", type=float, default=989, help="dense bf16 of the card's data sheet, for MFU")
     parser.add_argument("--toy", action="store_true", help="tiny models, text of its own, no limits for parts")
     parser.add_argument("--part", help=argparse.SUPPRESS)  # in this process
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     args.out = args.out.resolve()
     args.work = (args.work or args.out / "work").resolve()
     args.articles = args.articles and args.articles.resolve()
