@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from annotator.align import classify
 from annotator.errors import AnnotatorError
-from annotator.facts import RULES_VERSION, class_of_rule, fired_rules
+from annotator.facts import RULES_VERSION, class_of_rule, fired_rules, fired_rules_of_texts
 from annotator.records import Document, FactClass, LabelledTokens, Pieces, Words
 from annotator.spans import factual_tokens, read_spans
 from annotator.tokenizers import open_tokenizer
@@ -39,6 +39,10 @@ class Explanation:
     rules: NDArray[np.uint8]
     tokens: LabelledTokens
     spans: NDArray[np.int32] | None = None
+
+
+_RULES_AT_ONCE = 4096
+"""Words of texts to which the rules are applied in one pass."""
 
 
 class _LabelTask(NamedTuple):
@@ -249,7 +253,7 @@ class Annotator:
         """Label documents. The parser sees all texts that need it in one call, so that it can group them."""
         texts = [pieces.text for task in tasks if task.annotate and task.spans is None for pieces in task.segments]
         # An iterator over the words of these texts, which are taken below in the same order.
-        words_of = None if self._parser is None else self._parser.parse(texts)
+        ruled = None if self._parser is None else self._read_words(self._parser.parse(texts))
 
         def label(pieces: Pieces, task: _LabelTask) -> LabelledTokens:
             if task.spans is not None:
@@ -259,22 +263,35 @@ class Annotator:
                 spans = self._labeller.spans(pieces.text)
                 self._lap("labeller", start)
                 return self._label_covered(pieces, spans)
-            if task.annotate and words_of is not None:
-                return self._label_words(pieces, words_of)
+            if task.annotate and ruled is not None:
+                return self._label_words(pieces, *next(ruled))
             return classify(pieces)
 
         return [_join_segments([label(pieces, task) for pieces in task.segments]) for task in tasks]
 
-    def _label_words(self, pieces: Pieces, words_of: Iterator[Words]) -> LabelledTokens:
-        """The tokens of a text whose words are the next of ``words_of``, by the rules."""
+    def _read_words(self, parsed: Iterator[Words]) -> Iterator[tuple[Words, NDArray[np.uint8]]]:
+        """The words of each text, and the rules that decide on them, which are applied to many short texts at once."""
+        while True:
+            mark = time.process_time()
+            group, size = [], 0
+            for words in parsed:  # the first of a group of the parser's: parses all of them
+                group.append(words)
+                size += len(words)
+                if size >= _RULES_AT_ONCE:
+                    break
+            mark = self._lap("words", mark)
+            rules = fired_rules_of_texts(group)
+            self._lap("facts", mark)
+            if not group:
+                return
+            self._words += size
+            yield from zip(group, rules, strict=True)
+
+    def _label_words(self, pieces: Pieces, words: Words, rules: NDArray[np.uint8]) -> LabelledTokens:
+        """The tokens of a text with these words, by the rules."""
         mark = time.process_time()
-        words = next(words_of)  # the first text of a group: parses all of them
-        mark = self._lap("words", mark)
-        classes = class_of_rule(fired_rules(words))
-        mark = self._lap("facts", mark)
-        tokens = classify(pieces, words, classes)
+        tokens = classify(pieces, words, class_of_rule(rules))
         self._lap("tokens", mark)
-        self._words += len(words)
         return tokens
 
     def _lap(self, stage: str, since: float) -> float:

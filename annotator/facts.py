@@ -129,11 +129,76 @@ def class_of_rule(rules: Codes) -> Codes:
 
 
 def fired_rules(words: Words) -> Codes:
-    """The ``Rule`` that decides on each word; uint8 [n].
+    """The ``Rule`` that decides on each word of a text; uint8 [n].
 
     The paper says "first occurrence" of entities. Here it is also said of words: a content word that the document has
     already had, in whatever role, is not factual again (see ``first_mentions``).
     """
+    return _fired_rules(words, title_words(words, np.zeros(1, dtype=np.int64)))
+
+
+def fired_rules_of_texts(texts: list[Words]) -> list[Codes]:
+    """``fired_rules`` of each text, in one pass: a pass takes 0.4 ms, however few words there are."""
+    if len(texts) < 2:
+        return [fired_rules(words) for words in texts]
+    words, first = _one_after_the_other(texts)
+    rules = _fired_rules(words, title_words(words, first))
+    return [rules[start : start + len(text)] for start, text in zip(first.tolist(), texts, strict=True)]
+
+
+def _one_after_the_other(texts: list[Words]) -> tuple[Words, Indices]:
+    """Texts as if they were one, in which the rules see each of them alone. Also their first words; int64 [texts].
+
+    White space parts each text from the next, so that no rule looks over its end, and no two texts share a form.
+    """
+    first = np.cumsum([0] + [len(words) + 1 for words in texts])[:-1]
+    first_form = np.cumsum([0] + [len(words.forms) + 1 for words in texts])[:-1]
+    column = {
+        name: np.concatenate([part for words in texts for part in (getattr(words, name), _SEPARATOR[name])])
+        for name in ("start", "end", "pos", "dep", "ent", "ent_start", "sent_start", "flags")
+    }
+    # The separator is its own head, and has the last form of its text.
+    shifted = list(zip(texts, first.tolist(), first_form.tolist(), strict=True))
+    form = [part for words, _, start in shifted for part in (words.form + start, [len(words.forms) + start])]
+    head = [part for words, start, _ in shifted for part in (words.head + start, [len(words) + start])]
+    words = Words(
+        form=np.concatenate(form),
+        forms=[form for words in texts for form in (*words.forms, " ")],
+        head=np.concatenate(head),
+        chunks=np.concatenate([words.chunks + start for words, start, _ in shifted]),
+        **column,
+    )
+    return words, first
+
+
+_SEPARATOR = {
+    "start": np.zeros(1, dtype=np.int32),
+    "end": np.zeros(1, dtype=np.int32),
+    "pos": np.array([Pos.SPACE], dtype=np.uint8),
+    "dep": np.array([Dep.OTHER], dtype=np.uint8),
+    "ent": np.array([Ent.NONE], dtype=np.uint8),
+    "ent_start": np.zeros(1, dtype=np.bool_),
+    "sent_start": np.zeros(1, dtype=np.bool_),
+    "flags": np.array([Flag.SPACE], dtype=np.uint8),
+}
+
+
+def title_words(words: Words, first: Indices) -> Bools:
+    """The words of each text's title, which ends with its first white space; bool [n].
+
+    Args:
+        words: of texts that follow one another.
+        first: int64 [texts], the first word of each.
+    """
+    space = _has(words.flags, Flag.SPACE)
+    count = np.cumsum(space) - space  # white space before each word
+    if len(first) == 1:
+        return count == 0
+    return count == np.repeat(count[first], np.diff(first, append=len(space)))
+
+
+def _fired_rules(words: Words, title: Bools) -> Codes:
+    """See ``fired_rules``. No step but that of the title knows where a text begins."""
     letters = lettered(words)
     grammatical = grammatical_rules(words, letters)
     space = _has(words.flags, Flag.SPACE)
@@ -143,7 +208,7 @@ def fired_rules(words: Words) -> Codes:
     informative = content & ~modifiers(words, entities, content, cues)
 
     # Each line overrides those before it.
-    rules = np.where(informative, chunk_rules(words, informative, cues), grammatical)
+    rules = np.where(informative, chunk_rules(words, title, informative, cues), grammatical)
     entity, repeated = entity_rules(words, entities, informative, cues)
     rules = np.where(entity, entity, rules)
     proper = _is(words.pos, Pos.PROPN) & _NAMING[rules]
@@ -322,14 +387,14 @@ def _same_entity(words: Words, entities: _WordRuns, mask: Bools) -> Bools:
 # Step 2: noun chunks and numbers
 
 
-def chunk_rules(words: Words, content: Bools, cues: Codes) -> Codes:
+def chunk_rules(words: Words, title: Bools, content: Bools, cues: Codes) -> Codes:
     """Step 2: the rule by which each word is informative, whether or not it is repeated; uint8 [n].
 
     Chunks are split at white space. Proper nouns and numbers count outside of chunks, too: a name that the parser
     leaves out of every chunk counts as a chunk of its own.
     """
     chunks = _chunk_runs(words)
-    paragraphs = _paragraphs(words, cues)
+    paragraphs = _paragraphs(words, title, cues)
     proper = content & _is(words.pos, Pos.PROPN)
     noun = content & _NOUN[words.pos]
     capital = content & _has(words.flags, Flag.CAPITAL) & _NAME[words.pos]
@@ -338,7 +403,7 @@ def chunk_rules(words: Words, content: Bools, cues: Codes) -> Codes:
     # From the lowest precedence to the highest: each line overrides those above it.
     rules = np.where(is_number(words), np.uint8(Rule.NUMBER), np.uint8(Rule.NO_RULE))
     rules[noun & chunks.spread(_in_factual_role(words, chunks, paragraphs, cues))] = Rule.COMMON_NOUN
-    rules[proper & ~_heads_a_line(words, chunks, name)] = Rule.PROPER_NOUN
+    rules[proper & (title | ~_heads_a_line(words, chunks, name))] = Rule.PROPER_NOUN
     rules[(noun | name) & _up_to_keyword(chunks, noun, cues)] = Rule.LIKELY_ORGANISATION
     rules[name & chunks.spread(_the_before_name(chunks, name, cues))] = Rule.LIKELY_ORGANISATION
     rules[capital & name & chunks.spread(_has_person_cue(words, chunks, capital, cues))] = Rule.LIKELY_PERSON
@@ -380,15 +445,14 @@ def _heads_a_line(words: Words, chunks: _WordRuns, name: Bools) -> Bools:
     """The words that are no names although they may be tagged as proper nouns: "Biography", "Ingredients"; bool [n].
 
     The tagger takes the capital of a heading, or of a sentence's first word, for that of a name. Such a word is one if
-    it is in an entity, beside another name in its chunk ("Mount Everest"), or in the text's first line, its title.
+    it is in an entity, or beside another name in its chunk ("Mount Everest").
     """
     initial = _sentence_initial(words)
     beside_name = chunks.spread(chunks.any(name & ~initial))
-    in_title = np.cumsum(_has(words.flags, Flag.SPACE)) == 0
-    return initial & _is(words.ent, Ent.NONE) & ~beside_name & ~in_title
+    return initial & _is(words.ent, Ent.NONE) & ~beside_name
 
 
-def _paragraphs(words: Words, cues: Codes) -> Indices:
+def _paragraphs(words: Words, title: Bools, cues: Codes) -> Indices:
     """The number of each word's paragraph; int64 [n].
 
     A paragraph ends at a blank line, and at a line break after the end of a sentence; so prose with hard line breaks is
@@ -398,8 +462,7 @@ def _paragraphs(words: Words, cues: Codes) -> Indices:
     breaks = np.zeros(len(words.forms), dtype=np.int64)
     for form in np.unique(words.form[space]).tolist():
         breaks[form] = words.forms[form].count("\n")
-    count = breaks[words.form]
-    count[np.flatnonzero(space)[:1]] = 0
+    count = np.where(title, 0, breaks[words.form])
     ends = (count > 1) | ((count > 0) & _of_word_before(_has(cues, Cue.STOP), False))
     return np.cumsum(ends, dtype=np.int64)
 

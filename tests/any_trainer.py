@@ -1,5 +1,5 @@
 """What the runs of test_any_trainer.py have in common: a model, an optimizer and a loader. As a program, it runs code
-of the documents with them, on as many ranks as the launcher started, and without Composer."""
+of the documents with them, without Composer."""
 
 from __future__ import annotations
 
@@ -56,8 +56,6 @@ def main(code: str, folder: str, *stops: str) -> None:
     """Run the code once for each stop, each time with a new model and loader, in a folder of its own."""
     torch.set_num_threads(1)
     ranks, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
-    if ranks > 1:
-        torch.distributed.init_process_group("gloo")
     for stop in stops:
         model = torch.nn.parallel.DistributedDataParallel(gpt2()) if ranks > 1 else gpt2()
         with rows(Path(folder), ROWS // MICROBATCHES // ranks) as loader:
@@ -65,8 +63,8 @@ def main(code: str, folder: str, *stops: str) -> None:
             exec(compile(Path(code).read_text(encoding="utf-8"), code, "exec"), names)
     assert names["start"] > 0, "the second run continued the first"
     torch.save(getattr(model, "module", model).state_dict(), f"weights-{rank}.pt")
-    assert "composer" not in sys.modules
 
 
 if __name__ == "__main__":
     main(*sys.argv[1:])
+    assert "composer" not in sys.modules

@@ -6,13 +6,14 @@ import importlib.util
 import os
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 # One thread a process, for children too: tests run side by side, and threads that wait for one another on busy cores
-# take many times as long. Set before anything imports numpy or torch.
-for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+# take many times as long. Nor does torch start processes for its compiler. Set before anything imports numpy or torch.
+for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "TORCHINDUCTOR_COMPILE_THREADS"):
     os.environ.setdefault(_name, "1")
 
 pytest_plugins = ["kinds"]
@@ -34,6 +35,26 @@ def tokenizer_path() -> Path:
     spec = importlib.util.find_spec("mistral_common")
     assert spec is not None and spec.origin is not None
     return Path(spec.origin).parent / "data" / "tokenizer.model.v1"
+
+
+@pytest.fixture(scope="session")
+def tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Name of a tokenizer in real_tokenizers.py -> its folder, to be read only. Converting one takes seconds, so each
+    is written once for all processes of pytest-xdist, whose folders have one parent."""
+    from filelock import FileLock
+    from real_tokenizers import make
+
+    own = tmp_path_factory.getbasetemp()
+    parent = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "tokenizers"
+    parent.mkdir(exist_ok=True)
+
+    def folder(name: str) -> Path:
+        with FileLock(parent / f"{name}.lock"):
+            if not (parent / name / "tokenizer_config.json").exists():  # written last
+                make(name, parent / name)
+        return parent / name
+
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -34,6 +34,7 @@ class FiniteWeights(Callback):
 
     def __init__(self, save_interval: str) -> None:
         self._is_due = create_interval_scheduler(save_interval)
+        self._last_batch = -1  # after which the weights were looked at
 
     def batch_checkpoint(self, state: State, logger: Logger) -> None:
         """Look at all weights before a checkpoint. Collective.
@@ -53,7 +54,12 @@ class FiniteWeights(Callback):
         self._check(state, "")
 
     def _check(self, state: State, consequence: str) -> None:
-        unusable = [~torch.isfinite(tensor).all() for tensor in _trained_tensors(state)]
+        if self._last_batch == state.timestamp.batch.value:
+            return
+        self._last_batch = state.timestamp.batch.value
+        # The extremes of a tensor are found without a copy of it, and are NaN if one number is.
+        extremes = [torch.stack(torch.aminmax(tensor)) for tensor in _trained_tensors(state)]
+        unusable = [~torch.isfinite(pair).all() for pair in extremes]
         count = state.device.tensor_to_device(torch.tensor([0.0]))
         if unusable:
             count = torch.stack(unusable).sum(dtype=torch.float32).reshape(1).to(count.device)
@@ -79,7 +85,7 @@ def _trained_tensors(state: State) -> Iterator[Tensor]:
     for tensor in (*shapes, *kept):
         to_local = getattr(tensor, "to_local", None)  # of a DTensor of FSDP
         local: Tensor = tensor if to_local is None else to_local()
-        if local.is_floating_point():
+        if local.is_floating_point() and local.numel():  # a rank may have no part of a small tensor
             yield local.detach()
 
 

@@ -7,7 +7,7 @@ import unicodedata
 import numpy as np
 import pytest
 
-from annotator.facts import Rule, class_of_rule, fired_rules
+from annotator.facts import Rule, class_of_rule, fired_rules, fired_rules_of_texts
 from annotator.records import Dep, Ent, FactClass, Flag, Pos, Words
 
 
@@ -61,9 +61,19 @@ def flags(text: str) -> int:
     return sum(int(flag) for flag, value in has.items() if value)
 
 
+TITLE = build(
+    ("Marie", "PROPN", None, None, "person"), ("\n", "SPACE"), ("|Marie", "PROPN"), ("met", "VERB"), ("Mr", "PROPN")
+)
+BIRTH = build(("was", "AUX"), ("born", "VERB"), ("\n\n", "SPACE"), ("|City", "NOUN"), chunks=[(3, 4)])
+
+
 def rules(words: Words) -> list[str]:
-    """Names of the rules that fired, one per word."""
-    return [Rule(code).name for code in fired_rules(words)]
+    """Names of the rules that fired, one per word. They are the same among other texts, whatever stands there."""
+    alone = fired_rules(words)
+    for texts in [TITLE, words, BIRTH], [words, words, Words.empty(), words]:
+        for text, among in zip(texts, fired_rules_of_texts(texts), strict=True):
+            np.testing.assert_array_equal(among, alone if text is words else fired_rules(text))
+    return [Rule(code).name for code in alone]
 
 
 # Step 1: named entities
@@ -623,3 +633,4 @@ def test_grammatical_and_other_words(row: tuple, rule: str):
 def test_text_without_words():
     """No words, no rules."""
     assert fired_rules(Words.empty()).tolist() == []
+    assert fired_rules_of_texts([]) == []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import logging
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ import pytest
 import tokenizers
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from real_tokenizers import GPT4, REAL, SMALL, byte_level, make, tiktoken_file
+from real_tokenizers import GPT4, REAL, SMALL, byte_level, tiktoken_file
 from test_tokenizers import assert_in_order, odd_text, word_at
 
 from annotator import Annotator, AnnotatorError, AnnotatorSettings, FactClass
@@ -38,16 +39,10 @@ odder_text = st.lists(odd_text | st.sampled_from([*ODDER, " ", " the "]), max_si
 some = settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the tokenizers are made."""
-    return tmp_path_factory.mktemp("tokenizers")
-
-
 @pytest.fixture(scope="module", params=[*REAL, *SMALL])
-def hf(request: pytest.FixtureRequest, folders: Path) -> HuggingFaceTokenizer:
+def hf(request: pytest.FixtureRequest, tokenizer_folder: Callable[[str], Path]) -> HuggingFaceTokenizer:
     """One tokenizer after the other."""
-    tokenizer = open_tokenizer(make(request.param, folders / request.param))
+    tokenizer = open_tokenizer(tokenizer_folder(request.param))
     assert isinstance(tokenizer, HuggingFaceTokenizer)
     return tokenizer
 
@@ -170,9 +165,9 @@ def test_rows_of_documents(hf: HuggingFaceTokenizer) -> None:
     assert classify(segments[0]).classes[-1] == FactClass.GRAMMATICAL
 
 
-def test_beginning_alone_cuts_a_row(folders: Path) -> None:
+def test_beginning_alone_cuts_a_row(tokenizer_folder: Callable[[str], Path]) -> None:
     """Rows of a tool that writes only the beginning of documents are cut before it."""
-    tokenizer = open_tokenizer(make("llama2", folders / "begin"))
+    tokenizer = open_tokenizer(tokenizer_folder("llama2"))
     the = tokenizer.encode("the").ids.tolist()
     segments = tokenizer.segments(np.array([*the, tokenizer.bos_id, *the, tokenizer.bos_id, *the]))
     assert [segment.text for segment in segments] == ["the", "the", "the"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import json
 import os
 import re
@@ -16,6 +18,7 @@ import torch
 from any_trainer import MICROBATCHES, ROWS, gpt2, rows, sgd
 from composer import Trainer
 from composer.models import HuggingFaceModel
+from processes import on_two_ranks
 
 from lacy_stream import CallMask
 
@@ -65,16 +68,13 @@ def assert_same(trained: Weights, expected: Weights) -> None:
         torch.testing.assert_close(trained[name], weight, rtol=1e-5, atol=1e-6, msg=lambda m, name=name: f"{name}: {m}")
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
-def test_plain_loop(ranks: int, folder: Path, expected: Weights, tmp_path: Path) -> None:
-    """The page's loop on 1 and 2 gloo ranks, stopped and resumed from its own checkpoint by a new model and a new
-    loader. Its processes never import Composer."""
+def test_plain_loop(folder: Path, expected: Weights, tmp_path: Path) -> None:
+    """The page's loop, stopped and resumed from its own checkpoint by a new model and a new loader. Its process never
+    imports Composer."""
     (tmp_path / "loop.py").write_text(LOOP, encoding="utf-8")
-    program = [any_trainer.__file__, str(tmp_path / "loop.py"), str(folder), str(BREAK), str(STEPS)]
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"] if ranks > 1 else []
     paths = [str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")]
     run = subprocess.run(
-        [sys.executable, *launcher, *program],
+        [sys.executable, any_trainer.__file__, "loop.py", str(folder), str(BREAK), str(STEPS)],
         cwd=tmp_path,
         env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
         capture_output=True,
@@ -82,9 +82,23 @@ def test_plain_loop(ranks: int, folder: Path, expected: Weights, tmp_path: Path)
         timeout=300,
     )
     assert run.returncode == 0, run.stdout + run.stderr
-    assert run.stdout.count("call_fraction") == STEPS * ranks
-    for rank in range(ranks):
+    assert run.stdout.count("call_fraction") == STEPS
+    assert_same(torch.load(tmp_path / "weights-0.pt"), expected)
+
+
+def test_plain_loop_on_two_ranks(folder: Path, expected: Weights, tmp_path: Path) -> None:
+    """The same loop on two gloo ranks."""
+    (tmp_path / "loop.py").write_text(LOOP, encoding="utf-8")
+    on_two_ranks(functools.partial(_run_loop, data=folder), tmp_path)
+    for rank in (0, 1):
+        assert (tmp_path / f"printed-{rank}.txt").read_text().count("call_fraction") == STEPS
         assert_same(torch.load(tmp_path / f"weights-{rank}.pt"), expected)
+
+
+def _run_loop(rank: int, folder: Path, data: Path) -> None:
+    os.chdir(folder)
+    with open(f"printed-{rank}.txt", "w") as file, contextlib.redirect_stdout(file):
+        any_trainer.main("loop.py", str(data), str(BREAK), str(STEPS))
 
 
 def test_trainer_of_transformers(

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from real_tokenizers import REAL, SMALL, make
+from real_tokenizers import REAL, SMALL
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from annotator.tokenizers import open_tokenizer
@@ -75,11 +76,10 @@ def test_the_tokenizer_is_sentencepiece(exported: Path, tokenizer_path: Path, sh
 
 
 @pytest.mark.parametrize("kind", [*REAL, *SMALL])
-def test_any_tokenizer_json_keeps_its_ids(kind: str, tmp_path: Path) -> None:
+def test_any_tokenizer_json_keeps_its_ids(kind: str, tmp_path: Path, tokenizer_folder: Callable[[str], Path]) -> None:
     """The exported folder carries a tokenizer.json of each kind with <CALL> after its pieces: AutoTokenizer gives the
     ids of the run, whatever the text, and opens it as ours does."""
-    path = make(kind, tmp_path / "tokenizer")
-    ours = open_tokenizer(path)
+    ours = open_tokenizer(tokenizer_folder(kind))
     sizes = {"vocab_size": ours.vocab_size + 1, "hidden_size": 4, "intermediate_size": 4, "num_hidden_layers": 1}
     model = LlamaForCausalLM(LlamaConfig(**sizes, num_attention_heads=1))
     note_special_ids(model, call_token_id=ours.vocab_size, eos_id=ours.eos_id)
@@ -176,9 +176,9 @@ def test_without_call(checkpoint: Path, exported: Path, tmp_path: Path, capsys: 
     assert ours.call_token_id is None and ours.start_ids == (2,) and ours.max_seq_len == 64
 
 
-def test_a_tokenizer_json_without_call(tmp_path: Path) -> None:
+def test_a_tokenizer_json_without_call(tmp_path: Path, tokenizer_folder: Callable[[str], Path]) -> None:
     """A tokenizer.json of Hugging Face is copied as it is, and <CALL> is added only to a folder with its row."""
-    file = make("unigram", tmp_path / "tokenizer") / "tokenizer.json"
+    file = tokenizer_folder("unigram") / "tokenizer.json"
     ours = open_tokenizer(file)
     for rows, call in ((ours.vocab_size, None), (ours.vocab_size + 1, ours.vocab_size)):
         model = GPT2LMHeadModel(GPT2Config(vocab_size=rows, n_positions=32, n_embd=8, n_layer=1, n_head=1))

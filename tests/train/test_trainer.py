@@ -232,7 +232,9 @@ def test_two_ranks(
 ) -> None:
     """`composer -n 2 small.yaml key=value` trains on two ranks with half of each batch, the call fraction being exact
     over both, and ends with the held-out loss of one rank on all documents."""
-    run("composer", "-n", "2", recipe, "eval_subset_num_batches=-1", cwd=tmp_path)
+    launcher = start(composer, ["-n", "2", str(recipe), "eval_subset_num_batches=-1"], tmp_path, tmp_path)
+    launcher.join(timeout=300)
+    assert launcher.exitcode == 0
     for rank in (0, 1):
         log = tmp_path / f"log-rank{rank}.txt"
         assert logged(log, "call_mask/call_fraction") == EXACT
