@@ -8,22 +8,40 @@ import sys
 import tempfile
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import forkserver
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
+import pytest
+
 FORK_SERVER = multiprocessing.get_context("forkserver")
-FORK_SERVER.set_forkserver_preload(["lacy_stream.stream.shards", "lacy_stream.train.trainer", "composer"])
+FORK_SERVER.set_forkserver_preload(["imported"])
+
+
+def forked(function: Callable[..., object], *arguments: object, daemon: bool = False) -> BaseProcess:
+    """A process of the fork server, not started, that will call a function."""
+    _start_server()
+    return FORK_SERVER.Process(target=function, args=arguments, daemon=daemon)
+
+
+def _start_server() -> None:
+    """Start the fork server, if it does not run. It looks for what it imports in ``PYTHONPATH``, and is silent about
+    what it does not find."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [str(Path(__file__).parent), os.getenv("PYTHONPATH")])))
+        forkserver.ensure_running()
 
 
 def processes(count: int) -> ProcessPoolExecutor:
     """Some processes that wait for calls."""
+    _start_server()
     return ProcessPoolExecutor(count, FORK_SERVER)
 
 
 def on_two_ranks(function: Callable[[int, Path], None], folder: Path) -> None:
     """Call a function of (rank, folder) on two ranks of a gloo group, each a process with the variables that a launcher
     sets."""
-    ranks = [FORK_SERVER.Process(target=_run_rank, args=(function, rank, folder), daemon=True) for rank in (0, 1)]
+    ranks = [forked(_run_rank, function, rank, folder, daemon=True) for rank in (0, 1)]
     for rank in ranks:
         rank.start()
     for rank in ranks:
@@ -40,7 +58,7 @@ def start(main: Callable[[list[str]], int | None], arguments: list[str], folder:
         folder: the folder that it starts in.
         temporary: the folder for its temporary files.
     """
-    process = FORK_SERVER.Process(target=_run_command, args=(main, arguments, folder, temporary))
+    process = forked(_run_command, main, arguments, folder, temporary)
     process.start()
     return process
 

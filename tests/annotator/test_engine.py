@@ -123,9 +123,9 @@ def identical(one: Words, other: Words) -> bool:
 
 @pytest.fixture(scope="module")
 def annotated(shared: Path) -> list[str]:
-    """415 documents of Wikipedia, as other work has annotated them."""
+    """208 documents of Wikipedia, as other work has annotated them."""
     with open(shared / "lmlm_spans.jsonl", encoding="utf-8") as file:
-        return [json.loads(line)["text"] for line in itertools.islice(file, 0, None, 2)]
+        return [json.loads(line)["text"] for line in itertools.islice(file, 0, None, 4)]
 
 
 @pytest.fixture(scope="module")
@@ -138,8 +138,8 @@ def articles(shared: Path) -> list[str]:
 
 
 @pytest.mark.slow
-def test_same_annotation_of_415_documents(annotated: list[str], stock: Parser, fast: Parser) -> None:
-    """On 415 documents each word has spaCy's tag, label, head, sentence start and entity, and its rule."""
+def test_same_annotation_of_208_documents(annotated: list[str], stock: Parser, fast: Parser) -> None:
+    """On 208 documents each word has spaCy's tag, label, head, sentence start and entity, and its rule."""
     engine = fast._engine
     assert engine is not None
     words = 0
@@ -152,7 +152,7 @@ def test_same_annotation_of_415_documents(annotated: list[str], stock: Parser, f
         assert ours.same(theirs), text[:60]
         assert np.array_equal(fired_rules(ours), fired_rules(theirs)), text[:60]
         words += len(theirs)
-    assert words > 90_000
+    assert words > 45_000
     assert fast.fallbacks == 0
 
 

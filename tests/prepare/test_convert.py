@@ -351,7 +351,7 @@ def test_a_damaged_data_set_is_not_called_prepared(tmp_path: Path):
 
 
 BIG = ShardOptions(size_limit=64 << 10)
-BIG_ROWS = 6000
+BIG_ROWS = 2500
 
 
 def start_run(tmp_path: Path) -> tuple[subprocess.Popen[bytes], Path, Path]:

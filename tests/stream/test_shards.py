@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from processes import FORK_SERVER, processes
+from processes import forked, processes
 from streaming import MDSWriter
 from streaming.base.util import merge_index
 
@@ -349,7 +349,7 @@ def die_while_writing(local: Path, remote: Path) -> None:
 def test_killed_while_writing(tmp_path: Path) -> None:
     """A process that is killed in the middle of every write to its cache leaves nothing that another believes."""
     remote, local = write(tmp_path / "remote", compression="zstd"), tmp_path / "local"
-    process = FORK_SERVER.Process(target=die_while_writing, args=(local, remote))
+    process = forked(die_while_writing, local, remote)
     process.start()
     process.join(300)
     assert process.exitcode == -9
