@@ -53,11 +53,14 @@ def test_plugging_in(here: Path) -> None:
     """The Trainer example runs with a user's own GPT-2, trains, and calls 15% of the tokens."""
     from composer.models import HuggingFaceModel  # quick tests read this file, too, and need no Composer
 
+    from lacy_stream.train.model import known_to_be_causal
+
     torch.manual_seed(0)
     config = GPT2Config(
         vocab_size=32_001, n_positions=256, n_embd=16, n_layer=1, n_head=2, bos_token_id=2, eos_token_id=2
     )
-    model = HuggingFaceModel(GPT2LMHeadModel(config), use_logits=True)
+    with known_to_be_causal():
+        model = HuggingFaceModel(GPT2LMHeadModel(config), use_logits=True)
     before = model.model.transformer.wte.weight.detach().clone()
     trainer = run_example("StreamMonitor()", shorter=("20ba", "5ba"), model=model)["trainer"]
     assert trainer.state.timestamp.batch.value == 5

@@ -74,7 +74,7 @@ def for_composer(model: PreTrainedModel, metrics: Sequence[Metric] = ()) -> Hugg
     # Composer warns that checkpoints lack a Hugging Face tokenizer: ours is named in the recipe.
     logging.getLogger("composer.models.huggingface").setLevel(logging.ERROR)
     accept_use_return_dict()
-    with _known_to_be_causal():
+    with known_to_be_causal():
         wrapped = HuggingFaceModel(model, use_logits=True, metrics=[], eval_metrics=list(metrics), shift_labels=True)
     if flops_per_token(model, length=1) is not None:
         wrapped.flops_per_batch = functools.partial(flops_of_batch, model)  # type: ignore[assignment]
@@ -106,7 +106,7 @@ def _gpt2(config: GPT2, entries: int, max_seq_len: int, eos_id: int) -> PreTrain
 
 
 @contextmanager
-def _known_to_be_causal() -> Iterator[None]:
+def known_to_be_causal() -> Iterator[None]:
     """Keep Composer from importing all 170 causal models of transformers to find that this model is one of them.
 
     It only wants to warn where ``shift_labels`` does not fit. One of these modules uses torch.compile, which starts a

@@ -21,6 +21,7 @@ from composer.models import HuggingFaceModel
 from processes import on_two_ranks
 
 from lacy_stream import CallMask
+from lacy_stream.train.model import known_to_be_causal
 
 pytestmark = [pytest.mark.process, pytest.mark.model]
 
@@ -47,8 +48,10 @@ def expected(folder: Path) -> Weights:
     """The weights that Composer's Trainer makes in the same steps, from the same microbatches."""
     model = gpt2()
     with rows(folder, ROWS) as loader:
+        with known_to_be_causal():
+            wrapped = HuggingFaceModel(model, use_logits=True)
         trainer = Trainer(
-            model=HuggingFaceModel(model, use_logits=True),
+            model=wrapped,
             train_dataloader=loader,
             algorithms=[CallMask(32_000)],
             optimizers=sgd(model),

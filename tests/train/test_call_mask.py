@@ -25,6 +25,7 @@ from lacy_stream.objective.minibatch import uniform
 from lacy_stream.objective.scores import call_scores, own_call_mask
 from lacy_stream.objective.selectors import METHODS, Selection, Targets, highest
 from lacy_stream.train.call_mask import CallMask, _check_call_token
+from lacy_stream.train.model import known_to_be_causal
 
 pytestmark = pytest.mark.model
 
@@ -63,7 +64,8 @@ def gpt2() -> HuggingFaceModel:
         embd_pdrop=0,
         attn_pdrop=0,
     )
-    return HuggingFaceModel(GPT2LMHeadModel(config), use_logits=True)
+    with known_to_be_causal():
+        return HuggingFaceModel(GPT2LMHeadModel(config), use_logits=True)
 
 
 class UsersModel(ComposerModel):

@@ -23,6 +23,7 @@ from lacy_stream.stream.batches import PositionError, annotated_dataloader
 from lacy_stream.stream.pool import AnnotationPool
 from lacy_stream.train.call_mask import CallMask
 from lacy_stream.train.hugging_face import model_of_config
+from lacy_stream.train.model import known_to_be_causal
 
 pytestmark = pytest.mark.model
 
@@ -33,7 +34,8 @@ SIZES = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "in
 def neox(rows: int) -> HuggingFaceModel:
     torch.manual_seed(1)
     config = GPTNeoXConfig(vocab_size=rows, max_position_embeddings=LENGTH, **SIZES)
-    return HuggingFaceModel(GPTNeoXForCausalLM(config), use_logits=True)
+    with known_to_be_causal():
+        return HuggingFaceModel(GPTNeoXForCausalLM(config), use_logits=True)
 
 
 def trainer(model: HuggingFaceModel, loader: Any, until: str, **settings: Any) -> Trainer:

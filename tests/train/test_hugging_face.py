@@ -396,7 +396,7 @@ def test_smollm2_learns_to_call(
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The real SmolLM2-135M, continued for six steps of raw text: on other text, the loss of <CALL> begins near that
+    """The real SmolLM2-135M, continued for eight steps of raw text: on other text, the loss of <CALL> begins near that
     of a random caller instead of at 19 nats, and falls; that of the other tokens does not rise. Then it is exported,
     and writes with itself as its partner."""
     texts = list(articles(shared, 80))
@@ -415,12 +415,12 @@ def test_smollm2_learns_to_call(
                 "train_loader": {"dataset": {"local": str(tmp_path / "corpus"), "split": "train", "shuffle": True}},
                 "optimizer": {"lr": 1e-4},
                 "scheduler": {"t_warmup": "2ba"},
-                "max_duration": "6ba",
+                "max_duration": "8ba",
                 "global_train_batch_size": 4,
                 "precision": "fp32",
                 "progress_bar": False,
                 "save_folder": "run",
-                "save_interval": "6ba",
+                "save_interval": "8ba",
             }
         )
     )
