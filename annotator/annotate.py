@@ -22,6 +22,9 @@ from annotator.records import Document, FactClass, LabelledTokens, Pieces, Words
 from annotator.spans import factual_tokens, read_spans
 from annotator.tokenizers import open_tokenizer
 
+_RULES_AT_ONCE = 4096
+"""Words, over all texts, to which the rules are applied in one pass."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Explanation:
@@ -39,10 +42,6 @@ class Explanation:
     rules: NDArray[np.uint8]
     tokens: LabelledTokens
     spans: NDArray[np.int32] | None = None
-
-
-_RULES_AT_ONCE = 4096
-"""Words of texts to which the rules are applied in one pass."""
 
 
 class _LabelTask(NamedTuple):

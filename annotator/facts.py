@@ -158,17 +158,19 @@ def _one_after_the_other(texts: list[Words]) -> tuple[Words, Indices]:
         for name in ("start", "end", "pos", "dep", "ent", "ent_start", "sent_start", "flags")
     }
     # The separator is its own head, and has the last form of its text.
-    shifted = list(zip(texts, first.tolist(), first_form.tolist(), strict=True))
-    form = [part for words, _, start in shifted for part in (words.form + start, [len(words.forms) + start])]
-    head = [part for words, start, _ in shifted for part in (words.head + start, [len(words) + start])]
-    words = Words(
+    form, head, chunks = [], [], []
+    for words, start, start_form in zip(texts, first.tolist(), first_form.tolist(), strict=True):
+        form += [words.form + start_form, [len(words.forms) + start_form]]
+        head += [words.head + start, [len(words) + start]]
+        chunks.append(words.chunks + start)
+    joined = Words(
         form=np.concatenate(form),
-        forms=[form for words in texts for form in (*words.forms, " ")],
+        forms=[spelling for words in texts for spelling in (*words.forms, " ")],
         head=np.concatenate(head),
-        chunks=np.concatenate([words.chunks + start for words, start, _ in shifted]),
+        chunks=np.concatenate(chunks),
         **column,
     )
-    return words, first
+    return joined, first
 
 
 _SEPARATOR = {
@@ -391,7 +393,13 @@ def chunk_rules(words: Words, title: Bools, content: Bools, cues: Codes) -> Code
     """Step 2: the rule by which each word is informative, whether or not it is repeated; uint8 [n].
 
     Chunks are split at white space. Proper nouns and numbers count outside of chunks, too: a name that the parser
-    leaves out of every chunk counts as a chunk of its own.
+    leaves out of every chunk counts as a chunk of its own. In the title, every proper noun is a name.
+
+    Args:
+        words: the words.
+        title: bool [n], see ``title_words``.
+        content: bool [n], the content words that are no modifiers.
+        cues: ``Cue`` bits [n].
     """
     chunks = _chunk_runs(words)
     paragraphs = _paragraphs(words, title, cues)
