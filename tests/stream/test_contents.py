@@ -77,7 +77,8 @@ def test_rows_that_all_fail(
     folder = write_ids(tmp_path / "data", [[50_000 + number, 7, 40_000, 9] for number in range(6)])
     with pytest.raises(DataError, match="nothing to learn from.*token id 5000. at position 0.*ids 0 to 31999"):
         batches(folder, pool, 3, tokens_column="tokens", repeat=repeat)
-    assert pool.report.counts()["document_skipped"] < 60
+    # Each of 4 lanes has tried 6 of the documents at most, and has 16 more in the pool, for 4 rows of 16 tokens.
+    assert pool.report.counts()["document_skipped"] <= 4 * (6 + 16)
     assert len(made) <= 2, "the worker's, and the one that is tried after it"
 
 
