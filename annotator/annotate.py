@@ -279,10 +279,10 @@ class Annotator:
                 if size >= _RULES_AT_ONCE:
                     break
             mark = self._lap("words", mark)
-            rules = fired_rules_of_texts(group)
-            self._lap("facts", mark)
             if not group:
                 return
+            rules = fired_rules_of_texts(group)
+            self._lap("facts", mark)
             self._words += size
             yield from zip(group, rules, strict=True)
 

@@ -8,33 +8,20 @@ import sys
 import tempfile
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import forkserver
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-import pytest
-
 FORK_SERVER = multiprocessing.get_context("forkserver")
-FORK_SERVER.set_forkserver_preload(["imported"])
+FORK_SERVER.set_forkserver_preload(["lacy_stream.stream.shards", "lacy_stream.train.trainer", "composer"])
 
 
 def forked(function: Callable[..., object], *arguments: object, daemon: bool = False) -> BaseProcess:
     """A process of the fork server, not started, that will call a function."""
-    _start_server()
     return FORK_SERVER.Process(target=function, args=arguments, daemon=daemon)
-
-
-def _start_server() -> None:
-    """Start the fork server, if it does not run. It looks for what it imports in ``PYTHONPATH``, and is silent about
-    what it does not find."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [str(Path(__file__).parent), os.getenv("PYTHONPATH")])))
-        forkserver.ensure_running()
 
 
 def processes(count: int) -> ProcessPoolExecutor:
     """Some processes that wait for calls."""
-    _start_server()
     return ProcessPoolExecutor(count, FORK_SERVER)
 
 
